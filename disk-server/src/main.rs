@@ -1,0 +1,2 @@
+//! The disk server's own binary.
+fn main() {}

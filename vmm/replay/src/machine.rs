@@ -1,0 +1,63 @@
+//! What the recorder and the replayer need of a machine.
+
+use logchannel::{Event, MachineDigest, Output, Position};
+
+/// Why `Machine::run` came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// At a position where inputs may be applied; the guest has more to do.
+    Ready,
+    /// The guest waits (HLT, or the wait port): it can go on only after an input that wakes it, or after
+    /// `Event::Clock` with at least `deadline_ns`.
+    Waiting {
+        /// Virtual time at which a device timer or the guest's own deadline is due, nanoseconds since power-on.
+        deadline_ns: Option<u64>,
+    },
+    /// The guest ended; it never runs again.
+    Ended(Ending),
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It switched itself off, with the exit status it gave, if it gave one.
+    PowerOff(u8),
+    /// It asked for a reset, or shut down by triple fault.
+    Reset,
+    /// It can never run again by its own doing (HLT with interrupts disabled, an instruction that the engine
+    /// does not support); why.
+    Stuck(String),
+}
+
+/// A deterministic machine: the same inputs at the same positions give the same outputs, states and digests.
+///
+/// Invariants (asserted by recorder and replayer): positions never decrease; `run(Some(until))` never passes
+/// `until`; outputs come in the order in which the guest made them.
+pub trait Machine {
+    /// A failure of the host or of the monitor, never of the guest.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Where the guest is.
+    fn position(&self) -> Position;
+
+    /// Runs the guest to the next position at which inputs may be applied, at least one step on, but not past
+    /// `until`. When it is at `until` already, it does not run. Must not be called while the guest waits and
+    /// nothing has woken it: that returns `Waiting` again at the same position.
+    fn run(&mut self, until: Option<Position>) -> Result<Stop, Self::Error>;
+
+    /// Whether the guest has room for this input now. Inputs that are not accepted stay with the host and are
+    /// offered again at a later position; they are not logged.
+    fn accepts(&self, input: &Event) -> bool;
+
+    /// Applies one input at the current position.
+    fn apply(&mut self, input: &Event) -> Result<(), Self::Error>;
+
+    /// The oldest output not yet taken.
+    fn take_output(&mut self) -> Option<Output>;
+
+    /// Virtual time, nanoseconds since power-on.
+    fn now_ns(&self) -> u64;
+
+    /// Fingerprint of the whole machine.
+    fn digest(&mut self) -> Result<MachineDigest, Self::Error>;
+}
