@@ -1,0 +1,185 @@
+//! KVM as an engine, with the *exits* clock: a position is the number of deterministic exits since boot.
+//!
+//! Nothing that reads host time or injects on its own is created in the kernel: no irqchip, no PIT, no
+//! kvmclock, no irqfd, no ioeventfd. Interrupts come from the PIC of the machine model and are injected with
+//! KVM_INTERRUPT, only at a deterministic exit whose guest has them enabled; an exit that opens an interrupt
+//! window is never asked for, because on some KVMs it comes late (see docs/determinism.md).
+//!
+//! Counted: PIO, MMIO, HLT, MSR. Not counted, because they retire nothing: signals and host faults.
+
+mod cpuid;
+mod exit;
+mod msr;
+mod regs;
+
+use kvm_bindings::{kvm_interrupt, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
+use logchannel::Position;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use crate::engine::{CpuState, Engine, EngineError, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::memory::Ram;
+
+pub use cpuid::{CPU_MODEL, host_cpu};
+
+#[allow(missing_docs)]
+mod abi {
+    use kvm_bindings::{KVMIO, kvm_interrupt};
+    use vmm_sys_util::ioctl_iow_nr;
+
+    ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+}
+
+/// Three pages that Intel VMX needs below 4 GiB for real-mode guests; outside every window of the model.
+const VMX_TSS_ADDRESS: usize = 0xfffb_d000;
+const RAM_SLOT: u32 = 0;
+
+fn ioctl<T>(call: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, EngineError> {
+    result.map_err(|source| EngineError::Ioctl { call, source })
+}
+
+/// One vCPU of one virtual machine.
+pub struct KvmEngine {
+    vm: VmFd,
+    vcpu: VcpuFd,
+    exits: u64,
+    ram_bytes: usize,
+    track_dirty: bool,
+}
+
+impl KvmEngine {
+    /// Makes a virtual machine with one vCPU whose memory is `ram`.
+    ///
+    /// `ram` must outlive the engine: the machine that owns both drops the engine first.
+    pub fn new(ram: &Ram, track_dirty: bool) -> Result<Self, EngineError> {
+        let kvm = Kvm::new().map_err(EngineError::Open)?;
+        for (cap, what) in [
+            (Cap::UserMemory, "user memory regions"),
+            (Cap::SyncRegs, "register access by KVM_CAP_SYNC_REGS"),
+            (Cap::ImmediateExit, "immediate exits"),
+            (Cap::Xsave, "XSAVE state access"),
+            (Cap::VcpuEvents, "vCPU events"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(EngineError::Missing(what));
+            }
+        }
+        let vm = ioctl("KVM_CREATE_VM", kvm.create_vm())?;
+        if let Err(error) = vm.set_tss_address(VMX_TSS_ADDRESS) {
+            tracing::debug!(%error, "KVM_SET_TSS_ADDR");
+        }
+        let region = kvm_userspace_memory_region {
+            slot: RAM_SLOT,
+            flags: if track_dirty { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            guest_phys_addr: 0,
+            memory_size: ram.bytes(),
+            userspace_addr: ram.host_address(),
+        };
+        // SAFETY: the region is the whole mapping of `ram`, which outlives the VM (see above).
+        ioctl("KVM_SET_USER_MEMORY_REGION", unsafe { vm.set_user_memory_region(region) })?;
+        msr::trap_unknown(&vm);
+        let mut vcpu = ioctl("KVM_CREATE_VCPU", vm.create_vcpu(0))?;
+        cpuid::set(&kvm, &vcpu)?;
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        let ram_bytes = ram.bytes() as usize;
+        Ok(Self { vm, vcpu, exits: 0, ram_bytes, track_dirty })
+    }
+
+    /// Runs until something happens that the guest did.
+    fn enter(&mut self) -> Result<VmExit, EngineError> {
+        match self.vcpu.run() {
+            Ok(_) => exit::read(&mut self.vcpu),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(VmExit::Kicked),
+            Err(source) => Err(EngineError::Ioctl { call: "KVM_RUN", source }),
+        }
+    }
+}
+
+impl Engine for KvmEngine {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn clock(&self) -> PositionClock {
+        PositionClock::Exits
+    }
+
+    fn stops(&self) -> StopPrecision {
+        StopPrecision::AtExits
+    }
+
+    fn position(&self) -> Position {
+        Position::at(self.exits)
+    }
+
+    fn run(&mut self, entry: VmEntry, _until: Option<Position>) -> Result<VmExit, EngineError> {
+        exit::answer(&mut self.vcpu, entry);
+        loop {
+            let exit = self.enter()?;
+            match exit {
+                VmExit::Kicked => continue,
+                VmExit::PioRead { .. }
+                | VmExit::PioWrite { .. }
+                | VmExit::PioReadString { .. }
+                | VmExit::PioWriteString { .. }
+                | VmExit::MmioRead { .. }
+                | VmExit::MmioWrite { .. }
+                | VmExit::MsrRead { .. }
+                | VmExit::MsrWrite { .. }
+                | VmExit::Shutdown
+                | VmExit::Unsupported(_)
+                | VmExit::Hlt => self.exits += 1,
+                VmExit::Reached => unreachable!("KVM stops at exits only"),
+            }
+            return Ok(exit);
+        }
+    }
+
+    fn interruptible(&self) -> bool {
+        let run = exit::run_page(&self.vcpu);
+        run.if_flag != 0 && run.ready_for_interrupt_injection != 0
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        exit::run_page(&self.vcpu).if_flag != 0
+    }
+
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
+        // SAFETY: the file is a vCPU's, and the ioctl reads one kvm_interrupt.
+        let result = unsafe { ioctl_with_ref(&self.vcpu, abi::KVM_INTERRUPT(), &interrupt) };
+        if result < 0 {
+            return ioctl("KVM_INTERRUPT", Err(kvm_ioctls::Error::last()));
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
+        exit::answer(&mut self.vcpu, entry);
+        self.vcpu.set_kvm_immediate_exit(1);
+        let result = self.enter();
+        self.vcpu.set_kvm_immediate_exit(0);
+        match result? {
+            VmExit::Kicked => Ok(()),
+            other => Err(EngineError::Failed(format!("completing the last exit ended in {other:x?}"))),
+        }
+    }
+
+    fn save(&mut self) -> Result<CpuState, EngineError> {
+        regs::save(&self.vcpu)
+    }
+
+    fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
+        regs::restore(&mut self.vcpu, state)?;
+        self.exits = position.count;
+        Ok(())
+    }
+
+    fn take_dirty_pages(&mut self) -> Result<Option<Vec<u64>>, EngineError> {
+        if !self.track_dirty {
+            return Ok(None);
+        }
+        ioctl("KVM_GET_DIRTY_LOG", self.vm.get_dirty_log(RAM_SLOT, self.ram_bytes)).map(Some)
+    }
+}

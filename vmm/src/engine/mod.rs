@@ -1,0 +1,186 @@
+//! The engine seam: a CPU that runs guest code until an exit, and goes on with the entry that answers it.
+//!
+//! An engine has one position clock (`PositionClock`) and stops either exactly where asked or only at exits.
+//! Machine, recorder and replayer know no more of it than this, so that engines and clocks can be exchanged.
+
+use logchannel::Position;
+
+pub mod kvm;
+pub mod state;
+
+pub use state::CpuState;
+
+/// What an engine counts to name a point in the guest's execution (DESIGN 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PositionClock {
+    /// Guest instructions retired since boot.
+    Instructions,
+    /// Retired conditional branches since boot.
+    Branches,
+    /// Deterministic exits since boot: PIO, MMIO, HLT, MSR; never signals, interrupt windows or host faults.
+    Exits,
+}
+
+impl PositionClock {
+    /// The clock's name in configuration, handshake and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            PositionClock::Instructions => "instructions",
+            PositionClock::Branches => "branches",
+            PositionClock::Exits => "exits",
+        }
+    }
+}
+
+/// Where an engine can be made to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopPrecision {
+    /// At any position asked for.
+    Exact,
+    /// Only where the guest exits: inputs wait for its next exit.
+    AtExits,
+}
+
+/// Why the guest stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmExit {
+    /// IN from `port`, `size` bytes: answer with `VmEntry::Value`.
+    PioRead {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+    },
+    /// OUT to `port`.
+    PioWrite {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+        /// The value.
+        value: u32,
+    },
+    /// INS of several elements of `size` bytes: answer with `VmEntry::Bytes` of `len` bytes.
+    PioReadString {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+        /// Total length in bytes.
+        len: usize,
+    },
+    /// OUTS of several elements.
+    PioWriteString {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+        /// All elements.
+        data: Vec<u8>,
+    },
+    /// Load from an address that is no RAM: answer with `VmEntry::Value`.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8.
+        size: u8,
+    },
+    /// Store to an address that is no RAM.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8.
+        size: u8,
+        /// The value.
+        value: u64,
+    },
+    /// HLT.
+    Hlt,
+    /// RDMSR of a register outside the model: answer with `VmEntry::Msr`.
+    MsrRead {
+        /// The MSR.
+        index: u32,
+    },
+    /// WRMSR of a register outside the model: answer with `VmEntry::Msr`.
+    MsrWrite {
+        /// The MSR.
+        index: u32,
+        /// The value.
+        value: u64,
+    },
+    /// Shutdown by triple fault.
+    Shutdown,
+    /// The guest did what this engine cannot do; the text says what and where.
+    Unsupported(String),
+    /// The position asked for was reached (engines that stop exactly).
+    Reached,
+    /// Stopped from outside; nothing was retired that is not in the position.
+    Kicked,
+}
+
+/// How the guest goes on: the answer to its last exit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum VmEntry {
+    /// Nothing to answer.
+    #[default]
+    Resume,
+    /// The value read, in its low bytes.
+    Value(u64),
+    /// The bytes read by a string instruction.
+    Bytes(Vec<u8>),
+    /// The MSR's value; `None` raises #GP.
+    Msr(Option<u64>),
+}
+
+/// A failure of the host below an engine, never of the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// /dev/kvm cannot be used.
+    #[error(
+        "cannot use /dev/kvm: {0}. Is KVM enabled, and may this user open it? `lockstep doctor` says more"
+    )]
+    Open(#[source] kvm_ioctls::Error),
+    /// KVM lacks something.
+    #[error("this KVM lacks {0}")]
+    Missing(&'static str),
+    /// An ioctl failed.
+    #[error("{call} failed: {source}")]
+    Ioctl {
+        /// Which.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM ended a run in a way that neither guest nor monitor can answer.
+    #[error("KVM stopped the vCPU: {0}")]
+    Failed(String),
+}
+
+/// A CPU.
+pub trait Engine {
+    /// The engine's name in configuration and messages.
+    fn name(&self) -> &'static str;
+    /// What its positions count.
+    fn clock(&self) -> PositionClock;
+    /// Where it can stop.
+    fn stops(&self) -> StopPrecision;
+    /// Where the guest is.
+    fn position(&self) -> Position;
+    /// Answers the last exit and runs until the next one, or until `until` where the engine stops exactly.
+    fn run(&mut self, entry: VmEntry, until: Option<Position>) -> Result<VmExit, EngineError>;
+    /// Whether the guest takes an external interrupt here (IF set, no shadow, none queued).
+    fn interruptible(&self) -> bool;
+    /// Whether RFLAGS.IF is set.
+    fn interrupts_enabled(&self) -> bool;
+    /// Queues an external interrupt for the next entry. Only when `interruptible`.
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError>;
+    /// Completes the instruction of the last exit with `entry` without running any further.
+    fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError>;
+    /// The whole architectural state; the last exit must be completed.
+    fn save(&mut self) -> Result<CpuState, EngineError>;
+    /// Sets the whole architectural state and the position.
+    fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
+    /// Bitmap of pages of RAM that the guest wrote since the last call; `None` where the engine cannot tell.
+    fn take_dirty_pages(&mut self) -> Result<Option<Vec<u64>>, EngineError>;
+}

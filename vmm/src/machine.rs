@@ -1,0 +1,226 @@
+//! The machine: RAM, an engine and the devices, behind `replay::Machine`. The exit → entry loop lives here.
+//!
+//! ```text
+//!            ┌────────── run ──────────┐
+//!   inject ──▶ engine.run(entry) ── exit ──▶ devices ──▶ next entry ──▶ Stop::{Ready, Waiting, Ended}
+//!            └─────────────────────────┘
+//! ```
+//!
+//! Interrupts are injected only here, between two exits, from the PIC's state: a function of the machine's own
+//! state and of the inputs applied at this position, hence the same on a replica.
+
+use devices::{Devices, DevicesConfig};
+use logchannel::{DiskRequest, Event, MachineDigest, Output, Position};
+use replay::{Ending, Stop};
+
+use crate::engine::{CpuState, Engine, EngineError, VmEntry, VmExit};
+use crate::memory::Ram;
+
+/// A failure of the host or of the monitor. What a guest does wrong is an `Ending`.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A device was given an input that its state excludes: the log and the machine disagree.
+    #[error("input at position {at}: {source}")]
+    Apply {
+        /// Where.
+        at: Position,
+        /// What the device said.
+        #[source]
+        source: devices::ApplyError,
+    },
+    /// A log entry that is not an input.
+    #[error("{0} is no input")]
+    NotAnInput(&'static str),
+    /// Saved device state of another version, or damaged.
+    #[error("cannot restore the devices: {0}")]
+    Devices(String),
+}
+
+/// A virtual machine on engine `E`.
+///
+/// Field order matters: the engine refers to the mapping that `ram` owns and is dropped before it.
+pub struct Machine<E> {
+    engine: E,
+    ram: Ram,
+    devices: Devices,
+    entry: VmEntry,
+    halted: bool,
+    ended: Option<Ending>,
+}
+
+impl<E: Engine> Machine<E> {
+    /// A machine whose vCPU starts in `first`; the guest image is in `ram` already.
+    pub fn new(mut engine: E, ram: Ram, config: DevicesConfig, first: &CpuState) -> Result<Self, MachineError> {
+        engine.restore(first, Position::at(0))?;
+        Ok(Self { engine, ram, devices: Devices::new(config), entry: VmEntry::Resume, halted: false, ended: None })
+    }
+
+    /// The engine, for what is particular to it.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// Guest RAM; the vCPU is stopped.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Guest RAM, to plant faults in.
+    pub fn ram_mut(&mut self) -> &mut Ram {
+        &mut self.ram
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Disk requests that were put out and have not completed, oldest first.
+    pub fn disk_in_flight(&self) -> Vec<DiskRequest> {
+        self.devices.in_flight_disk()
+    }
+
+    /// The vCPU's state, its last exit completed.
+    pub fn cpu(&mut self) -> Result<CpuState, MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        Ok(self.engine.save()?)
+    }
+
+    /// Overwrites the vCPU's state, position kept: to plant faults.
+    pub fn set_cpu(&mut self, state: &CpuState) -> Result<(), MachineError> {
+        let at = self.engine.position();
+        Ok(self.engine.restore(state, at)?)
+    }
+
+    fn can_inject(&self) -> bool {
+        self.devices.interrupt_pending() && self.engine.interruptible()
+    }
+
+    fn stop(&self) -> Stop {
+        if let Some(ending) = &self.ended {
+            return Stop::Ended(ending.clone());
+        }
+        if self.halted && !self.can_inject() {
+            return Stop::Waiting { deadline_ns: self.devices.next_deadline_ns() };
+        }
+        match self.devices.waiting(self.ram.map()) {
+            Some(wait) => Stop::Waiting { deadline_ns: wait.deadline_ns },
+            None => Stop::Ready,
+        }
+    }
+
+    fn handle(&mut self, exit: VmExit) {
+        let ram = self.ram.map();
+        let mut bytes = [0; 8];
+        match exit {
+            VmExit::PioRead { port, size } => {
+                self.devices.pio_read(ram, port, &mut bytes[..usize::from(size)]);
+                self.entry = VmEntry::Value(u64::from_le_bytes(bytes));
+            }
+            VmExit::PioWrite { port, size, value } => {
+                self.devices.pio_write(ram, port, &value.to_le_bytes()[..usize::from(size)]);
+            }
+            VmExit::PioReadString { port, size, len } => {
+                let mut data = vec![0; len];
+                for element in data.chunks_mut(usize::from(size)) {
+                    self.devices.pio_read(ram, port, element);
+                }
+                self.entry = VmEntry::Bytes(data);
+            }
+            VmExit::PioWriteString { port, size, data } => {
+                for element in data.chunks(usize::from(size)) {
+                    self.devices.pio_write(ram, port, element);
+                }
+            }
+            VmExit::MmioRead { address, size } => {
+                self.devices.mmio_read(ram, address, &mut bytes[..usize::from(size)]);
+                self.entry = VmEntry::Value(u64::from_le_bytes(bytes));
+            }
+            VmExit::MmioWrite { address, size, value } => {
+                self.devices.mmio_write(ram, address, &value.to_le_bytes()[..usize::from(size)]);
+            }
+            VmExit::MsrRead { index } => {
+                tracing::debug!(index = format_args!("{index:#x}"), "guest reads an MSR outside the model: #GP");
+                self.entry = VmEntry::Msr(None);
+            }
+            VmExit::MsrWrite { index, value } => {
+                tracing::debug!(index = format_args!("{index:#x}"), value, "guest writes an MSR outside the model: #GP");
+                self.entry = VmEntry::Msr(None);
+            }
+            VmExit::Hlt if self.engine.interrupts_enabled() => self.halted = true,
+            VmExit::Hlt => {
+                self.ended = Some(Ending::Stuck("HLT with interrupts disabled: the guest can never run again".into()));
+            }
+            VmExit::Shutdown => self.ended = Some(Ending::Reset),
+            VmExit::Unsupported(what) => self.ended = Some(Ending::Stuck(what)),
+            VmExit::Reached | VmExit::Kicked => {}
+        }
+        if let (None, Some(ending)) = (&self.ended, self.devices.ended()) {
+            self.ended = Some(match ending {
+                devices::Ending::PowerOff(status) => Ending::PowerOff(status),
+                devices::Ending::Reset => Ending::Reset,
+            });
+        }
+    }
+}
+
+impl<E: Engine> replay::Machine for Machine<E> {
+    type Error = MachineError;
+
+    fn position(&self) -> Position {
+        self.engine.position()
+    }
+
+    fn run(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
+        let there = until.is_some_and(|until| self.engine.position().count >= until.count);
+        if there || self.stop() != Stop::Ready {
+            return Ok(self.stop());
+        }
+        if self.can_inject() {
+            let vector = self.devices.acknowledge_interrupt();
+            self.engine.inject(vector)?;
+            self.halted = false;
+        }
+        let entry = std::mem::take(&mut self.entry);
+        let exit = self.engine.run(entry, until)?;
+        self.handle(exit);
+        Ok(self.stop())
+    }
+
+    fn accepts(&self, input: &Event) -> bool {
+        self.devices.accepts(self.ram.map(), input)
+    }
+
+    fn apply(&mut self, input: &Event) -> Result<(), MachineError> {
+        match input {
+            Event::Shutdown => self.ended = Some(Ending::PowerOff(0)),
+            Event::Reset => self.ended = Some(Ending::Reset),
+            Event::NetRx(_) | Event::ConsoleRx(_) | Event::DiskDone { .. } | Event::Clock { .. } => {
+                let at = self.engine.position();
+                let applied = self.devices.apply(self.ram.map(), input);
+                applied.map_err(|source| MachineError::Apply { at, source })?;
+            }
+            other => return Err(MachineError::NotAnInput(other.name())),
+        }
+        Ok(())
+    }
+
+    fn take_output(&mut self) -> Option<Output> {
+        self.devices.take_output()
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.devices.now_ns()
+    }
+
+    fn digest(&mut self) -> Result<MachineDigest, MachineError> {
+        let registers = self.cpu()?.digest();
+        let devices = self.devices.digest();
+        let memory = self.ram.digest(None);
+        Ok(MachineDigest { registers, devices, memory })
+    }
+}
