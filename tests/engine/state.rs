@@ -17,7 +17,7 @@ pub fn mixer() -> Vec<u8> {
         a.set_label(&mut again)?;
         a.mov(ecx, 50)?;
         a.set_label(&mut inner)?;
-        a.imul_3(rbx, rax, 0x1234_567)?;
+        a.imul_3(rbx, rax, 0x0123_4567)?;
         a.xor(rax, rbx)?;
         a.rol(rax, 13)?;
         a.add(r8, rax)?;

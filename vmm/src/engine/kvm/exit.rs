@@ -19,9 +19,10 @@ pub fn run_page(vcpu: &VcpuFd) -> &kvm_run {
 
 /// The data area of a PIO exit.
 fn pio_data(vcpu: &mut VcpuFd) -> (kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_4, &mut [u8]) {
-    let run: *mut kvm_run = vcpu.get_kvm_run();
+    let run = vcpu.get_kvm_run();
     // SAFETY: the exit reason is KVM_EXIT_IO, so `io` is the valid member of the union.
-    let io = unsafe { (*run).__bindgen_anon_1.io };
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let run: *mut kvm_run = run;
     let len = io.count as usize * usize::from(io.size);
     // SAFETY: the kernel puts the data area at this offset inside the mapping that starts at `run`.
     let data = unsafe { run.cast::<u8>().add(io.data_offset as usize) };
