@@ -1,10 +1,22 @@
 //! Record and replay: the one door through which anything that is not a function of the machine's own state
 //! enters it, and the checks that a replica took the same path.
 //!
+//! ```text
+//!  host inputs ──offer, clock──▶ Recorder<M> ──advance──▶ entries with their outputs      (primary, record)
+//!  entries ──────push──────────▶ Replayer<M> ──advance──▶ executed entries, or Divergence (backup, replay)
+//!                                     └──into_recorder──▶ Recorder<M>                     (going live)
+//! ```
+//!
 //! Generic over `Machine`, so that the virtual machine monitor, the simulator and the tests of both run the
-//! same recorder and replayer.
+//! same recorder and replayer. Nothing here reads a clock, starts a thread or does I/O.
 #![forbid(unsafe_code)]
 
+pub mod divergence;
 pub mod machine;
+pub mod record;
+pub mod replay;
 
+pub use divergence::{Difference, Divergence};
 pub use machine::{Ending, Machine, Stop};
+pub use record::{ClockPolicy, Offer, Recorded, Recorder};
+pub use replay::{Progress, PushError, ReplayError, Replayer};

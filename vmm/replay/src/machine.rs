@@ -27,12 +27,29 @@ pub enum Ending {
     /// It can never run again by its own doing (HLT with interrupts disabled, an instruction that the engine
     /// does not support); why.
     Stuck(String),
+    /// It was powered off from outside (`Event::Shutdown`). Machines never say this, recorders do.
+    Shutdown,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ending::PowerOff(status) => write!(f, "the guest switched itself off, status {status}"),
+            Ending::Reset => write!(f, "the guest asked for a reset"),
+            Ending::Stuck(why) => write!(f, "the guest can never run again: {why}"),
+            Ending::Shutdown => write!(f, "powered off from outside"),
+        }
+    }
 }
 
 /// A deterministic machine: the same inputs at the same positions give the same outputs, states and digests.
 ///
 /// Invariants (asserted by recorder and replayer): positions never decrease; `run(Some(until))` never passes
-/// `until`; outputs come in the order in which the guest made them.
+/// `until`; outputs come in the order in which the guest made them; a run stops where the guest makes an
+/// output, so that `position` is then the output's own position (several outputs of one position are fine).
+///
+/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock` and `Trap`; the others concern the log only
+/// and never reach `accepts` or `apply`. `apply` may make outputs, and may wake a waiting guest.
 pub trait Machine {
     /// A failure of the host or of the monitor, never of the guest.
     type Error: std::error::Error + Send + Sync + 'static;
