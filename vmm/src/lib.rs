@@ -4,5 +4,7 @@
 //! must be pure live in crates of their own (devices, replay, ft, logchannel).
 
 pub mod boot;
+pub mod cli;
 pub mod engine;
+pub mod io;
 pub mod memory;
