@@ -5,6 +5,9 @@
 
 pub mod boot;
 pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod io;
+pub mod machine;
 pub mod memory;
+pub mod pair;

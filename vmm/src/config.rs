@@ -1,0 +1,190 @@
+//! What a virtual machine is: options as given, checked once, then only read.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use devices::DevicesConfig;
+use logchannel::pair::PairConfig;
+
+use crate::engine::PositionClock;
+use crate::engine::kvm::{CPU_MODEL, host_cpu};
+
+/// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
+pub const MACHINE_MODEL: &str = "pc-1";
+
+const MIB: u64 = 1 << 20;
+
+/// Options of every command that runs a virtual machine.
+#[derive(Debug, Clone, Args)]
+pub struct VmArgs {
+    /// Name of the virtual machine, as the disk server knows it.
+    #[arg(long, default_value = "vm0", value_name = "NAME")]
+    pub vm: String,
+    /// Guest memory in MiB, an even number.
+    #[arg(long, default_value_t = 64, value_name = "MIB")]
+    pub memory: u64,
+    /// Guest image: a static 64-bit ELF file. Without it, the embedded minikv.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Command line of the guest.
+    #[arg(long, default_value = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379", value_name = "TEXT")]
+    pub cmdline: String,
+    /// Disk server, host:port.
+    #[arg(long, default_value = disk_server::DEFAULT_LISTEN, value_name = "ADDRESS")]
+    pub disk_server: String,
+    /// Name of the disk at the disk server; it is created when missing.
+    #[arg(long, default_value = "disk0", value_name = "NAME")]
+    pub disk: String,
+    /// Size of the disk in MiB.
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    pub disk_size: u64,
+    /// Network: host:port or unix:PATH of a `lockstep lan`, or tap:NAME. Without it, no network.
+    #[arg(long, value_name = "ENDPOINT")]
+    pub net: Option<lan::Endpoint>,
+    /// MAC address of the guest.
+    #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
+    pub mac: [u8; 6],
+    /// Engine: `auto` takes the fastest that is exact on this host.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "kvm"])]
+    pub engine: String,
+    /// Milliseconds between digests of the whole machine; 0 for none.
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    pub digest_ms: u64,
+    /// Control socket for `lockstep status`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// File for the guest's console; standard output without it.
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+}
+
+/// Options of both halves of a pair.
+#[derive(Debug, Clone, Args)]
+pub struct PairArgs {
+    /// Milliseconds between heartbeats.
+    #[arg(long, default_value_t = 50, value_name = "MS")]
+    pub heartbeat_ms: u64,
+    /// Milliseconds without any sign of life after which the peer is given up.
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    pub timeout_ms: u64,
+    /// Execution lag in milliseconds above which the primary is slowed.
+    #[arg(long, default_value_t = 50, value_name = "MS")]
+    pub lag_target_ms: u64,
+}
+
+impl PairArgs {
+    /// The protocol's configuration for this process.
+    pub fn protocol(&self, claimant: u128) -> ft::Config {
+        ft::Config {
+            heartbeat_every_ns: self.heartbeat_ms * 1_000_000,
+            suspect_after_ns: self.timeout_ms * 1_000_000,
+            ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * 1_000_000,
+            lag_target_ns: self.lag_target_ms * 1_000_000,
+            ..ft::Config::new(claimant)
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.heartbeat_ms > 0, "--heartbeat-ms must be at least 1");
+        ensure!(
+            self.timeout_ms >= 2 * self.heartbeat_ms,
+            "--timeout-ms {} must be at least twice --heartbeat-ms {}, or one lost datagram is a failover",
+            self.timeout_ms,
+            self.heartbeat_ms
+        );
+        Ok(())
+    }
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// The options.
+    pub args: VmArgs,
+    /// The guest image.
+    pub image: Vec<u8>,
+    /// Unix time at power-on, nanoseconds.
+    pub wall_base_ns: u64,
+}
+
+impl VmConfig {
+    /// Checks the options and reads the image.
+    pub fn new(args: &VmArgs, pair: Option<&PairArgs>, wall_base_ns: u64) -> anyhow::Result<Self> {
+        if let Some(pair) = pair {
+            pair.check()?;
+        }
+        ensure!((4..=3072).contains(&args.memory) && args.memory % 2 == 0, "--memory {}: an even number of MiB, 4 to 3072", args.memory);
+        ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
+        let image = match &args.kernel {
+            None => guest_images::MINIKV.to_vec(),
+            Some(path) => std::fs::read(path).with_context(|| format!("cannot read --kernel {}", path.display()))?,
+        };
+        Ok(Self { args: args.clone(), image, wall_base_ns })
+    }
+
+    /// Guest memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.args.memory * MIB
+    }
+
+    /// Disk size in bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.args.disk_size * MIB
+    }
+
+    /// Time between digests, nanoseconds.
+    pub fn digest_every_ns(&self) -> u64 {
+        Duration::from_millis(self.args.digest_ms).as_nanos() as u64
+    }
+
+    /// The devices'.
+    pub fn devices(&self) -> DevicesConfig {
+        DevicesConfig {
+            mac: self.args.mac,
+            disk_bytes: self.disk_bytes(),
+            wall_base_ns: self.wall_base_ns,
+            memory_bytes: self.memory_bytes(),
+        }
+    }
+
+    /// What both halves of a pair must agree on.
+    pub fn pair(&self) -> PairConfig {
+        PairConfig {
+            vm: self.args.vm.clone(),
+            engine: "kvm".into(),
+            clock: PositionClock::Exits.name().into(),
+            cpu_model: CPU_MODEL.into(),
+            host_cpu: host_cpu(),
+            machine_model: MACHINE_MODEL.into(),
+            memory_bytes: self.memory_bytes(),
+            image_digest: *blake3::hash(&self.image).as_bytes(),
+            command_line: self.args.cmdline.clone(),
+            disk_bytes: self.disk_bytes(),
+            mac: self.args.mac,
+            wall_base_ns: self.wall_base_ns,
+            digest_interval: 0,
+        }
+    }
+
+    /// The guest's IPv4 address, as its command line says (`ip=ADDRESS/PREFIX`): announced when going live.
+    pub fn guest_ip(&self) -> Option<Ipv4Addr> {
+        let value = self.args.cmdline.split_whitespace().find_map(|word| word.strip_prefix("ip="))?;
+        value.split('/').next()?.parse().ok()
+    }
+}
+
+fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let mut mac = [0; 6];
+    ensure!(parts.len() == 6, "six hexadecimal bytes with colons, as 52:4c:4b:00:00:02");
+    for (byte, part) in mac.iter_mut().zip(parts) {
+        *byte = u8::from_str_radix(part, 16).with_context(|| format!("{part:?} is no hexadecimal byte"))?;
+    }
+    if mac[0] & 1 != 0 {
+        bail!("{text} is a group address: the lowest bit of the first byte must be 0");
+    }
+    Ok(mac)
+}

@@ -1,0 +1,77 @@
+//! Claims: test-and-set at the disk server, on a thread of its own because the answer may take any time.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use disk_server::client::{Claim, ClientError, DiskClient};
+use ft::ClaimAnswer;
+use logchannel::Generation;
+
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Where claims are asked.
+#[derive(Debug, Clone)]
+pub struct Claims {
+    queue: Sender<(Generation, u128)>,
+}
+
+/// The other end, to be served by a thread.
+#[derive(Debug)]
+pub struct ClaimServer {
+    queue: Receiver<(Generation, u128)>,
+    server: String,
+    vm: String,
+    client: Option<DiskClient>,
+}
+
+/// A queue of claims for the machine `vm` at the disk server `server`.
+pub fn claims(server: &str, vm: &str) -> (Claims, ClaimServer) {
+    // One claim in hand and one waiting: a repeated question adds nothing.
+    let (send, receive) = bounded(1);
+    let server = ClaimServer { queue: receive, server: server.into(), vm: vm.into(), client: None };
+    (Claims { queue: send }, server)
+}
+
+impl Claims {
+    /// Asks; the answer comes to whoever serves the queue. A claim that finds one waiting is dropped: the
+    /// protocol asks again.
+    pub fn ask(&self, expect: Generation, claimant: u128) {
+        let _ = self.queue.try_send((expect, claimant));
+    }
+}
+
+impl ClaimServer {
+    /// Answers claims through `answer` until the queue is dropped. Connects beforehand, so that a failover does
+    /// not wait for it.
+    pub fn serve(mut self, mut answer: impl FnMut(Generation, ClaimAnswer)) {
+        self.client = DiskClient::connect(&self.server, CONNECT).ok();
+        while let Ok((expect, claimant)) = self.queue.recv() {
+            answer(expect, self.claim(expect, claimant));
+        }
+    }
+
+    fn claim(&mut self, expect: Generation, claimant: u128) -> ClaimAnswer {
+        // A connection that idled may be dead: one more try on a new one.
+        for _ in 0..2 {
+            match self.try_claim(expect, claimant) {
+                Ok(Claim::Won(generation)) => return ClaimAnswer::Won { generation },
+                Ok(Claim::Lost(holding)) => {
+                    return ClaimAnswer::Lost { generation: holding.generation, holder: holding.holder };
+                }
+                Err(error) => {
+                    tracing::warn!(%error, expect, "test-and-set");
+                    self.client = None;
+                }
+            }
+        }
+        ClaimAnswer::Unreachable
+    }
+
+    fn try_claim(&mut self, expect: Generation, claimant: u128) -> Result<Claim, ClientError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => DiskClient::connect(&self.server, CONNECT)?,
+        };
+        self.client.insert(client).test_and_set(&self.vm, expect, claimant)
+    }
+}

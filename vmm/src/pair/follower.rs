@@ -1,0 +1,380 @@
+//! The backup's side: `ft::Backup`, the channel's receiver and the received entries behind one lock, and the vCPU
+//! thread's replay loop.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ft::{Backup, BackupAction, BackupEvent, HaltReason};
+use logchannel::heartbeat::Role;
+use logchannel::receiver::Receiver;
+use logchannel::tcp::{ChannelWriter, Closer};
+use logchannel::{Event, Generation, LogEntry, MachineDigest, Output, Seq};
+use replay::{Divergence, Machine, Progress, ReplayError, Replayer};
+
+use crate::io::clock::HostClock;
+use crate::pair::claims::Claims;
+use crate::pair::leader::{HeartbeatLink, send_heartbeat};
+
+/// Entries held before the reader stops reading, so that TCP pushes back.
+const MAX_QUEUED: usize = 1 << 17;
+/// Most entries taken at once by the vCPU thread.
+const BATCH: usize = 1024;
+/// Longest block without a look around.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+
+/// When the steps of a failover happened, host nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FailoverTimes {
+    /// The primary was given up.
+    pub suspected_ns: u64,
+    /// The test-and-set was won.
+    pub won_ns: u64,
+    /// Every entry held was executed.
+    pub replayed_ns: u64,
+    /// Outputs go again.
+    pub live_ns: u64,
+    /// Entries that were left to execute when the primary was given up.
+    pub entries_left: u64,
+}
+
+/// Numbers for `status`.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct FollowerStatus {
+    /// Where the protocol is.
+    pub state: String,
+    /// The generation of the pair.
+    pub generation: Generation,
+    /// The last entry held.
+    pub received: Seq,
+    /// The last entry executed.
+    pub executed: Seq,
+    /// Execution lag, in entries.
+    pub lag_entries: u64,
+    /// Execution lag, in nanoseconds.
+    pub lag_ns: u64,
+    /// Outputs kept.
+    pub kept: usize,
+    /// The last digest compared.
+    pub digest: Option<(Seq, MachineDigest)>,
+    /// Digests compared.
+    pub digests: u64,
+    /// Outputs compared.
+    pub outputs: u64,
+}
+
+/// What the protocol decided.
+enum Verdict {
+    Live { generation: Generation, resend: Vec<(Seq, Output)> },
+    Halt(HaltReason),
+}
+
+struct Inner {
+    backup: Option<Backup<Output>>,
+    receiver: Receiver,
+    writer: Option<ChannelWriter>,
+    closer: Option<Closer>,
+    heartbeat: Option<HeartbeatLink>,
+    queue: VecDeque<LogEntry>,
+    actions: Vec<BackupAction<Output>>,
+    bytes: Vec<u8>,
+    verdict: Option<Verdict>,
+    ended: bool,
+    times: FailoverTimes,
+    digest: Option<(Seq, MachineDigest)>,
+    digests: u64,
+    outputs: u64,
+}
+
+/// The backup's protocol state, shared by its threads.
+pub struct Follower {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    clock: HostClock,
+    claims: Claims,
+}
+
+/// How following ended.
+pub enum FollowEnd<M> {
+    /// This process holds the generation: it runs the machine now.
+    Live {
+        /// Protocol state.
+        backup: Box<Backup<Output>>,
+        /// The machine, every entry executed.
+        replayer: Box<Replayer<M>>,
+        /// The generation won.
+        generation: Generation,
+        /// Outputs to send again.
+        resend: Vec<(Seq, Output)>,
+        /// When what happened.
+        times: FailoverTimes,
+    },
+    /// This process stops.
+    Halted {
+        /// Why.
+        reason: HaltReason,
+        /// The divergence, if it was one.
+        divergence: Option<Box<Divergence>>,
+        /// The machine, to look at.
+        replayer: Box<Replayer<M>>,
+    },
+}
+
+impl Follower {
+    /// A backup that joins with the first entry of a primary that holds `generation`.
+    pub fn new(
+        mut backup: Backup<Output>,
+        generation: Generation,
+        receiver: Receiver,
+        writer: ChannelWriter,
+        closer: Closer,
+        heartbeat: HeartbeatLink,
+        claims: Claims,
+        clock: HostClock,
+    ) -> Self {
+        let joined = BackupEvent::Joined { generation, seq: 0, outstanding: Vec::new() };
+        backup.step(clock.now_ns(), joined, &mut Vec::new());
+        let inner = Inner {
+            backup: Some(backup),
+            receiver,
+            writer: Some(writer),
+            closer: Some(closer),
+            heartbeat: Some(heartbeat),
+            queue: VecDeque::new(),
+            actions: Vec::new(),
+            bytes: Vec::new(),
+            verdict: None,
+            ended: false,
+            times: FailoverTimes::default(),
+            digest: None,
+            digests: 0,
+            outputs: 0,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), clock, claims }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in an event from any thread.
+    pub fn event(&self, event: BackupEvent<Output>) {
+        self.step(&mut self.lock(), event);
+    }
+
+    /// Takes bytes of the logging channel: holds the entries, acks them. Whether the connection is still good.
+    /// Blocks while too much is held.
+    pub fn on_bytes(&self, bytes: &[u8], entries: &mut Vec<LogEntry>) -> bool {
+        let mut inner = self.lock();
+        while inner.queue.len() > MAX_QUEUED && inner.verdict.is_none() {
+            inner = self.changed.wait_timeout(inner, LOOK_AROUND).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if inner.closer.is_none() {
+            return false;
+        }
+        let result = inner.receiver.on_bytes(bytes, entries);
+        inner.queue.extend(entries.drain(..));
+        let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
+        self.step(&mut inner, BackupEvent::Received { up_to, released });
+        match result {
+            Ok(from) => {
+                if from.goodbye.is_some() {
+                    self.step(&mut inner, BackupEvent::Goodbye { last: up_to });
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "logging channel");
+                self.step(&mut inner, BackupEvent::ChannelBroken);
+                false
+            }
+        }
+    }
+
+    fn step(&self, inner: &mut Inner, event: BackupEvent<Output>) {
+        let Some(mut backup) = inner.backup.take() else { return };
+        let mut actions = std::mem::take(&mut inner.actions);
+        let now = self.clock.now_ns();
+        backup.step(now, event, &mut actions);
+        if inner.times.won_ns == 0 && matches!(backup.state(), ft::BackupState::Draining | ft::BackupState::Live) {
+            inner.times.won_ns = now;
+        }
+        for action in actions.drain(..) {
+            self.perform(inner, &backup, now, action);
+        }
+        inner.actions = actions;
+        inner.backup = Some(backup);
+        self.changed.notify_all();
+    }
+
+    fn perform(&self, inner: &mut Inner, backup: &Backup<Output>, now: u64, action: BackupAction<Output>) {
+        match action {
+            BackupAction::SendAck { executed, .. } => {
+                let Inner { receiver, bytes, .. } = inner;
+                receiver.ack(executed, bytes);
+                write(inner);
+            }
+            BackupAction::SendHeartbeat(beat) => {
+                if let Some(link) = &inner.heartbeat {
+                    send_heartbeat(link, Role::Backup, beat, backup.received(), backup.executed());
+                }
+            }
+            BackupAction::SendLeft => {
+                let Inner { receiver, bytes, .. } = inner;
+                receiver.goodbye("the backup diverged", bytes).expect("a short text fits a message");
+                write(inner);
+            }
+            BackupAction::CloseChannel => {
+                inner.writer = None;
+                if let Some(closer) = inner.closer.take() {
+                    closer.close();
+                }
+            }
+            BackupAction::Claim { expect, claimant } => {
+                if inner.times.suspected_ns == 0 {
+                    inner.times.suspected_ns = now;
+                    inner.times.entries_left = backup.received() - backup.executed();
+                }
+                self.claims.ask(expect, claimant);
+            }
+            BackupAction::GoLive { generation, resend } => {
+                inner.times.replayed_ns = now;
+                inner.verdict = Some(Verdict::Live { generation, resend });
+            }
+            BackupAction::Halt { reason } => inner.verdict = Some(Verdict::Halt(reason)),
+        }
+    }
+
+    /// When `Tick` is due; `None` once following ended.
+    pub fn next_tick_ns(&self) -> Option<u64> {
+        let inner = self.lock();
+        let over = inner.ended || inner.verdict.is_some();
+        inner.backup.as_ref().filter(|_| !over).map(Backup::next_tick_ns)
+    }
+
+    /// Moves entries to the vCPU thread; blocks until there are some or the protocol decided.
+    fn take(&self, into: &mut Vec<LogEntry>) -> Option<Verdict> {
+        let mut inner = self.lock();
+        loop {
+            if let Some(verdict) = inner.verdict.take() {
+                inner.ended = true;
+                return Some(verdict);
+            }
+            if !inner.queue.is_empty() {
+                let count = inner.queue.len().min(BATCH);
+                into.extend(inner.queue.drain(..count));
+                self.changed.notify_all();
+                return None;
+            }
+            inner = self.changed.wait_timeout(inner, LOOK_AROUND).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn executed(&self, batch: &mut Vec<(Seq, Option<Output>, Option<u64>)>, digests: &[(Seq, MachineDigest)]) {
+        let mut inner = self.lock();
+        for (seq, output, completed) in batch.drain(..) {
+            inner.outputs += u64::from(output.is_some());
+            self.step(&mut inner, BackupEvent::Executed { seq, output, completed });
+        }
+        inner.digests += digests.len() as u64;
+        inner.digest = digests.last().copied().or(inner.digest);
+    }
+
+    /// Numbers for people.
+    pub fn status(&self) -> FollowerStatus {
+        let inner = self.lock();
+        let Some(backup) = &inner.backup else { return FollowerStatus::default() };
+        let lag = backup.lag();
+        FollowerStatus {
+            state: format!("{:?}", backup.state()),
+            generation: backup.generation(),
+            received: backup.received(),
+            executed: backup.executed(),
+            lag_entries: lag.entries,
+            lag_ns: lag.ns,
+            kept: backup.kept(),
+            digest: inner.digest,
+            digests: inner.digests,
+            outputs: inner.outputs,
+        }
+    }
+
+    /// The vCPU thread: replays until this process goes live or stops.
+    pub fn follow<M: Machine>(&self, mut replayer: Replayer<M>) -> Result<FollowEnd<M>, M::Error> {
+        let (mut entries, mut executed, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+        let mut divergence = None;
+        loop {
+            match self.take(&mut entries) {
+                Some(Verdict::Halt(reason)) => {
+                    let replayer = Box::new(replayer);
+                    return Ok(FollowEnd::Halted { reason, divergence, replayer });
+                }
+                Some(Verdict::Live { generation, resend }) => {
+                    let mut inner = self.lock();
+                    let backup = Box::new(inner.backup.take().expect("the backup that went live"));
+                    let (times, replayer) = (inner.times, Box::new(replayer));
+                    return Ok(FollowEnd::Live { backup, replayer, generation, resend, times });
+                }
+                None => {}
+            }
+            digests.clear();
+            digests.extend(entries.iter().filter_map(|entry| match entry.event {
+                Event::Digest(digest) => Some((entry.seq, digest)),
+                _ => None,
+            }));
+            match replay_batch(&mut replayer, &mut entries, &mut executed) {
+                Ok(()) => self.executed(&mut executed, &digests),
+                Err(ReplayError::Machine(error)) => {
+                    self.event(BackupEvent::Diverged);
+                    return Err(error);
+                }
+                Err(ReplayError::Diverged(found)) => {
+                    self.executed(&mut executed, &[]);
+                    divergence = Some(found);
+                    self.event(BackupEvent::Diverged);
+                }
+            }
+        }
+    }
+}
+
+fn write(inner: &mut Inner) {
+    let Inner { writer, bytes, .. } = inner;
+    if let Some(Err(error)) = writer.as_mut().map(|writer| writer.write_all(bytes)) {
+        // The reader of the same connection sees it break, and says so to the protocol.
+        tracing::debug!(%error, "ack");
+        *writer = None;
+    }
+    bytes.clear();
+}
+
+/// Executes every entry given.
+fn replay_batch<M: Machine>(
+    replayer: &mut Replayer<M>,
+    entries: &mut Vec<LogEntry>,
+    executed: &mut Vec<(Seq, Option<Output>, Option<u64>)>,
+) -> Result<(), ReplayError<M::Error>> {
+    for entry in entries.drain(..) {
+        match replayer.push(entry) {
+            Ok(()) => {}
+            Err(replay::PushError::Diverged(divergence)) => return Err(ReplayError::Diverged(divergence)),
+            Err(replay::PushError::Full) => unreachable!("a batch is far below what a replayer holds"),
+        }
+    }
+    loop {
+        match replayer.advance()? {
+            Progress::Executed { seq, output, completed } => executed.push((seq, output, completed)),
+            Progress::Running => {}
+            Progress::NeedEntries | Progress::Ended(_) => return Ok(()),
+        }
+    }
+}
+
+/// Serves `Tick` to a follower until it ends. Runs on a thread of its own.
+pub fn tick(follower: &Arc<Follower>, clock: HostClock) {
+    while let Some(due) = follower.next_tick_ns() {
+        let wait = due.saturating_sub(clock.now_ns()).clamp(1_000_000, 50_000_000);
+        std::thread::sleep(Duration::from_nanos(wait));
+        follower.event(BackupEvent::Tick);
+    }
+}

@@ -1,0 +1,374 @@
+//! The live copy's side: `ft::Primary` and the logging channel's sender behind one lock, and their actions done.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::Sender as Queue;
+use ft::{HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState};
+use logchannel::heartbeat::{Heartbeat, Role};
+use logchannel::sender::Sender;
+use logchannel::tcp::{ChannelWriter, Closer};
+use logchannel::udp::HeartbeatSocket;
+use logchannel::{Generation, MachineDigest, Output, Seq};
+use replay::Recorded;
+
+use crate::io::clock::HostClock;
+use crate::pair::claims::Claims;
+use crate::pair::outside::Outside;
+
+/// What reaches the vCPU thread besides network frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// An input for the guest.
+    Input(logchannel::Event),
+    /// This process went live alone: log it.
+    GoLive(Generation),
+    /// Power the machine off.
+    Shutdown,
+    /// Something changed that the vCPU thread must look at.
+    Poke,
+}
+
+/// Where heartbeats go.
+#[derive(Debug, Clone)]
+pub struct HeartbeatLink {
+    /// Our socket.
+    pub socket: Arc<HeartbeatSocket>,
+    /// The peer's.
+    pub to: SocketAddr,
+    /// `vm_hash` of the machine's name.
+    pub vm: u64,
+    /// This process.
+    pub claimant: u128,
+}
+
+/// The logging channel of a leader with a backup.
+pub struct Link {
+    /// Encodes entries.
+    pub sender: Sender,
+    /// Ends the connection.
+    pub closer: Closer,
+    /// Heartbeats to the backup.
+    pub heartbeat: HeartbeatLink,
+}
+
+/// Numbers for `status`.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct LeaderStatus {
+    /// Where the protocol is.
+    pub state: String,
+    /// The generation held.
+    pub generation: Generation,
+    /// The last entry appended.
+    pub appended: Seq,
+    /// The last entry acked by the backup.
+    pub acked: Option<Seq>,
+    /// Outputs let go up to this entry.
+    pub released: Seq,
+    /// Outputs that wait.
+    pub gated: usize,
+    /// Execution lag of the backup, in entries.
+    pub lag_entries: u64,
+    /// Execution lag of the backup, in nanoseconds.
+    pub lag_ns: u64,
+    /// Bytes sent on the logging channel.
+    pub log_bytes: u64,
+    /// Log entries and bytes by kind.
+    pub log_kinds: Vec<(String, u64, u64)>,
+    /// The last digest logged.
+    pub digest: Option<(Seq, MachineDigest)>,
+    /// Digests logged.
+    pub digests: u64,
+    /// What went out.
+    pub outside: crate::pair::outside::OutsideCounts,
+    /// Disk requests in flight.
+    pub disk_in_flight: usize,
+}
+
+struct Inner {
+    primary: Primary<Output>,
+    link: Option<Link>,
+    outside: Outside,
+    actions: Vec<PrimaryAction<Output>>,
+    tell_released: bool,
+    goodbye: bool,
+    halted: Option<HaltReason>,
+    log_bytes: u64,
+    digest: Option<(Seq, MachineDigest)>,
+    digests: u64,
+}
+
+/// The live copy's protocol state, shared by its threads.
+pub struct Leader {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    clock: HostClock,
+    control: Queue<Control>,
+    claims: Claims,
+    throttle_ns: AtomicU64,
+}
+
+impl Leader {
+    /// A leader without a backup.
+    pub fn new(
+        primary: Primary<Output>,
+        outside: Outside,
+        clock: HostClock,
+        control: Queue<Control>,
+        claims: Claims,
+    ) -> Self {
+        let inner = Inner {
+            primary,
+            link: None,
+            outside,
+            actions: Vec::new(),
+            tell_released: false,
+            goodbye: false,
+            halted: None,
+            log_bytes: 0,
+            digest: None,
+            digests: 0,
+        };
+        let throttle_ns = AtomicU64::new(0);
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), clock, control, claims, throttle_ns }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts replicating to the backup at the end of `link`, which has everything appended so far.
+    pub fn join(&self, link: Link) {
+        let mut inner = self.lock();
+        let seq = inner.primary.appended();
+        inner.link = Some(link);
+        self.step(&mut inner, PrimaryEvent::BackupJoined { seq });
+    }
+
+    /// Host time.
+    pub fn clock(&self) -> HostClock {
+        self.clock
+    }
+
+    /// Takes in an event from any thread.
+    pub fn event(&self, event: PrimaryEvent<Output>) {
+        self.step(&mut self.lock(), event);
+    }
+
+    /// Takes in an ack from the thread that reads them.
+    pub fn acked(&self, ack: logchannel::message::Ack) {
+        let mut inner = self.lock();
+        let taken = inner.link.as_mut().map(|link| link.sender.on_ack(ack));
+        match taken {
+            Some(Ok(())) => {
+                let event = PrimaryEvent::Acked { received: ack.received, executed: ack.executed };
+                self.step(&mut inner, event);
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "the backup's acks");
+                self.step(&mut inner, PrimaryEvent::ChannelBroken);
+            }
+            None => {}
+        }
+    }
+
+    /// Appends what the recorder made. With `flush`, or when enough is pending, `bytes` then holds what the vCPU
+    /// thread must write to the channel.
+    pub fn append(&self, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
+        let mut inner = self.lock();
+        for Recorded { entry, output } in recorded.drain(..) {
+            if let logchannel::Event::Digest(digest) = &entry.event {
+                inner.digest = Some((entry.seq, *digest));
+                inner.digests += 1;
+            }
+            let mut size = 0;
+            if let Some(link) = &mut inner.link {
+                let before = link.sender.buffer().bytes();
+                if let Err(error) = link.sender.append(&entry) {
+                    tracing::error!(%error, seq = entry.seq, "log entry");
+                    self.step(&mut inner, PrimaryEvent::ChannelBroken);
+                } else {
+                    size = link.sender.buffer().bytes() - before;
+                }
+            }
+            self.step(&mut inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
+        }
+        let released = inner.primary.released();
+        let tell = std::mem::take(&mut inner.tell_released);
+        let Inner { link, log_bytes, goodbye, .. } = &mut *inner;
+        let Some(link) = link else { return };
+        if flush || link.sender.should_flush() || tell {
+            let written = match tell {
+                true => link.sender.flush_released(released, bytes),
+                false => link.sender.flush(released, bytes),
+            };
+            *log_bytes += written as u64;
+        }
+        if std::mem::take(goodbye) {
+            let said = link.sender.goodbye("the guest ended", bytes);
+            said.expect("a short text fits a message");
+        }
+    }
+
+    fn step(&self, inner: &mut Inner, event: PrimaryEvent<Output>) {
+        let mut actions = std::mem::take(&mut inner.actions);
+        inner.primary.step(self.clock.now_ns(), event, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(inner, action);
+        }
+        inner.actions = actions;
+        self.changed.notify_all();
+    }
+
+    fn perform(&self, inner: &mut Inner, action: PrimaryAction<Output>) {
+        match action {
+            PrimaryAction::Release { output, .. } => inner.outside.send(output),
+            PrimaryAction::SendReleased { .. } => {
+                inner.tell_released = true;
+                self.poke();
+            }
+            PrimaryAction::SendHeartbeat(beat) => {
+                let (received, executed) = (inner.primary.appended(), inner.primary.released());
+                if let Some(link) = &inner.link {
+                    send_heartbeat(&link.heartbeat, Role::Primary, beat, received, executed);
+                }
+            }
+            PrimaryAction::Claim { expect, claimant } => self.claims.ask(expect, claimant),
+            PrimaryAction::GoLive { generation } => {
+                tracing::info!(generation, "going on alone");
+                inner.outside.set_generation(generation);
+                let _ = self.control.try_send(Control::GoLive(generation));
+            }
+            PrimaryAction::CloseChannel => {
+                if let Some(link) = inner.link.take() {
+                    link.closer.close();
+                }
+            }
+            PrimaryAction::SendGoodbye { .. } => {
+                inner.goodbye = true;
+                self.poke();
+            }
+            PrimaryAction::Halt { reason } => {
+                inner.halted = Some(reason);
+                self.poke();
+            }
+            PrimaryAction::Throttle { pause_ns } => self.throttle_ns.store(pause_ns, Ordering::Relaxed),
+        }
+    }
+
+    fn poke(&self) {
+        // A full queue holds something to look at already.
+        let _ = self.control.try_send(Control::Poke);
+    }
+
+    /// Part of every `ft::THROTTLE_PERIOD_NS` that the guest must stand still.
+    pub fn throttle_ns(&self) -> u64 {
+        self.throttle_ns.load(Ordering::Relaxed)
+    }
+
+    /// Why this process must stop, once it must.
+    pub fn halted(&self) -> Option<HaltReason> {
+        self.lock().halted.clone()
+    }
+
+    /// Whether the guest may run on.
+    pub fn may_append(&self) -> bool {
+        let inner = self.lock();
+        inner.primary.may_append() && inner.link.as_ref().is_none_or(|link| !link.sender.is_full())
+    }
+
+    /// Waits, for at most `wait`, until something changes.
+    pub fn wait(&self, wait: Duration) {
+        let inner = self.lock();
+        drop(self.changed.wait_timeout(inner, wait));
+    }
+
+    /// Uses a new connection to the disk server.
+    pub fn connect_disk(&self, disk: disk_server::client::RequestSender) {
+        self.lock().outside.connect_disk(disk);
+    }
+
+    /// A disk request completed; whether it was in flight.
+    pub fn disk_completed(&self, id: u64) -> bool {
+        self.lock().outside.completed(id)
+    }
+
+    /// Sends frames that no guest made: announcements of its address.
+    pub fn announce(&self, frame: &[u8]) {
+        self.lock().outside.frame(frame);
+    }
+
+    /// Sends outputs again that the dead primary may not have let go.
+    pub fn resend(&self, outputs: impl IntoIterator<Item = Output>) {
+        let mut inner = self.lock();
+        outputs.into_iter().for_each(|output| inner.outside.send(output));
+    }
+
+    /// When `Tick` is due.
+    pub fn next_tick_ns(&self) -> u64 {
+        self.lock().primary.next_tick_ns()
+    }
+
+    /// Whether a backup follows.
+    pub fn replicating(&self) -> bool {
+        self.lock().primary.state() == PrimaryState::Replicating
+    }
+
+    /// Numbers for people.
+    pub fn status(&self) -> LeaderStatus {
+        let inner = self.lock();
+        let lag = inner.primary.lag();
+        let kinds = inner.link.as_ref().map(|link| {
+            let kinds = link.sender.stats().by_kind();
+            kinds.map(|(kind, count)| (format!("{kind:?}"), count.entries, count.bytes)).collect()
+        });
+        LeaderStatus {
+            state: format!("{:?}", inner.primary.state()),
+            generation: inner.primary.generation(),
+            appended: inner.primary.appended(),
+            acked: inner.primary.acked(),
+            released: inner.primary.released(),
+            gated: inner.primary.gated(),
+            lag_entries: lag.entries,
+            lag_ns: lag.ns,
+            log_bytes: inner.log_bytes,
+            log_kinds: kinds.unwrap_or_default(),
+            digest: inner.digest,
+            digests: inner.digests,
+            outside: inner.outside.counts(),
+            disk_in_flight: inner.outside.in_flight(),
+        }
+    }
+}
+
+/// Sends the protocol's heartbeat as a datagram.
+pub fn send_heartbeat(link: &HeartbeatLink, role: Role, beat: ft::Heartbeat, received: Seq, executed: Seq) {
+    let heartbeat = Heartbeat {
+        vm: link.vm,
+        generation: beat.generation,
+        role,
+        claimant: link.claimant,
+        sequence: beat.number,
+        received,
+        executed,
+    };
+    if let Err(error) = link.socket.send(&heartbeat, link.to) {
+        tracing::debug!(%error, "heartbeat");
+    }
+}
+
+/// Writes to the channel on the vCPU thread; a broken channel is an event of the protocol.
+pub fn write_channel(leader: &Leader, writer: &mut Option<ChannelWriter>, bytes: &mut Vec<u8>) {
+    if bytes.is_empty() {
+        return;
+    }
+    let result = writer.as_mut().map(|writer| writer.write_all(bytes));
+    bytes.clear();
+    if let Some(Err(error)) = result {
+        tracing::warn!(%error, "logging channel");
+        *writer = None;
+        leader.event(PrimaryEvent::ChannelBroken);
+    }
+}

@@ -1,0 +1,266 @@
+//! The vCPU thread of a live copy: run the guest, log what it puts out, offer it what arrived.
+//!
+//! ```text
+//!   advance ──▶ append + flush ──▶ clock, inputs ──▶ (waits? flush, block until input or deadline) ──▶ advance
+//! ```
+//!
+//! A batch goes to the channel when it holds an output, when enough is pending, and before blocking: no timer
+//! lies on the path of an output.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, TryRecvError, select};
+use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
+use logchannel::Event;
+use logchannel::tcp::ChannelWriter;
+use replay::{Ending, Machine, Offer, Recorded, Recorder, Stop};
+
+use crate::pair::leader::{Control, Leader, write_channel};
+
+/// Longest block without a look around.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// Most inputs applied at one position, so that a flood cannot keep the guest from running.
+const MAX_INPUTS: usize = 512;
+
+/// How a live copy's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LiveEnd {
+    /// The guest ended.
+    Guest(Ending),
+    /// The protocol stopped this process.
+    Halted(HaltReason),
+}
+
+/// Where inputs come from.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// Ethernet frames.
+    pub net: Receiver<Vec<u8>>,
+    /// Everything else.
+    pub control: Receiver<Control>,
+}
+
+/// The loop's state.
+pub struct Live<M: Machine> {
+    recorder: Recorder<M>,
+    leader: Arc<Leader>,
+    writer: Option<ChannelWriter>,
+    inputs: Inputs,
+    refused: VecDeque<Event>,
+    recorded: Vec<Recorded>,
+    bytes: Vec<u8>,
+    digest_every_ns: u64,
+    next_digest_ns: u64,
+    digested: u64,
+    paused_ns: u64,
+    period_start_ns: u64,
+}
+
+impl<M: Machine> Live<M> {
+    /// Runs `recorder`'s machine; with `digest_every_ns` > 0 a digest of the machine is logged that often while
+    /// the log grows.
+    pub fn new(
+        recorder: Recorder<M>,
+        leader: Arc<Leader>,
+        writer: Option<ChannelWriter>,
+        inputs: Inputs,
+        digest_every_ns: u64,
+    ) -> Self {
+        let digested = recorder.next_seq();
+        let now = leader.clock().now_ns();
+        Self {
+            recorder,
+            leader,
+            writer,
+            inputs,
+            refused: VecDeque::new(),
+            recorded: Vec::new(),
+            bytes: Vec::new(),
+            digest_every_ns,
+            next_digest_ns: now + digest_every_ns,
+            digested,
+            paused_ns: 0,
+            period_start_ns: now,
+        }
+    }
+
+    /// Logs that this copy went live, when a backup became it.
+    pub fn go_live(&mut self, generation: logchannel::Generation) {
+        self.recorder.go_live(generation, &mut self.recorded);
+        self.submit(true);
+    }
+
+    /// Runs until the guest ends or the protocol stops this process.
+    pub fn run(mut self) -> Result<LiveEnd, M::Error> {
+        loop {
+            if let Some(reason) = self.wait_for_room() {
+                return Ok(LiveEnd::Halted(reason));
+            }
+            let stop = self.recorder.advance(&mut self.recorded)?;
+            self.submit(false);
+            if let Stop::Ended(ending) = stop {
+                return Ok(self.finish(ending));
+            }
+            self.take_inputs()?;
+            self.digest_if_due()?;
+        }
+    }
+
+    /// Hands over what was recorded; an output among it flushes.
+    fn submit(&mut self, flush: bool) {
+        let flush = flush || self.recorded.iter().any(|recorded| recorded.output.is_some());
+        if self.recorded.is_empty() && !flush {
+            return;
+        }
+        self.leader.append(&mut self.recorded, flush, &mut self.bytes);
+        write_channel(&self.leader, &mut self.writer, &mut self.bytes);
+    }
+
+    /// Stalls while buffers are full or the protocol waits; says why when this process must stop.
+    fn wait_for_room(&mut self) -> Option<HaltReason> {
+        let mut flushed = false;
+        while !self.leader.may_append() {
+            if let Some(reason) = self.leader.halted() {
+                return Some(reason);
+            }
+            if !std::mem::replace(&mut flushed, true) {
+                self.submit(true);
+            }
+            self.leader.wait(LOOK_AROUND);
+        }
+        self.throttle();
+        None
+    }
+
+    /// Stands still for the part of the period that the lag control asks.
+    fn throttle(&mut self) {
+        let pause = self.leader.throttle_ns();
+        if pause == 0 {
+            return;
+        }
+        let now = self.leader.clock().now_ns();
+        if now - self.period_start_ns > THROTTLE_PERIOD_NS {
+            (self.period_start_ns, self.paused_ns) = (now, 0);
+        }
+        if self.paused_ns < pause {
+            let rest = (pause - self.paused_ns).min(THROTTLE_PERIOD_NS);
+            self.paused_ns = pause;
+            self.submit(true);
+            std::thread::sleep(Duration::from_nanos(rest));
+        }
+    }
+
+    /// Applies what has arrived; while the guest waits, blocks until something wakes it.
+    fn take_inputs(&mut self) -> Result<(), M::Error> {
+        let mut applied = 0;
+        loop {
+            self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+            while let Some(event) = self.refused.pop_front() {
+                if !self.offer(event)? {
+                    break;
+                }
+                applied += 1;
+            }
+            while applied < MAX_INPUTS && self.refused.is_empty() {
+                match self.inputs.control.try_recv() {
+                    Ok(message) => applied += usize::from(self.control(message)?),
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => match self.inputs.net.try_recv() {
+                        Ok(frame) => applied += usize::from(self.offer(Event::NetRx(frame))?),
+                        Err(_) => break,
+                    },
+                }
+            }
+            if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
+                return Ok(());
+            }
+            if self.leader.halted().is_some() {
+                return Ok(());
+            }
+            self.submit(true);
+            self.block()?;
+        }
+    }
+
+    /// Offers an input; one that the guest has no room for is kept and comes first next time.
+    fn offer(&mut self, event: Event) -> Result<bool, M::Error> {
+        match self.recorder.offer(event, &mut self.recorded)? {
+            Offer::Refused(event) => {
+                self.refused.push_front(event);
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn control(&mut self, message: Control) -> Result<bool, M::Error> {
+        match message {
+            Control::Input(Event::DiskDone { request, .. }) if !self.leader.disk_completed(request) => Ok(false),
+            Control::Input(event) => self.offer(event),
+            Control::GoLive(generation) => {
+                self.recorder.go_live(generation, &mut self.recorded);
+                Ok(false)
+            }
+            Control::Shutdown => {
+                self.recorder.shutdown(&mut self.recorded)?;
+                Ok(true)
+            }
+            Control::Poke => {
+                self.submit(true);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits for one input, a deadline of the guest, or a while.
+    fn block(&mut self) -> Result<(), M::Error> {
+        let now = self.leader.clock().now_ns();
+        let deadline = self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
+        let Inputs { net, control } = self.inputs.clone();
+        let message = select! {
+            recv(control) -> message => message.ok(),
+            recv(net) -> frame => frame.ok().map(|frame| Control::Input(Event::NetRx(frame))),
+            default(wait) => None,
+        };
+        let Some(message) = message else { return Ok(()) };
+        // Time has passed: the clock first, so that the input is not older than the guest believes.
+        self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+        if self.refused.is_empty() || !matches!(message, Control::Input(Event::NetRx(_))) {
+            self.control(message)?;
+        } else if let Control::Input(event) = message {
+            self.refused.push_back(event);
+        }
+        Ok(())
+    }
+
+    fn digest_if_due(&mut self) -> Result<(), M::Error> {
+        if self.digest_every_ns == 0 || self.recorder.ending().is_some() {
+            return Ok(());
+        }
+        let now = self.leader.clock().now_ns();
+        if now >= self.next_digest_ns && self.recorder.next_seq() > self.digested {
+            self.recorder.digest(&mut self.recorded)?;
+            self.submit(false);
+            self.digested = self.recorder.next_seq();
+            self.next_digest_ns = self.leader.clock().now_ns() + self.digest_every_ns;
+        }
+        Ok(())
+    }
+
+    /// The guest ended: its last outputs go, and the pair ends together.
+    fn finish(&mut self, ending: Ending) -> LiveEnd {
+        self.submit(true);
+        self.leader.event(PrimaryEvent::GuestEnded);
+        loop {
+            match self.leader.halted() {
+                Some(HaltReason::GuestEnded) => break,
+                Some(reason) => return LiveEnd::Halted(reason),
+                None => self.leader.wait(LOOK_AROUND),
+            }
+        }
+        self.submit(true);
+        LiveEnd::Guest(ending)
+    }
+}

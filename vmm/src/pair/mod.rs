@@ -1,0 +1,23 @@
+//! A virtual machine's process: the pure protocol (`ft`), recorder or replayer, and the threads that join them to
+//! sockets.
+//!
+//! ```text
+//!                 net-rx ──┐                       ┌─ channel reader ── TCP ◀── primary
+//!   disk-rx ───────────────┼──▶ vCPU loop          │        │ entries
+//!   control socket ────────┘      │ entries        ▼        ▼
+//!                                 ▼             Follower ──▶ vCPU loop (replay)
+//!   ack reader ────────────▶ Leader ──▶ Outside    │ acks
+//!   ticker, claims ────────▶  (ft::Primary)        └▶ (ft::Backup) ── go live ──▶ Leader
+//! ```
+//!
+//! One lock per process holds the protocol's state; nobody blocks on a socket while holding it. Only the vCPU
+//! thread writes log entries to the logging channel, so a full channel stalls the guest and nothing else.
+
+pub mod claims;
+pub mod follower;
+pub mod leader;
+pub mod live;
+pub mod outside;
+pub mod process;
+pub mod status;
+pub mod threads;

@@ -1,0 +1,422 @@
+//! Puts a process together: machine, protocol, threads; and takes a backup over into a live copy.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use disk_server::client::{Claim, DiskClient};
+use ft::{Backup, HaltReason, Primary};
+use logchannel::batch::LogStart;
+use logchannel::buffer::Limits;
+use logchannel::heartbeat::{Role, vm_hash};
+use logchannel::message::{Hello, Refusal, Welcome};
+use logchannel::receiver::Receiver as ChannelReceiver;
+use logchannel::sender::Sender as ChannelSender;
+use logchannel::tcp::{ChannelWriter, Connection, Listener};
+use logchannel::udp::HeartbeatSocket;
+use logchannel::{Generation, Output};
+use replay::{ClockPolicy, Recorder, Replayer};
+
+use crate::boot;
+use crate::config::{PairArgs, VmConfig};
+use crate::engine::kvm::KvmEngine;
+use crate::io::clock::HostClock;
+use crate::io::control;
+use crate::machine::Machine;
+use crate::memory::Ram;
+use crate::pair::claims::{Claims, claims};
+use crate::pair::follower::{FailoverTimes, FollowEnd, Follower, FollowerStatus};
+use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
+use crate::pair::live::{Inputs, Live, LiveEnd};
+use crate::pair::outside::Outside;
+use crate::pair::status::Status;
+use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
+
+/// Frames that wait for the guest.
+const NET_QUEUE: usize = 1024;
+/// Completions and requests that wait for the guest: more than a disk has in flight.
+const CONTROL_QUEUE: usize = 4096;
+/// How often an announcement of the guest's address is sent.
+const ANNOUNCEMENTS: usize = 2;
+
+type Kvm = Machine<KvmEngine>;
+
+/// How a process' part in a virtual machine ended.
+#[derive(Debug)]
+pub enum ProcessEnd {
+    /// As a live copy.
+    Live(LiveEnd),
+    /// As a backup; with the path of the report if it diverged.
+    Backup(HaltReason),
+}
+
+/// Makes the machine of a configuration, its guest image loaded.
+pub fn machine(config: &VmConfig) -> anyhow::Result<Kvm> {
+    let ram = Ram::new(config.memory_bytes())?;
+    let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
+    let engine = KvmEngine::new(&ram, false)?;
+    Ok(Machine::new(engine, ram, config.devices(), &first)?)
+}
+
+/// Everything that both halves have.
+struct Host {
+    config: VmConfig,
+    clock: HostClock,
+    claimant: u128,
+    control: (Sender<Control>, Receiver<Control>),
+    net: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    live: Arc<AtomicBool>,
+    status: Arc<Mutex<StatusParts>>,
+}
+
+/// What `status` is made of.
+struct StatusParts {
+    role: &'static str,
+    leader: Option<Arc<Leader>>,
+    follower: Option<Arc<Follower>>,
+    backup: Option<FollowerStatus>,
+    failover: Option<FailoverTimes>,
+}
+
+impl Host {
+    fn new(config: VmConfig, role: &'static str) -> anyhow::Result<Self> {
+        let host = Self {
+            clock: HostClock::new(),
+            claimant: crate::io::random_u128().context("cannot read /dev/urandom")?,
+            control: bounded(CONTROL_QUEUE),
+            net: bounded(NET_QUEUE),
+            live: Arc::new(AtomicBool::new(false)),
+            status: Arc::new(Mutex::new(StatusParts {
+                role,
+                leader: None,
+                follower: None,
+                backup: None,
+                failover: None,
+            })),
+            config,
+        };
+        host.serve_control()?;
+        Ok(host)
+    }
+
+    fn status(&self, change: impl FnOnce(&mut StatusParts)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn serve_control(&self) -> anyhow::Result<()> {
+        let Some(path) = self.config.args.control.clone() else { return Ok(()) };
+        let (status, clock, vm) = (self.status.clone(), self.clock, self.config.args.vm.clone());
+        let queue = self.control.0.clone();
+        let answer = move |request: &str| match request {
+            "shutdown" => {
+                let _ = queue.send(Control::Shutdown);
+                "{}".to_string()
+            }
+            _ => {
+                let parts = status.lock().unwrap_or_else(PoisonError::into_inner);
+                let follower = parts.follower.as_ref().map(|follower| follower.status());
+                let status = Status {
+                    role: parts.role,
+                    vm: vm.clone(),
+                    pid: std::process::id(),
+                    engine: "kvm, clock exits".into(),
+                    uptime_s: clock.now_ns() as f64 / 1e9,
+                    live: parts.leader.as_ref().map(|leader| leader.status()),
+                    backup: follower.or_else(|| parts.backup.clone()),
+                    failover: parts.failover,
+                };
+                serde_json::to_string(&status).expect("plain data")
+            }
+        };
+        let socket = control::bind(&path)?;
+        start("control", move || control::serve(&socket, answer))?;
+        Ok(())
+    }
+
+    fn disk_address(&self) -> DiskAddress {
+        DiskAddress {
+            server: self.config.args.disk_server.clone(),
+            vm: self.config.args.vm.clone(),
+            disk: self.config.args.disk.clone(),
+            bytes: self.config.disk_bytes(),
+            claimant: self.claimant,
+        }
+    }
+
+    /// Connects to the network and starts reading from it.
+    fn network(&self) -> anyhow::Result<Option<lan::backend::FrameWriter>> {
+        let Some(endpoint) = &self.config.args.net else { return Ok(None) };
+        let connection = lan::backend::Connection::connect(endpoint)
+            .with_context(|| format!("cannot connect to the network {endpoint}"))?;
+        let (reader, writer) = connection.split()?;
+        let (queue, live) = (self.net.0.clone(), self.live.clone());
+        start("net-rx", move || threads::net_rx(reader, queue, live))?;
+        Ok(Some(writer))
+    }
+
+    fn console(&self) -> anyhow::Result<Box<dyn Write + Send>> {
+        Ok(match &self.config.args.console {
+            None => Box::new(std::io::stdout()),
+            Some(path) => {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                Box::new(file.with_context(|| format!("cannot write --console {}", path.display()))?)
+            }
+        })
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs { net: self.net.1.clone(), control: self.control.1.clone() }
+    }
+
+    /// Makes this process' leader and starts the threads that every live copy has.
+    fn lead(
+        &self,
+        primary: Primary<Output>,
+        outside: Outside,
+        claims: Claims,
+        disk: Option<DiskClient>,
+    ) -> anyhow::Result<Arc<Leader>> {
+        let leader = Arc::new(Leader::new(primary, outside, self.clock, self.control.0.clone(), claims));
+        let (of_disk, queue, address) = (leader.clone(), self.control.0.clone(), self.disk_address());
+        start("disk", move || threads::disk(of_disk, queue, address, disk))?;
+        let of_ticks = leader.clone();
+        start("ticker", move || threads::tick_leader(&of_ticks))?;
+        self.live.store(true, Ordering::Release);
+        Ok(leader)
+    }
+
+    /// Wins the first generation of this start. `take_over` disregards a holder that is still connected.
+    fn win_generation(&self, take_over: bool) -> anyhow::Result<(Generation, DiskClient)> {
+        let address = self.disk_address();
+        let (mut client, opened) = address.open().with_context(|| {
+            format!("no disk at {}: start one with `lockstep disk-server --data DIR`", address.server)
+        })?;
+        let state = opened.state;
+        if state.holder_connected && !take_over {
+            bail!(
+                "virtual machine {} is live elsewhere: generation {} is held by {:032x}, which is connected to the \
+                 disk server. If that copy must end, repeat with --take-over",
+                address.vm,
+                state.holding.generation,
+                state.holding.holder
+            );
+        }
+        match client.test_and_set(&address.vm, state.holding.generation, self.claimant)? {
+            Claim::Won(generation) => Ok((generation, client)),
+            Claim::Lost(holding) => {
+                bail!("somebody else started {} just now (generation {})", address.vm, holding.generation)
+            }
+        }
+    }
+}
+
+/// Runs an unreplicated machine, or with `backup` the primary of a pair.
+pub fn run_live(config: VmConfig, backup: Option<(&str, &PairArgs)>, take_over: bool) -> anyhow::Result<ProcessEnd> {
+    let wait_for_backup = Duration::from_secs(60);
+    let host = Host::new(config, if backup.is_some() { "primary" } else { "run" })?;
+    let (generation, disk) = host.win_generation(take_over)?;
+    let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
+    let protocol = match backup {
+        Some((_, pair)) => pair.protocol(host.claimant),
+        None => ft::Config::new(host.claimant),
+    };
+    let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
+    let outside = Outside::new(host.network()?, host.console()?, generation);
+    let mut channel = None;
+    if let Some((address, _)) = backup {
+        let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
+        let hello = Hello {
+            config: host.config.pair(),
+            generation,
+            claimant: host.claimant,
+            heartbeat_port: heartbeats.local_addr().port(),
+        };
+        eprintln!("lockstep: waiting for the backup at {address}");
+        channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
+    }
+    let recorder = Recorder::new(machine(&host.config)?, ClockPolicy::default(), host.clock.now_ns());
+    let leader = host.lead(primary, outside, claims, Some(disk))?;
+    let of_claims = leader.clone();
+    start("claims", move || {
+        claim_server.serve(|expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }));
+    })?;
+    let mut writer = None;
+    if let Some(((connection, welcome), heartbeats)) = channel {
+        writer = Some(replicate(&host, &leader, connection, welcome, heartbeats)?);
+        eprintln!("lockstep: replicating {} under generation {generation}", host.config.args.vm);
+    }
+    host.status(|parts| parts.leader = Some(leader.clone()));
+    let live = Live::new(recorder, leader, writer, host.inputs(), host.config.digest_every_ns());
+    Ok(ProcessEnd::Live(live.run()?))
+}
+
+/// Starts replicating over a channel whose handshake is done.
+fn replicate(
+    host: &Host,
+    leader: &Arc<Leader>,
+    connection: Connection,
+    welcome: Welcome,
+    heartbeats: Arc<HeartbeatSocket>,
+) -> anyhow::Result<ChannelWriter> {
+    let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
+    let (endpoint, writer, reader) = connection.split()?;
+    let mut sender = ChannelSender::new(endpoint, Limits::default(), LogStart::default());
+    let (acks, closer) = (sender.take_acks(), writer.closer()?);
+    let vm = vm_hash(&host.config.args.vm);
+    let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
+    leader.join(Link { sender, closer, heartbeat });
+    let of_acks = leader.clone();
+    start("acks", move || threads::acks(of_acks, reader, acks))?;
+    let (of_beats, peer) = (leader.clone(), PeerIdentity { vm, claimant: welcome.claimant, role: Role::Backup });
+    start("heartbeats", move || {
+        threads::heartbeats(&heartbeats, peer, |beat| {
+            of_beats.event(ft::PrimaryEvent::Heartbeat(beat));
+            of_beats.replicating()
+        });
+    })?;
+    Ok(writer)
+}
+
+/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must.
+pub fn run_backup(
+    mut config: VmConfig,
+    pair: &PairArgs,
+    listen: &str,
+    report: impl Fn(&replay::Divergence) -> anyhow::Result<()>,
+) -> anyhow::Result<ProcessEnd> {
+    let listener = Listener::bind(listen)?;
+    let heartbeats = Arc::new(HeartbeatSocket::bind(&format!("{}:0", listener.local_addr().ip()))?);
+    println!("lockstep: backup listening on {}", listener.local_addr());
+    std::io::stdout().flush()?;
+    let claimant = crate::io::random_u128().context("cannot read /dev/urandom")?;
+    let (hello, connection) = accept(&listener, &config, claimant, &heartbeats)?;
+    drop(listener);
+    config.wall_base_ns = hello.config.wall_base_ns;
+    let mut host = Host::new(config, "backup")?;
+    host.claimant = claimant;
+    let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
+    let net = host.network()?;
+    let replayer = Replayer::new(machine(&host.config)?);
+    let follower = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
+    let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
+    let (of_claims, successor) = (follower.clone(), slot.clone());
+    start("claims", move || {
+        claim_server.serve(|expect, answer| {
+            match successor.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+                None => of_claims.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
+            }
+        });
+    })?;
+    host.status(|parts| parts.follower = Some(follower.clone()));
+    match follower.follow(replayer)? {
+        FollowEnd::Halted { reason, divergence, .. } => {
+            if let Some(divergence) = divergence {
+                report(&divergence)?;
+            }
+            Ok(ProcessEnd::Backup(reason))
+        }
+        FollowEnd::Live { backup, replayer, generation, resend, mut times } => {
+            let outside = Outside::new(net, host.console()?, generation);
+            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
+            announce(&host, &leader);
+            let recorder = replayer.into_recorder(ClockPolicy::default(), host.clock.now_ns());
+            leader.resend(resend.into_iter().map(|(_, output)| output));
+            times.live_ns = host.clock.now_ns();
+            let backup = follower.status();
+            host.status(|parts| {
+                parts.role = "primary";
+                parts.leader = Some(leader.clone());
+                parts.failover = Some(times);
+                parts.follower = None;
+                parts.backup = Some(backup);
+            });
+            eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
+            let mut live = Live::new(recorder, leader, None, host.inputs(), host.config.digest_every_ns());
+            live.go_live(generation);
+            Ok(ProcessEnd::Live(live.run()?))
+        }
+    }
+}
+
+/// Waits for a primary with the same machine; refuses others and says why.
+fn accept(
+    listener: &Listener,
+    config: &VmConfig,
+    claimant: u128,
+    heartbeats: &HeartbeatSocket,
+) -> anyhow::Result<(Hello, Connection)> {
+    let ours = config.pair();
+    loop {
+        let incoming = match listener.accept(None, Duration::from_secs(5)) {
+            Ok(incoming) => incoming,
+            Err(error) => {
+                tracing::warn!(%error, "not a primary");
+                eprintln!("lockstep: refused a connection: {error}");
+                continue;
+            }
+        };
+        if let Some(mismatch) = ours.mismatch(&incoming.hello.config) {
+            eprintln!("lockstep: refused the primary at {}: {mismatch}", incoming.peer());
+            incoming.refuse(Refusal::Mismatch(mismatch))?;
+            continue;
+        }
+        let hello = incoming.hello.clone();
+        let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
+        return Ok((hello, incoming.welcome(welcome)?));
+    }
+}
+
+/// Starts following over a channel whose handshake is done.
+fn join(
+    host: &Host,
+    pair: &PairArgs,
+    hello: &Hello,
+    connection: Connection,
+    claims: &Claims,
+    heartbeats: &Arc<HeartbeatSocket>,
+) -> anyhow::Result<Arc<Follower>> {
+    let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
+    let (endpoint, writer, reader) = connection.split()?;
+    let closer = writer.closer()?;
+    let vm = vm_hash(&host.config.args.vm);
+    let link = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
+    let backup = Backup::new(pair.protocol(host.claimant), host.clock.now_ns());
+    let receiver = ChannelReceiver::new(endpoint, LogStart::default());
+    let follower = Arc::new(Follower::new(
+        backup,
+        hello.generation,
+        receiver,
+        writer,
+        closer,
+        link,
+        claims.clone(),
+        host.clock,
+    ));
+    let of_entries = follower.clone();
+    start("entries", move || threads::entries(of_entries, reader))?;
+    let (of_ticks, clock) = (follower.clone(), host.clock);
+    start("ticker", move || crate::pair::follower::tick(&of_ticks, clock))?;
+    let (of_beats, peer) = (follower.clone(), PeerIdentity { vm, claimant: hello.claimant, role: Role::Primary });
+    let socket = heartbeats.clone();
+    start("heartbeats", move || {
+        threads::heartbeats(&socket, peer, |beat| {
+            of_beats.event(ft::BackupEvent::Heartbeat(beat));
+            of_beats.next_tick_ns().is_some()
+        });
+    })?;
+    eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
+    Ok(follower)
+}
+
+/// Tells the network where the guest's MAC address is now (DESIGN 5.5).
+fn announce(host: &Host, leader: &Leader) {
+    let Some(ip) = host.config.guest_ip() else { return };
+    let frame = lan::gratuitous_arp(host.config.args.mac, ip);
+    (0..ANNOUNCEMENTS).for_each(|_| leader.announce(&frame));
+}

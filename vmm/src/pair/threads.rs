@@ -1,0 +1,213 @@
+//! The threads that join sockets to the protocol. Each ends with its socket or its process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::Sender as Queue;
+use disk_server::client::{AnswerReader, ClientError, DiskClient, DiskOutcome};
+use ft::{BackupEvent, PrimaryEvent};
+use logchannel::heartbeat::{Heartbeat, Role};
+use logchannel::sender::AckReader;
+use logchannel::tcp::ChannelReader;
+use logchannel::udp::HeartbeatSocket;
+use logchannel::{DiskStatus, Event};
+
+use crate::pair::follower::Follower;
+use crate::pair::leader::{Control, Leader};
+
+const RECONNECT_EVERY: Duration = Duration::from_millis(20);
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+const HEARTBEAT_WAIT: Duration = Duration::from_millis(500);
+const READ_BYTES: usize = 256 << 10;
+
+/// Starts a named thread.
+pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    Ok(std::thread::Builder::new().name(name.into()).spawn(body)?)
+}
+
+/// Frames from the network into the queue, while `live`; thrown away before.
+pub fn net_rx(mut reader: lan::backend::FrameReader, queue: Queue<Vec<u8>>, live: Arc<AtomicBool>) {
+    loop {
+        match reader.read() {
+            Ok(frame) if live.load(Ordering::Acquire) => {
+                if queue.send(frame).is_err() {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the network is gone");
+                return;
+            }
+        }
+    }
+}
+
+/// Which disk, for whom.
+#[derive(Debug, Clone)]
+pub struct DiskAddress {
+    /// The disk server, host:port.
+    pub server: String,
+    /// The virtual machine.
+    pub vm: String,
+    /// The disk.
+    pub disk: String,
+    /// Its size.
+    pub bytes: u64,
+    /// This process.
+    pub claimant: u128,
+}
+
+impl DiskAddress {
+    /// Connects and opens the disk.
+    pub fn open(&self) -> Result<(DiskClient, disk_server::protocol::Opened), ClientError> {
+        let mut client = DiskClient::connect(&self.server, CALL_DEADLINE)?;
+        let opened = client.open(&self.vm, &self.disk, Some(self.bytes), self.claimant)?;
+        Ok((client, opened))
+    }
+}
+
+/// Completions from the disk server to the guest; connects anew for as long as it takes. Requests in flight are
+/// repeated on each connection.
+pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, first: Option<DiskClient>) {
+    let mut first = first;
+    loop {
+        let opened = match first.take() {
+            Some(mut client) => {
+                client.open(&address.vm, &address.disk, Some(address.bytes), address.claimant).map(|o| (client, o))
+            }
+            None => address.open(),
+        };
+        let halves = opened.and_then(|(client, opened)| client.split(opened.disk));
+        match halves {
+            Ok((sender, mut answers)) => {
+                leader.connect_disk(sender);
+                let error = completions(&leader, &control, &mut answers);
+                tracing::warn!(%error, "connection to the disk server lost; connecting again");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "disk server");
+                std::thread::sleep(RECONNECT_EVERY);
+            }
+        }
+    }
+}
+
+fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerReader) -> ClientError {
+    loop {
+        let answer = match answers.next_answer() {
+            Ok(answer) => answer,
+            Err(error) => return error,
+        };
+        let (status, data) = match answer.outcome {
+            DiskOutcome::Data(data) => (DiskStatus::Ok, data),
+            DiskOutcome::Done => (DiskStatus::Ok, Vec::new()),
+            DiskOutcome::Fenced(holding) => {
+                leader.event(PrimaryEvent::Fenced { generation: holding.generation });
+                continue;
+            }
+            DiskOutcome::Refused { code, message } => {
+                tracing::error!(?code, message, "disk request refused");
+                (DiskStatus::IoError, Vec::new())
+            }
+        };
+        let done = Event::DiskDone { request: answer.tag, status, data };
+        if control.send(Control::Input(done)).is_err() {
+            return ClientError::Closed { server: String::new(), reason: "the guest is gone".into() };
+        }
+    }
+}
+
+/// Acks from the backup.
+pub fn acks(leader: Arc<Leader>, mut reader: ChannelReader, mut acks: AckReader) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let from = match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => acks.on_bytes(&buffer[..count]),
+            Err(error) => {
+                tracing::debug!(%error, "logging channel");
+                break;
+            }
+        };
+        match from {
+            Ok(from) => {
+                if let Some(ack) = from.ack {
+                    leader.acked(ack);
+                }
+                if let Some(reason) = from.goodbye {
+                    tracing::warn!(reason, "the backup left");
+                    leader.event(PrimaryEvent::BackupLeft);
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "logging channel");
+                break;
+            }
+        }
+    }
+    leader.event(PrimaryEvent::ChannelBroken);
+}
+
+/// Entries from the primary.
+pub fn entries(follower: Arc<Follower>, mut reader: ChannelReader) {
+    let (mut buffer, mut entries) = (vec![0; READ_BYTES], Vec::new());
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                if !follower.on_bytes(&buffer[..count], &mut entries) {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "logging channel");
+                break;
+            }
+        }
+    }
+    follower.event(BackupEvent::ChannelBroken);
+}
+
+/// Whose heartbeats count.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerIdentity {
+    /// `vm_hash` of the machine's name.
+    pub vm: u64,
+    /// The peer.
+    pub claimant: u128,
+    /// Which half it is.
+    pub role: Role,
+}
+
+/// Heartbeats of the peer to `heard`, which says whether to go on.
+pub fn heartbeats(socket: &HeartbeatSocket, peer: PeerIdentity, mut heard: impl FnMut(ft::Heartbeat) -> bool) {
+    let of_peer = |beat: &Heartbeat| (beat.vm, beat.claimant, beat.role) == (peer.vm, peer.claimant, peer.role);
+    loop {
+        match socket.receive(HEARTBEAT_WAIT) {
+            Ok(Some(beat)) if of_peer(&beat) => {
+                if !heard(ft::Heartbeat { generation: beat.generation, number: beat.sequence }) {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "heartbeats");
+                std::thread::sleep(RECONNECT_EVERY);
+            }
+        }
+    }
+}
+
+/// `Tick` to a leader, for ever.
+pub fn tick_leader(leader: &Leader) {
+    const LONGEST_NS: u64 = 50_000_000;
+    loop {
+        let wait = leader.next_tick_ns().saturating_sub(leader.clock().now_ns()).clamp(1_000_000, LONGEST_NS);
+        std::thread::sleep(Duration::from_nanos(wait));
+        leader.event(PrimaryEvent::Tick);
+    }
+}
