@@ -81,9 +81,9 @@ pub enum DiskStatus {
 pub enum Event {
     /// An Ethernet frame arrived (no preamble, no FCS). The device copies it into guest memory and raises its
     /// line at exactly the entry's position.
-    NetRx(Vec<u8>),
+    NetRx(#[serde(with = "crate::codec::bytes")] Vec<u8>),
     /// Bytes arrived at the serial console.
-    ConsoleRx(Vec<u8>),
+    ConsoleRx(#[serde(with = "crate::codec::bytes")] Vec<u8>),
     /// A disk request completed. `data` holds what a read returned, else it is empty.
     DiskDone {
         /// The request's id, given by the device that issued it.
@@ -91,6 +91,7 @@ pub enum Event {
         /// How it ended.
         status: DiskStatus,
         /// The bytes read.
+        #[serde(with = "crate::codec::bytes")]
         data: Vec<u8>,
     },
     /// The virtual clock is set forward, to nanoseconds since power-on; due device timers fire.
@@ -128,17 +129,87 @@ pub enum Event {
 impl Event {
     /// The kind's name, for people.
     pub fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// Which kind of event it is.
+    pub fn kind(&self) -> EventKind {
         match self {
-            Event::NetRx(_) => "NetRx",
-            Event::ConsoleRx(_) => "ConsoleRx",
-            Event::DiskDone { .. } => "DiskDone",
-            Event::Clock { .. } => "Clock",
-            Event::Trap { .. } => "Trap",
-            Event::Output { .. } => "Output",
-            Event::Digest(_) => "Digest",
-            Event::Shutdown => "Shutdown",
-            Event::Reset => "Reset",
-            Event::GoLive { .. } => "GoLive",
+            Event::NetRx(_) => EventKind::NetRx,
+            Event::ConsoleRx(_) => EventKind::ConsoleRx,
+            Event::DiskDone { .. } => EventKind::DiskDone,
+            Event::Clock { .. } => EventKind::Clock,
+            Event::Trap { .. } => EventKind::Trap,
+            Event::Output { .. } => EventKind::Output,
+            Event::Digest(_) => EventKind::Digest,
+            Event::Shutdown => EventKind::Shutdown,
+            Event::Reset => EventKind::Reset,
+            Event::GoLive { .. } => EventKind::GoLive,
+        }
+    }
+
+    /// How many bytes it holds on the heap, for bounding buffers.
+    pub fn data_len(&self) -> usize {
+        match self {
+            Event::NetRx(data) | Event::ConsoleRx(data) | Event::DiskDone { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// The kinds of event, without their data: for counting and naming them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventKind {
+    /// `Event::NetRx`
+    NetRx,
+    /// `Event::ConsoleRx`
+    ConsoleRx,
+    /// `Event::DiskDone`
+    DiskDone,
+    /// `Event::Clock`
+    Clock,
+    /// `Event::Trap`
+    Trap,
+    /// `Event::Output`
+    Output,
+    /// `Event::Digest`
+    Digest,
+    /// `Event::Shutdown`
+    Shutdown,
+    /// `Event::Reset`
+    Reset,
+    /// `Event::GoLive`
+    GoLive,
+}
+
+impl EventKind {
+    /// Every kind, in the order of their values.
+    pub const ALL: [EventKind; 10] = [
+        EventKind::NetRx,
+        EventKind::ConsoleRx,
+        EventKind::DiskDone,
+        EventKind::Clock,
+        EventKind::Trap,
+        EventKind::Output,
+        EventKind::Digest,
+        EventKind::Shutdown,
+        EventKind::Reset,
+        EventKind::GoLive,
+    ];
+
+    /// The kind's name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EventKind::NetRx => "NetRx",
+            EventKind::ConsoleRx => "ConsoleRx",
+            EventKind::DiskDone => "DiskDone",
+            EventKind::Clock => "Clock",
+            EventKind::Trap => "Trap",
+            EventKind::Output => "Output",
+            EventKind::Digest => "Digest",
+            EventKind::Shutdown => "Shutdown",
+            EventKind::Reset => "Reset",
+            EventKind::GoLive => "GoLive",
         }
     }
 }

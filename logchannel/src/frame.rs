@@ -118,17 +118,25 @@ impl FrameWriter {
 
     /// Appends one frame to `out`. Panics if the payload exceeds the protocol's limit: the caller splits.
     pub fn write(&mut self, kind: u8, payload: &[u8], out: &mut Vec<u8>) {
-        assert!(payload.len() <= self.protocol.max_payload, "{}: payload too long", self.protocol.name);
-        let mut header = [0u8; HEADER_LEN];
+        self.write_with(kind, out, |out| out.extend_from_slice(payload));
+    }
+
+    /// Appends one frame to `out`, whose payload `fill` appends in place. Panics if that exceeds the
+    /// protocol's limit.
+    pub fn write_with(&mut self, kind: u8, out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEADER_LEN]);
+        fill(out);
+        let length = out.len() - start - HEADER_LEN;
+        assert!(length <= self.protocol.max_payload, "{}: payload too long", self.protocol.name);
+        let (header, payload) = out[start..].split_at_mut(HEADER_LEN);
         header[..4].copy_from_slice(&self.protocol.magic);
         header[4..6].copy_from_slice(&self.protocol.version.to_le_bytes());
         header[6] = kind;
         header[8..16].copy_from_slice(&self.next.to_le_bytes());
-        header[16..20].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        let sum = crc(&header, payload);
+        header[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+        let sum = crc(header, payload);
         header[20..].copy_from_slice(&sum.to_le_bytes());
-        out.extend_from_slice(&header);
-        out.extend_from_slice(payload);
         self.next += 1;
     }
 }
@@ -159,9 +167,16 @@ impl FrameReader {
 
     /// The next whole frame, if it has arrived. After an error the stream is lost: close the connection.
     ///
-    /// The header is judged as soon as it is there, so a peer cannot make this end wait for, or hold, more than
-    /// `max_payload` bytes beyond what one `push` brought.
+    /// The header is judged as soon as it is there, so a peer cannot make this end wait for, or hold, more
+    /// than `max_payload` bytes beyond what one `push` brought.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let frame = self.next_payload()?;
+        Ok(frame.map(|(kind, payload)| Frame { kind, payload: payload.to_vec() }))
+    }
+
+    /// As `next_frame`, but lends the payload out of the reader's own buffer instead of copying it: kind,
+    /// payload.
+    pub fn next_payload(&mut self) -> Result<Option<(u8, &[u8])>, FrameError> {
         let protocol = self.protocol.name;
         let bytes = &self.buffer[self.start..];
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
@@ -187,9 +202,13 @@ impl FrameReader {
         if found != computed {
             return Err(FrameError::Crc { protocol, sequence, found, computed });
         }
-        let frame = Frame { kind: header[6], payload: payload.to_vec() };
         self.start += HEADER_LEN + length;
         self.next += 1;
-        Ok(Some(frame))
+        Ok(Some((header[6], payload)))
+    }
+
+    /// Bytes that arrived and are not yet part of a frame taken.
+    pub fn buffered(&self) -> &[u8] {
+        &self.buffer[self.start..]
     }
 }

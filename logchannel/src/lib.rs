@@ -1,17 +1,45 @@
 //! The logging channel: typed log entries, their encoding, framing, bounded buffers, acknowledgements and
-//! heartbeats, between a primary and its backup.
+//! heartbeats, between a primary and its backup; and the same log in a file.
 //!
-//! The parts below `frame` are pure (bytes in, bytes out) so that the simulator runs the same code as the
-//! processes do.
+//! ```text
+//!   entry, output      what is logged, what is held back
+//!   codec, frame       values to bytes, bytes to frames
+//!   batch, message     runs of entries, and the other messages, as payloads of frames
+//!   pair               what both machines must have in common
+//!   endpoint           messages over one connection, and what can be wrong with a peer
+//!   sender, receiver   the two ends, over the bounded buffers in `buffer`
+//!   heartbeat          datagrams, and when to suspect the peer
+//!   ------------------ everything above is pure: bytes in, bytes out; the simulator runs the same code
+//!   tcp, udp, file     sockets and recordings
+//! ```
 #![forbid(unsafe_code)]
 
+pub mod batch;
+pub mod buffer;
 pub mod codec;
+pub mod endpoint;
 pub mod entry;
+pub mod file;
 pub mod frame;
+pub mod heartbeat;
+pub mod message;
 pub mod output;
+pub mod pair;
+pub mod receiver;
+pub mod sender;
+pub mod tcp;
+pub mod udp;
 
-pub use entry::{DiskStatus, Event, Generation, LogEntry, MachineDigest, Position, Seq};
+pub use batch::LogStart;
+pub use buffer::{Limits, LogStats, ReceiveQueue, SendBuffer};
+pub use endpoint::{ChannelError, Endpoint};
+pub use entry::{DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq};
+pub use heartbeat::{Heartbeat, PeerMonitor, Role};
+pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};
+pub use pair::{Mismatch, PairConfig};
+pub use receiver::Receiver;
+pub use sender::{AckReader, Sender};
 
 /// Version of the log: of the entries, of their encoding and of the messages that carry them. It is the
 /// version in every frame of the logging channel and at the head of every recording.

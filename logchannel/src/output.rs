@@ -70,7 +70,8 @@ impl Output {
         }
     }
 
-    /// xxh3-64 over the whole content, little endian: what the `Output` entry carries and the backup compares.
+    /// xxh3-64 over the whole content, little endian: what the `Output` entry carries and the backup
+    /// compares.
     pub fn digest(&self) -> [u8; 8] {
         let mut hash = XxHash3_64::with_seed(self.kind() as u64);
         match self {
