@@ -1,0 +1,458 @@
+//! The disk protocol's client: blocking, on plain sockets, for threads of the VMM.
+//!
+//! ```text
+//!   DiskClient::connect ─▶ open / test_and_set / query / status: one at a time, each with a deadline
+//!          │
+//!          └ split ─▶ RequestSender (clone it, send from any thread)
+//!                     AnswerReader  (one thread, that waits in `next_answer`)
+//! ```
+//!
+//! Reconnecting is the caller's decision: an error says whether the server could not be reached (nothing is
+//! known about what was asked: ask again), refused (it said why), or fenced (halt).
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use logchannel::frame::{FrameError, FrameReader, FrameWriter};
+use logchannel::{DiskOp, DiskRequest, Generation};
+
+use crate::clock;
+use crate::protocol::{
+    self, Answer, AnswerBody, ErrorCode, Handle, KIND_ANSWER, KIND_CLOSING, KIND_REQUEST, MAX_TRANSFER,
+    MessageError, Opened, PROTOCOL, Request, RequestBody, VmState,
+};
+use crate::status::Status;
+use crate::test_and_set::{Claimant, Holding};
+
+const READ_CHUNK: usize = 128 << 10;
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection, or it broke, or no answer in time. Whether the request was executed is unknown.
+    #[error("disk server {server} unreachable: {source}")]
+    Unreachable {
+        /// The server's address.
+        server: String,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// The server closed the connection and said why.
+    #[error("disk server {server} closed the connection: {reason}")]
+    Closed {
+        /// The server's address.
+        server: String,
+        /// Its last word.
+        reason: String,
+    },
+    /// What the server sent is no disk protocol of this version.
+    #[error("disk server {server}: {source}")]
+    Frame {
+        /// The server's address.
+        server: String,
+        /// What is wrong.
+        #[source]
+        source: FrameError,
+    },
+    /// The server sent a frame that holds no fitting message.
+    #[error("disk server {server}: {source}")]
+    Message {
+        /// The server's address.
+        server: String,
+        /// What is wrong.
+        #[source]
+        source: MessageError,
+    },
+    /// The server answered, but not what was asked.
+    #[error("disk server {server} gave an answer of another kind")]
+    Unexpected {
+        /// The server's address.
+        server: String,
+    },
+    /// The server refused the request.
+    #[error("disk server: {message}")]
+    Refused {
+        /// What kind of reason.
+        code: ErrorCode,
+        /// The reason.
+        message: String,
+    },
+    /// A newer generation is current: whoever gets this must halt.
+    #[error("fenced: generation {} is current", .0.generation)]
+    Fenced(Holding),
+}
+
+impl ClientError {
+    /// Whether nothing is known about the request: connect again and ask again.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, ClientError::Unreachable { .. } | ClientError::Closed { .. })
+    }
+}
+
+/// The verdict on a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The claimant holds this generation, durably, and may go on alone.
+    Won(Generation),
+    /// It must halt: this is current.
+    Lost(Holding),
+}
+
+/// The answer to a submitted disk request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskAnswer {
+    /// The tag it was submitted with.
+    pub tag: u64,
+    /// How it ended.
+    pub outcome: DiskOutcome,
+}
+
+/// How a disk request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskOutcome {
+    /// What a read returned. Compare its length with what was asked.
+    Data(Vec<u8>),
+    /// Written (durably, if so asked), or flushed.
+    Done,
+    /// Not executed, or a read whose data must not be used: a newer generation is current. Halt.
+    Fenced(Holding),
+    /// Not executed, for the reason given.
+    Refused {
+        /// What kind of reason.
+        code: ErrorCode,
+        /// The reason.
+        message: String,
+    },
+}
+
+/// Writes requests. One per connection, behind a lock.
+#[derive(Debug)]
+struct SendHalf {
+    writer: FrameWriter,
+    payload: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl SendHalf {
+    fn send(&mut self, stream: &TcpStream, request: &Request, data: &[u8]) -> Result<(), SendError> {
+        protocol::encode(request, data, &mut self.payload).map_err(SendError::Message)?;
+        self.out.clear();
+        self.writer.write(KIND_REQUEST, &self.payload, &mut self.out);
+        let mut stream = stream;
+        stream.write_all(&self.out).map_err(|error| {
+            // A frame may be cut in two: nothing sensible can follow on this connection.
+            let _ = stream.shutdown(Shutdown::Both);
+            SendError::Io(error)
+        })
+    }
+}
+
+enum SendError {
+    Message(MessageError),
+    Io(io::Error),
+}
+
+/// Reads answers.
+#[derive(Debug)]
+struct ReceiveHalf {
+    reader: FrameReader,
+    chunk: Vec<u8>,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Link {
+    stream: TcpStream,
+    server: String,
+}
+
+impl Link {
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        ClientError::Unreachable { server: self.server.clone(), source }
+    }
+
+    fn message(&self, source: MessageError) -> ClientError {
+        ClientError::Message { server: self.server.clone(), source }
+    }
+
+    fn send(&self, half: &mut SendHalf, request: &Request, data: &[u8]) -> Result<(), ClientError> {
+        if data.len() > MAX_TRANSFER {
+            let message = format!("{} bytes in one write: at most {MAX_TRANSFER}", data.len());
+            return Err(ClientError::Refused { code: ErrorCode::Invalid, message });
+        }
+        half.send(&self.stream, request, data).map_err(|error| match error {
+            SendError::Message(source) => self.message(source),
+            SendError::Io(source) => self.unreachable(source),
+        })
+    }
+
+    /// The next answer and its data, within `deadline` if there is one.
+    fn receive(
+        &self,
+        half: &mut ReceiveHalf,
+        deadline: Option<Instant>,
+    ) -> Result<(Answer, Vec<u8>), ClientError> {
+        let frame = loop {
+            let next = half.reader.next_frame();
+            let next = next.map_err(|source| ClientError::Frame { server: self.server.clone(), source })?;
+            if let Some(frame) = next {
+                break frame;
+            }
+            let count = self.read(&mut half.chunk, deadline).map_err(|error| self.unreachable(error))?;
+            half.reader.push(&half.chunk[..count]);
+        };
+        match frame.kind {
+            KIND_ANSWER => {
+                let (answer, data) =
+                    protocol::decode::<Answer>(&frame.payload).map_err(|e| self.message(e))?;
+                Ok((answer, data.to_vec()))
+            }
+            KIND_CLOSING => {
+                let reason = String::from_utf8_lossy(&frame.payload).into_owned();
+                Err(ClientError::Closed { server: self.server.clone(), reason })
+            }
+            kind => Err(self.message(MessageError::Kind(kind))),
+        }
+    }
+
+    fn read(&self, chunk: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+        loop {
+            if let Some(deadline) = deadline {
+                let left = deadline.saturating_duration_since(clock::now());
+                if left.is_zero() {
+                    return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"));
+                }
+                self.stream.set_read_timeout(Some(left))?;
+            }
+            match (&self.stream).read(chunk) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => return Ok(count),
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A connection to a disk server, one call at a time.
+#[derive(Debug)]
+pub struct DiskClient {
+    link: Link,
+    send: SendHalf,
+    receive: ReceiveHalf,
+    next_tag: u64,
+    deadline: Duration,
+}
+
+impl DiskClient {
+    /// Connects to `server` (`host:port`). Connecting, and each later call, takes at most about `deadline`.
+    pub fn connect(server: &str, deadline: Duration) -> Result<Self, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { server: server.into(), source };
+        let end = clock::now() + deadline;
+        let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
+        for address in server.to_socket_addrs().map_err(unreachable)? {
+            let left = end.saturating_duration_since(clock::now()).max(Duration::from_millis(1));
+            match TcpStream::connect_timeout(&address, left).and_then(|stream| prepared(stream, deadline)) {
+                Ok(stream) => return Ok(Self::new(Link { stream, server: server.into() }, deadline)),
+                Err(error) => failure = error,
+            }
+        }
+        Err(unreachable(failure))
+    }
+
+    fn new(link: Link, deadline: Duration) -> Self {
+        let send = SendHalf { writer: FrameWriter::new(PROTOCOL), payload: Vec::new(), out: Vec::new() };
+        let receive = ReceiveHalf { reader: FrameReader::new(PROTOCOL), chunk: vec![0; READ_CHUNK] };
+        Self { link, send, receive, next_tag: 0, deadline }
+    }
+
+    /// Opens a disk. With `create_bytes` it is created first if it does not exist; if it does, it must have
+    /// that size. While this connection lasts, the server counts `claimant` as connected.
+    pub fn open(
+        &mut self,
+        vm: &str,
+        disk: &str,
+        create_bytes: Option<u64>,
+        claimant: Claimant,
+    ) -> Result<Opened, ClientError> {
+        let body = RequestBody::Open { vm: vm.into(), disk: disk.into(), create_bytes, claimant };
+        match self.call(body, &[])? {
+            (AnswerBody::Opened(opened), _) => Ok(opened),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Claims the right to run `vm` alone, knowing `expect` as its current generation. After an error that
+    /// `is_unreachable`, ask again with the same claimant: a claim that was won is won again.
+    pub fn test_and_set(
+        &mut self,
+        vm: &str,
+        expect: Generation,
+        claimant: Claimant,
+    ) -> Result<Claim, ClientError> {
+        match self.call(RequestBody::TestAndSet { vm: vm.into(), expect, claimant }, &[])? {
+            (AnswerBody::Won { generation }, _) if Some(generation) == expect.checked_add(1) => {
+                Ok(Claim::Won(generation))
+            }
+            (AnswerBody::Lost(holding), _) => Ok(Claim::Lost(holding)),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Generation and holder of `vm`, and whether the holder is connected to the server.
+    pub fn query(&mut self, vm: &str) -> Result<VmState, ClientError> {
+        match self.call(RequestBody::Query { vm: vm.into() }, &[])? {
+            (AnswerBody::State(state), _) => Ok(state),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// The server's statistics.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        match self.call(RequestBody::Status, &[])? {
+            (AnswerBody::Status, json) => serde_json::from_slice(&json)
+                .map_err(|_| ClientError::Unexpected { server: self.link.server.clone() }),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Reads `len` bytes at `offset`.
+    pub fn read(
+        &mut self,
+        disk: Handle,
+        generation: Generation,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<u8>, ClientError> {
+        match self.call(RequestBody::Read { disk, generation, offset, len }, &[])? {
+            (AnswerBody::Data, data) if data.len() == len as usize => Ok(data),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Writes `data` at `offset`; with `durable`, it is on stable storage when this returns.
+    pub fn write(
+        &mut self,
+        disk: Handle,
+        generation: Generation,
+        offset: u64,
+        data: &[u8],
+        durable: bool,
+    ) -> Result<(), ClientError> {
+        match self.call(RequestBody::Write { disk, generation, offset, durable }, data)? {
+            (AnswerBody::Done, _) => Ok(()),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Makes every finished write of the disk durable.
+    pub fn flush(&mut self, disk: Handle, generation: Generation) -> Result<(), ClientError> {
+        match self.call(RequestBody::Flush { disk, generation }, &[])? {
+            (AnswerBody::Done, _) => Ok(()),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Gives up single calls for many requests in flight on `disk`.
+    pub fn split(self, disk: Handle) -> Result<(RequestSender, AnswerReader), ClientError> {
+        self.link.stream.set_read_timeout(None).map_err(|error| self.link.unreachable(error))?;
+        let link = Arc::new(self.link);
+        let sender = RequestSender { link: Arc::clone(&link), half: Arc::new(Mutex::new(self.send)), disk };
+        Ok((sender, AnswerReader { link, half: self.receive }))
+    }
+
+    fn call(&mut self, body: RequestBody, data: &[u8]) -> Result<(AnswerBody, Vec<u8>), ClientError> {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.link.send(&mut self.send, &Request { tag, body }, data)?;
+        let end = clock::now() + self.deadline;
+        loop {
+            let (answer, data) = self.link.receive(&mut self.receive, Some(end))?;
+            // Answers to earlier calls that were given up.
+            if answer.tag < tag {
+                continue;
+            }
+            return match answer.body {
+                _ if answer.tag > tag => Err(self.unexpected(answer.body)),
+                AnswerBody::Fenced(holding) => Err(ClientError::Fenced(holding)),
+                AnswerBody::Refused { code, message } => Err(ClientError::Refused { code, message }),
+                body => Ok((body, data)),
+            };
+        }
+    }
+
+    fn unexpected(&self, answer: AnswerBody) -> ClientError {
+        tracing::warn!(server = %self.link.server, ?answer, "unexpected answer");
+        ClientError::Unexpected { server: self.link.server.clone() }
+    }
+}
+
+fn prepared(stream: TcpStream, deadline: Duration) -> io::Result<TcpStream> {
+    crate::socket::prepare(&stream)?;
+    stream.set_write_timeout(Some(deadline.max(Duration::from_millis(1))))?;
+    Ok(stream)
+}
+
+/// Submits disk requests; clone it for more threads or disks.
+#[derive(Debug, Clone)]
+pub struct RequestSender {
+    link: Arc<Link>,
+    half: Arc<Mutex<SendHalf>>,
+    disk: Handle,
+}
+
+impl RequestSender {
+    /// Submits one request; its answer comes from the `AnswerReader`, with the same tag. Requests are
+    /// executed in the order of submission. Blocks only while the socket is full, at most the client's
+    /// deadline; an error means that the connection is of no more use.
+    pub fn submit(&self, tag: u64, request: &DiskRequest, generation: Generation) -> Result<(), ClientError> {
+        let disk = self.disk;
+        let (body, data): (_, &[u8]) = match &request.op {
+            DiskOp::Read { offset, len } => {
+                (RequestBody::Read { disk, generation, offset: *offset, len: *len }, &[])
+            }
+            DiskOp::Write { offset, data, durable } => {
+                (RequestBody::Write { disk, generation, offset: *offset, durable: *durable }, data)
+            }
+            DiskOp::Flush => (RequestBody::Flush { disk, generation }, &[]),
+        };
+        let mut half = self.half.lock().unwrap_or_else(PoisonError::into_inner);
+        self.link.send(&mut half, &Request { tag, body }, data)
+    }
+
+    /// The same connection, for another disk opened on it.
+    pub fn for_disk(&self, disk: Handle) -> Self {
+        Self { disk, ..self.clone() }
+    }
+
+    /// Closes the connection: the reader's `next` returns an error.
+    pub fn close(&self) {
+        let _ = self.link.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Receives the answers to submitted requests.
+#[derive(Debug)]
+pub struct AnswerReader {
+    link: Arc<Link>,
+    half: ReceiveHalf,
+}
+
+impl AnswerReader {
+    /// Waits for the next answer, in whatever order they come. After an error the connection is of no more
+    /// use, and requests not answered may or may not have been executed.
+    pub fn next_answer(&mut self) -> Result<DiskAnswer, ClientError> {
+        let (answer, data) = self.link.receive(&mut self.half, None)?;
+        let outcome = match answer.body {
+            AnswerBody::Data => DiskOutcome::Data(data),
+            AnswerBody::Done => DiskOutcome::Done,
+            AnswerBody::Fenced(holding) => DiskOutcome::Fenced(holding),
+            AnswerBody::Refused { code, message } => DiskOutcome::Refused { code, message },
+            _ => return Err(ClientError::Unexpected { server: self.link.server.clone() }),
+        };
+        Ok(DiskAnswer { tag: answer.tag, outcome })
+    }
+}

@@ -1,0 +1,307 @@
+//! One connection: a thread that reads requests, executes them and answers.
+//!
+//! A batch is what has arrived whole, up to a limit. Its requests are executed in order; reads and plain
+//! writes are answered at once; then one commit per disk covers all its durable writes and flushes, and they
+//! are answered. What arrives meanwhile waits in the socket: that bounds the requests in flight, and gathers
+//! the next batch. One thread does all of it, so that a request costs no hand-over between threads.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use logchannel::Generation;
+use logchannel::frame::{FrameError, FrameReader, FrameWriter};
+
+use crate::disk::{Disk, Ticket};
+use crate::faults::CrashPoint;
+use crate::protocol::{
+    self, Answer, AnswerBody, ErrorCode, Handle, KIND_ANSWER, KIND_CLOSING, MAX_TRANSFER, MessageError,
+    Opened, PROTOCOL, Request, RequestBody,
+};
+use crate::server::Shared;
+use crate::store::StoreError;
+use crate::test_and_set::{Claimant, Decision};
+use crate::vm::Vm;
+
+/// How long a new connection may take to send its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// How long a peer may leave answers unread before it loses the connection.
+const SEND: Duration = Duration::from_secs(30);
+/// How long, and how much, is still read after the last word, so that the peer gets to read it.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 8 << 20;
+const READ_CHUNK: usize = 128 << 10;
+/// A batch ends after this many bytes of data in its answers.
+const BATCH_BYTES: usize = 2 << 20;
+/// Most disks, and most claimants, of one connection.
+const MAX_HANDLES: usize = 64;
+
+/// Why a connection ends, other than by the peer's wish.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("no request within {} s", FIRST_REQUEST.as_secs())]
+    Silent,
+    #[error("the server has its {0} connections already: close others, or raise --max-connections")]
+    Full(usize),
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An answer that may still have to wait for something.
+enum Pending {
+    Ready(AnswerBody),
+    Json(Vec<u8>),
+    /// What was read; it is only sent if the generation is still current then.
+    Data(Arc<Vm>, Generation, Vec<u8>),
+    /// `Done` once the disk has committed.
+    Commit(Arc<Disk>, Ticket),
+}
+
+pub(crate) struct Connection<'a> {
+    shared: &'a Shared,
+    stream: &'a TcpStream,
+    reader: FrameReader,
+    writer: FrameWriter,
+    disks: Vec<(Arc<Vm>, Arc<Disk>)>,
+    claimants: Vec<(Arc<Vm>, Claimant)>,
+    payload: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl<'a> Connection<'a> {
+    pub(crate) fn new(shared: &'a Shared, stream: &'a TcpStream) -> Self {
+        Self {
+            shared,
+            stream,
+            reader: FrameReader::new(PROTOCOL),
+            writer: FrameWriter::new(PROTOCOL),
+            disks: Vec::new(),
+            claimants: Vec::new(),
+            payload: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Serves the peer until it closes the connection or makes an error, which it is told.
+    pub(crate) fn serve(&mut self) -> Result<(), ConnectionError> {
+        let result = self.converse();
+        if let Err(error) = &result {
+            self.close(error);
+        }
+        result
+    }
+
+    /// Tells the peer why it is not served.
+    pub(crate) fn refuse(&mut self, error: &ConnectionError) {
+        self.close(error);
+    }
+
+    fn converse(&mut self) -> Result<(), ConnectionError> {
+        crate::socket::prepare(self.stream)?;
+        self.stream.set_write_timeout(Some(SEND))?;
+        self.stream.set_read_timeout(Some(FIRST_REQUEST))?;
+        let mut greeted = false;
+        let mut chunk = vec![0; READ_CHUNK];
+        loop {
+            let count = match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ConnectionError::Silent),
+                Err(error) => return Err(error.into()),
+            };
+            self.reader.push(&chunk[..count]);
+            while self.batch()? {
+                if !greeted {
+                    greeted = true;
+                    self.stream.set_read_timeout(None)?;
+                }
+            }
+        }
+    }
+
+    /// Executes and answers one batch; `false` if no request has arrived whole.
+    fn batch(&mut self) -> Result<bool, ConnectionError> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let mut end = Ok(());
+        while batch.len() < self.shared.limits.max_in_flight && bytes < BATCH_BYTES {
+            match self.next() {
+                Ok(Some((tag, pending))) => {
+                    if let Pending::Data(_, _, data) = &pending {
+                        bytes += data.len();
+                    }
+                    batch.push((tag, pending));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
+            }
+        }
+        let any = !batch.is_empty();
+        self.answer(batch)?;
+        end.map(|()| any)
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, Pending)>, ConnectionError> {
+        let Some(frame) = self.reader.next_frame()? else { return Ok(None) };
+        let (Request { tag, body }, data) = protocol::decode_request(frame.kind, &frame.payload)?;
+        let pending = self.execute(body, data).unwrap_or_else(|error| Pending::Ready(error.into()));
+        Ok(Some((tag, pending)))
+    }
+
+    fn execute(&mut self, body: RequestBody, data: &[u8]) -> Result<Pending, StoreError> {
+        let done = match body {
+            RequestBody::Open { vm, disk, create_bytes, claimant } => {
+                self.open(&vm, &disk, create_bytes, claimant)?
+            }
+            RequestBody::TestAndSet { vm, expect, claimant } => self.claim(&vm, expect, claimant)?,
+            RequestBody::Query { vm } => AnswerBody::State(self.shared.store.query(&vm)?),
+            RequestBody::Read { disk, generation, offset, len } => {
+                let (vm, disk) = self.disk(disk)?;
+                let data = vm.fenced(generation, || Ok(disk.read(offset, len)?))?;
+                return Ok(Pending::Data(Arc::clone(vm), generation, data));
+            }
+            RequestBody::Write { disk, generation, offset, durable } => {
+                let (vm, disk) = self.disk(disk)?;
+                let ticket = vm.fenced(generation, || Ok(disk.write(offset, data)?))?;
+                if durable {
+                    return Ok(Pending::Commit(Arc::clone(disk), ticket));
+                }
+                self.shared.faults.reach(CrashPoint::BeforeAnswer);
+                AnswerBody::Done
+            }
+            RequestBody::Flush { disk, generation } => {
+                let (vm, disk) = self.disk(disk)?;
+                let ticket = vm.fenced(generation, || Ok(disk.now()))?;
+                return Ok(Pending::Commit(Arc::clone(disk), ticket));
+            }
+            RequestBody::Status => return Ok(Pending::Json(self.shared.status_json())),
+        };
+        Ok(Pending::Ready(done))
+    }
+
+    fn open(
+        &mut self,
+        vm: &str,
+        disk: &str,
+        create_bytes: Option<u64>,
+        claimant: Claimant,
+    ) -> Result<AnswerBody, StoreError> {
+        if self.disks.len() >= MAX_HANDLES {
+            return Err(StoreError::Limit { what: "disks of one connection", limit: MAX_HANDLES });
+        }
+        let (vm, disk) = self.shared.store.open_disk(vm, disk, create_bytes)?;
+        self.belongs_to(&vm, claimant);
+        let (state, bytes) = (vm.state()?, disk.bytes());
+        let known = self.disks.iter().position(|(_, other)| Arc::ptr_eq(other, &disk));
+        let handle = known.unwrap_or_else(|| {
+            self.disks.push((vm, disk));
+            self.disks.len() - 1
+        });
+        Ok(AnswerBody::Opened(Opened { disk: handle as Handle, bytes, state }))
+    }
+
+    fn claim(&mut self, vm: &str, expect: Generation, claimant: Claimant) -> Result<AnswerBody, StoreError> {
+        let (decision, vm) = self.shared.store.claim(vm, expect, claimant)?;
+        if let Some(vm) = vm {
+            self.belongs_to(&vm, claimant);
+        }
+        Ok(match decision {
+            Decision::Grant(holding) | Decision::Repeat(holding) => {
+                AnswerBody::Won { generation: holding.generation }
+            }
+            Decision::Lost(holding) => AnswerBody::Lost(holding),
+        })
+    }
+
+    fn belongs_to(&mut self, vm: &Arc<Vm>, claimant: Claimant) {
+        let known = self.claimants.iter().any(|(other, who)| Arc::ptr_eq(other, vm) && *who == claimant);
+        if !known && self.claimants.len() < MAX_HANDLES {
+            vm.connect(claimant);
+            self.claimants.push((Arc::clone(vm), claimant));
+        }
+    }
+
+    fn disk(&self, handle: Handle) -> Result<&(Arc<Vm>, Arc<Disk>), StoreError> {
+        self.disks.get(handle as usize).ok_or(StoreError::Disk {
+            code: ErrorCode::NotFound,
+            message: format!("no disk {handle} on this connection: open it first"),
+        })
+    }
+
+    fn answer(&mut self, batch: Vec<(u64, Pending)>) -> Result<(), ConnectionError> {
+        let mut commits = Vec::new();
+        for (tag, pending) in batch {
+            match pending {
+                Pending::Ready(body) => self.put(tag, body, &[])?,
+                Pending::Json(json) => self.put(tag, AnswerBody::Status, &json)?,
+                Pending::Data(vm, generation, data) => match vm.fenced(generation, || Ok(())) {
+                    Ok(()) => self.put(tag, AnswerBody::Data, &data)?,
+                    Err(error) => self.put(tag, error.into(), &[])?,
+                },
+                Pending::Commit(disk, ticket) => commits.push((tag, disk, ticket)),
+            }
+        }
+        self.send()?;
+        for (tag, disk, ticket) in commits {
+            let body = match disk.commit(ticket) {
+                Ok(()) => AnswerBody::Done,
+                Err(error) => StoreError::from(error).into(),
+            };
+            self.shared.faults.reach(CrashPoint::BeforeAnswer);
+            self.put(tag, body, &[])?;
+        }
+        self.send()
+    }
+
+    fn put(&mut self, tag: u64, body: AnswerBody, data: &[u8]) -> Result<(), ConnectionError> {
+        debug_assert!(data.len() <= MAX_TRANSFER || body == AnswerBody::Status);
+        protocol::encode(&Answer { tag, body }, data, &mut self.payload)?;
+        self.writer.write(KIND_ANSWER, &self.payload, &mut self.out);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), ConnectionError> {
+        if !self.out.is_empty() {
+            let result = self.stream.write_all(&self.out);
+            self.out.clear();
+            self.out.shrink_to(READ_CHUNK);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Says why, then closes so that the peer gets to read it: a socket closed on unread bytes resets the
+    /// connection, and with it our last word.
+    fn close(&mut self, error: &ConnectionError) {
+        self.writer.write(KIND_CLOSING, error.to_string().as_bytes(), &mut self.out);
+        if self.send().is_err() || self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let _ = self.stream.set_read_timeout(Some(LINGER));
+        let mut chunk = [0; 4096];
+        let mut left = LINGER_BYTES / chunk.len();
+        while left > 0 && matches!(self.stream.read(&mut chunk), Ok(1..)) {
+            left -= 1;
+        }
+        self.shared.closed_for_errors.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        for (vm, claimant) in &self.claimants {
+            vm.disconnect(*claimant);
+        }
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
