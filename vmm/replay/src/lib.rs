@@ -15,8 +15,13 @@ pub mod divergence;
 pub mod machine;
 pub mod record;
 pub mod replay;
+#[cfg(any(test, feature = "small-machine"))]
+pub mod small_machine;
 
 pub use divergence::{Difference, Divergence};
 pub use machine::{Ending, Machine, Stop};
 pub use record::{ClockPolicy, Offer, Recorded, Recorder};
 pub use replay::{Progress, PushError, ReplayError, Replayer};
+
+#[cfg(test)]
+mod test_driver;
