@@ -1,1 +1,3 @@
 //! (being written)
+/// x
+pub const MINIKV: &[u8] = &[];

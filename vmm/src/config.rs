@@ -116,11 +116,17 @@ impl VmConfig {
         if let Some(pair) = pair {
             pair.check()?;
         }
-        ensure!((4..=3072).contains(&args.memory) && args.memory % 2 == 0, "--memory {}: an even number of MiB, 4 to 3072", args.memory);
+        ensure!(
+            (4..=3072).contains(&args.memory) && args.memory % 2 == 0,
+            "--memory {}: an even number of MiB, 4 to 3072",
+            args.memory
+        );
         ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
         let image = match &args.kernel {
             None => guest_images::MINIKV.to_vec(),
-            Some(path) => std::fs::read(path).with_context(|| format!("cannot read --kernel {}", path.display()))?,
+            Some(path) => {
+                std::fs::read(path).with_context(|| format!("cannot read --kernel {}", path.display()))?
+            }
         };
         Ok(Self { args: args.clone(), image, wall_base_ns })
     }

@@ -5,6 +5,7 @@
 
 pub mod boot;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod io;

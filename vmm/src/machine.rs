@@ -9,9 +9,12 @@
 //! Interrupts are injected only here, between two exits, from the PIC's state: a function of the machine's own
 //! state and of the inputs applied at this position, hence the same on a replica.
 
+use std::hash::Hasher as _;
+
 use devices::{Devices, DevicesConfig};
 use logchannel::{DiskRequest, Event, MachineDigest, Output, Position};
 use replay::{Ending, Stop};
+use twox_hash::XxHash3_64;
 
 use crate::engine::{CpuState, Engine, EngineError, VmEntry, VmExit};
 use crate::memory::Ram;
@@ -34,9 +37,6 @@ pub enum MachineError {
     /// A log entry that is not an input.
     #[error("{0} is no input")]
     NotAnInput(&'static str),
-    /// Saved device state of another version, or damaged.
-    #[error("cannot restore the devices: {0}")]
-    Devices(String),
 }
 
 /// A virtual machine on engine `E`.
@@ -53,9 +53,21 @@ pub struct Machine<E> {
 
 impl<E: Engine> Machine<E> {
     /// A machine whose vCPU starts in `first`; the guest image is in `ram` already.
-    pub fn new(mut engine: E, ram: Ram, config: DevicesConfig, first: &CpuState) -> Result<Self, MachineError> {
+    pub fn new(
+        mut engine: E,
+        ram: Ram,
+        config: &DevicesConfig,
+        first: &CpuState,
+    ) -> Result<Self, MachineError> {
         engine.restore(first, Position::at(0))?;
-        Ok(Self { engine, ram, devices: Devices::new(config), entry: VmEntry::Resume, halted: false, ended: None })
+        Ok(Self {
+            engine,
+            ram,
+            devices: Devices::new(config),
+            entry: VmEntry::Resume,
+            halted: false,
+            ended: None,
+        })
     }
 
     /// The engine, for what is particular to it.
@@ -144,16 +156,28 @@ impl<E: Engine> Machine<E> {
                 self.devices.mmio_write(ram, address, &value.to_le_bytes()[..usize::from(size)]);
             }
             VmExit::MsrRead { index } => {
-                tracing::debug!(index = format_args!("{index:#x}"), "guest reads an MSR outside the model: #GP");
+                tracing::debug!(
+                    index = format_args!("{index:#x}"),
+                    "guest reads an MSR outside the model: #GP"
+                );
                 self.entry = VmEntry::Msr(None);
             }
             VmExit::MsrWrite { index, value } => {
-                tracing::debug!(index = format_args!("{index:#x}"), value, "guest writes an MSR outside the model: #GP");
+                tracing::debug!(
+                    index = format_args!("{index:#x}"),
+                    value,
+                    "guest writes an MSR outside the model: #GP"
+                );
                 self.entry = VmEntry::Msr(None);
             }
-            VmExit::Hlt if self.engine.interrupts_enabled() => self.halted = true,
+            VmExit::Hlt if self.engine.interrupts_enabled() => {
+                self.devices.flush_console();
+                self.halted = true;
+            }
             VmExit::Hlt => {
-                self.ended = Some(Ending::Stuck("HLT with interrupts disabled: the guest can never run again".into()));
+                self.devices.flush_console();
+                self.ended =
+                    Some(Ending::Stuck("HLT with interrupts disabled: the guest can never run again".into()));
             }
             VmExit::Shutdown => self.ended = Some(Ending::Reset),
             VmExit::Unsupported(what) => self.ended = Some(Ending::Stuck(what)),
@@ -197,8 +221,6 @@ impl<E: Engine> replay::Machine for Machine<E> {
 
     fn apply(&mut self, input: &Event) -> Result<(), MachineError> {
         match input {
-            Event::Shutdown => self.ended = Some(Ending::PowerOff(0)),
-            Event::Reset => self.ended = Some(Ending::Reset),
             Event::NetRx(_) | Event::ConsoleRx(_) | Event::DiskDone { .. } | Event::Clock { .. } => {
                 let at = self.engine.position();
                 let applied = self.devices.apply(self.ram.map(), input);
@@ -219,7 +241,10 @@ impl<E: Engine> replay::Machine for Machine<E> {
 
     fn digest(&mut self) -> Result<MachineDigest, MachineError> {
         let registers = self.cpu()?.digest();
-        let devices = self.devices.digest();
+        let mut hash = XxHash3_64::new();
+        self.devices.digest_bytes(&mut |bytes| hash.write(bytes));
+        hash.write(&[u8::from(self.halted)]);
+        let devices = hash.finish();
         let memory = self.ram.digest(None);
         Ok(MachineDigest { registers, devices, memory })
     }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lockstep::cli;
+use tracing_subscriber::EnvFilter;
 
 /// Runs one virtual machine as a pair: a primary, and a backup that takes over where it stopped.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(version, about, propagate_version = true, after_help = "Start with: lockstep doctor")]
 struct Command {
     #[command(subcommand)]
     action: Action,
@@ -15,13 +16,36 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Run one machine without a backup.
+    Run(cli::run::RunArgs),
+    /// Run the half of a pair that executes and talks to the world.
+    Primary(cli::primary::PrimaryArgs),
+    /// Run the half of a pair that follows and takes over.
+    Backup(cli::backup::BackupArgs),
+    /// Serve shared disks with fenced writes, and the test-and-set.
+    DiskServer(disk_server::Options),
+    /// Run a user-space Ethernet switch with a gateway to the guest.
+    Lan(cli::lan::LanArgs),
+    /// Show what the halves of a pair are doing.
+    Status(cli::status::StatusArgs),
     /// Say what this host's KVM can do, and which engine and clock that leads to.
     Doctor(cli::doctor::DoctorArgs),
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
+    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if std::env::var_os(lockstep::cluster::DIE_WITH_PARENT).is_some() {
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    }
     let result = match &command.action {
+        Action::Run(args) => cli::run::run(args),
+        Action::Primary(args) => cli::primary::run(args),
+        Action::Backup(args) => cli::backup::run(args),
+        Action::DiskServer(options) => cli::disk_server::run(options),
+        Action::Lan(args) => cli::lan::run(args),
+        Action::Status(args) => cli::status::run(args),
         Action::Doctor(args) => cli::doctor::run(args),
     };
     match result {

@@ -148,7 +148,8 @@ fn branch_counter() -> bool {
     const EXCLUDE_HOST: u64 = 1 << 19;
     [0x51_00d1u64, 0x51_01c4, 0x51_11c4].into_iter().any(|config| {
         let size = size_of::<PerfEventAttr>() as u32;
-        let attr = PerfEventAttr { kind: RAW, size, config, flags: PINNED | EXCLUDE_HOST, ..Default::default() };
+        let attr =
+            PerfEventAttr { kind: RAW, size, config, flags: PINNED | EXCLUDE_HOST, ..Default::default() };
         // SAFETY: `attr` is a perf_event_attr of the size it names; the call reads nothing else.
         let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &attr, 0, -1, -1, 0) };
         if fd >= 0 {
@@ -168,7 +169,7 @@ fn measure(report: &mut Report) -> anyhow::Result<()> {
     let code = [0x89, 0xd9, 0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x80, 0xf4, 0xeb, 0xf5];
     let ram = Ram::new(4 << 20)?;
     let mut first = boot::load_flat64(ram.map(), ram.bytes(), &code, ENTRY, "")?;
-    let clock = HostClock::new();
+    let clock = HostClock;
     let mut medians = [0u64; 3];
     for (round, spin) in [(0, 1u32), (1, SPIN)] {
         first.gpr[3] = u64::from(spin);
@@ -177,7 +178,10 @@ fn measure(report: &mut Report) -> anyhow::Result<()> {
         let (mut pio, mut hlt) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let start = clock.now_ns();
-            anyhow::ensure!(matches!(engine.run(VmEntry::Resume, None)?, VmExit::PioWrite { .. }), "no PIO exit");
+            anyhow::ensure!(
+                matches!(engine.run(VmEntry::Resume, None)?, VmExit::PioWrite { .. }),
+                "no PIO exit"
+            );
             let middle = clock.now_ns();
             anyhow::ensure!(engine.run(VmEntry::Resume, None)? == VmExit::Hlt, "no HLT exit");
             pio.push(middle - start);
@@ -190,7 +194,8 @@ fn measure(report: &mut Report) -> anyhow::Result<()> {
     }
     report.pio_exit_us = Some(medians[0] as f64 / 1e3);
     report.hlt_exit_us = Some(medians[2] as f64 / 1e3);
-    report.cpl0_instruction_ns = Some(medians[1].saturating_sub(medians[0]) as f64 / f64::from(2 * (SPIN - 1)));
+    report.cpl0_instruction_ns =
+        Some(medians[1].saturating_sub(medians[0]) as f64 / f64::from(2 * (SPIN - 1)));
     Ok(())
 }
 
@@ -204,9 +209,11 @@ fn conclude(report: &mut Report) {
     report.verdict = Some(format!("kvm, clock {}", engine::PositionClock::name(PositionClock::Exits)));
     report.reasons.push(match report.branch_counter {
         true => "a branch counter exists here, but this version has the exits clock only".into(),
-        false => "no performance counter reaches this host, so positions are counted in deterministic exits: \
+        false => {
+            "no performance counter reaches this host, so positions are counted in deterministic exits: \
                   exact for guests that exit often, as minikv does"
-            .into(),
+                .into()
+        }
     });
     if report.cpl0_instruction_ns.is_some_and(|ns| ns > 50.0) {
         report.reasons.push(

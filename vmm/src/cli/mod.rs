@@ -1,6 +1,58 @@
 //! The commands, one file each.
 
+pub mod backup;
+pub mod disk_server;
 pub mod doctor;
+pub mod lan;
+pub mod primary;
+pub mod run;
+pub mod status;
 
+use ft::HaltReason;
+use replay::Ending;
+
+use crate::pair::live::LiveEnd;
+use crate::pair::process::ProcessEnd;
+
+/// Another copy holds the generation: this one halted.
+pub const EXIT_OTHER_LIVE: u8 = 3;
+/// The backup diverged from the log.
+pub const EXIT_DIVERGED: u8 = 4;
 /// The host cannot run a virtual machine.
 pub const EXIT_NO_KVM: u8 = 5;
+/// The guest cannot run on.
+pub const EXIT_GUEST_STUCK: u8 = 6;
+
+/// What the exit codes mean, for `--help`.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  the guest powered off (or its own exit status), or the pair ended together
+  1  something failed; standard error says what and what to do
+  2  wrong command line
+  3  another copy of the machine is live: this one halted
+  4  the backup diverged; standard error names the report
+  5  this host cannot run a virtual machine (see lockstep doctor)
+  6  the guest can never run again by its own doing";
+
+/// Says how a process' part in a machine ended; the exit code.
+pub fn conclude(end: &ProcessEnd) -> u8 {
+    let halted = |reason: &HaltReason| {
+        eprintln!("lockstep: halted: {reason}");
+        match reason {
+            HaltReason::GuestEnded => 0,
+            HaltReason::Lost { .. } | HaltReason::Fenced { .. } => EXIT_OTHER_LIVE,
+            HaltReason::Diverged => EXIT_DIVERGED,
+            HaltReason::NeverJoined => 1,
+        }
+    };
+    match end {
+        ProcessEnd::Backup(reason) | ProcessEnd::Live(LiveEnd::Halted(reason)) => halted(reason),
+        ProcessEnd::Live(LiveEnd::Guest(ending)) => {
+            eprintln!("lockstep: {ending}");
+            match ending {
+                Ending::PowerOff(status) => *status,
+                Ending::Reset | Ending::Shutdown => 0,
+                Ending::Stuck(_) => EXIT_GUEST_STUCK,
+            }
+        }
+    }
+}

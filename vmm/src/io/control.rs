@@ -48,5 +48,7 @@ pub fn ask(path: &Path, request: &str) -> anyhow::Result<String> {
         BufReader::new(stream).read_line(&mut line)?;
         Ok(line)
     };
-    ask().with_context(|| format!("nobody answers on {}: is the process running, with --control?", path.display()))
+    ask().with_context(|| {
+        format!("nobody answers on {}: is the process running, with --control?", path.display())
+    })
 }

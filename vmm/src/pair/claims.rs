@@ -56,7 +56,10 @@ impl ClaimServer {
             match self.try_claim(expect, claimant) {
                 Ok(Claim::Won(generation)) => return ClaimAnswer::Won { generation },
                 Ok(Claim::Lost(holding)) => {
-                    return ClaimAnswer::Lost { generation: holding.generation, holder: holding.holder };
+                    return ClaimAnswer::Lost {
+                        generation: holding.generation,
+                        holder: holding.holder.unwrap_or(0),
+                    };
                 }
                 Err(error) => {
                     tracing::warn!(%error, expect, "test-and-set");

@@ -196,7 +196,9 @@ impl Follower {
         let mut actions = std::mem::take(&mut inner.actions);
         let now = self.clock.now_ns();
         backup.step(now, event, &mut actions);
-        if inner.times.won_ns == 0 && matches!(backup.state(), ft::BackupState::Draining | ft::BackupState::Live) {
+        if inner.times.won_ns == 0
+            && matches!(backup.state(), ft::BackupState::Draining | ft::BackupState::Live)
+        {
             inner.times.won_ns = now;
         }
         for action in actions.drain(..) {
@@ -270,7 +272,11 @@ impl Follower {
         }
     }
 
-    fn executed(&self, batch: &mut Vec<(Seq, Option<Output>, Option<u64>)>, digests: &[(Seq, MachineDigest)]) {
+    fn executed(
+        &self,
+        batch: &mut Vec<(Seq, Option<Output>, Option<u64>)>,
+        digests: &[(Seq, MachineDigest)],
+    ) {
         let mut inner = self.lock();
         for (seq, output, completed) in batch.drain(..) {
             inner.outputs += u64::from(output.is_some());

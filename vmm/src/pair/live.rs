@@ -166,7 +166,8 @@ impl<M: Machine> Live<M> {
             while applied < MAX_INPUTS && self.refused.is_empty() {
                 match self.inputs.control.try_recv() {
                     Ok(message) => applied += usize::from(self.control(message)?),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => match self.inputs.net.try_recv() {
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => match self.inputs.net.try_recv()
+                    {
                         Ok(frame) => applied += usize::from(self.offer(Event::NetRx(frame))?),
                         Err(_) => break,
                     },
@@ -196,7 +197,9 @@ impl<M: Machine> Live<M> {
 
     fn control(&mut self, message: Control) -> Result<bool, M::Error> {
         match message {
-            Control::Input(Event::DiskDone { request, .. }) if !self.leader.disk_completed(request) => Ok(false),
+            Control::Input(Event::DiskDone { request, .. }) if !self.leader.disk_completed(request) => {
+                Ok(false)
+            }
             Control::Input(event) => self.offer(event),
             Control::GoLive(generation) => {
                 self.recorder.go_live(generation, &mut self.recorded);
@@ -216,7 +219,8 @@ impl<M: Machine> Live<M> {
     /// Waits for one input, a deadline of the guest, or a while.
     fn block(&mut self) -> Result<(), M::Error> {
         let now = self.leader.clock().now_ns();
-        let deadline = self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        let deadline =
+            self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
         let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
         let Inputs { net, control } = self.inputs.clone();
         let message = select! {

@@ -64,8 +64,8 @@ impl Outside {
 
     /// Sends one Ethernet frame, if the network takes it.
     pub fn frame(&mut self, frame: &[u8]) {
-        let taken = self.net.as_mut().is_some_and(|net| match net.write(frame) {
-            Ok(taken) => taken,
+        let taken = self.net.as_mut().is_some_and(|net| match net.write(&[frame]) {
+            Ok(sent) => sent > 0,
             Err(error) => {
                 tracing::debug!(%error, "network");
                 false

@@ -59,7 +59,7 @@ pub fn machine(config: &VmConfig) -> anyhow::Result<Kvm> {
     let ram = Ram::new(config.memory_bytes())?;
     let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
     let engine = KvmEngine::new(&ram, false)?;
-    Ok(Machine::new(engine, ram, config.devices(), &first)?)
+    Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 
 /// Everything that both halves have.
@@ -85,7 +85,7 @@ struct StatusParts {
 impl Host {
     fn new(config: VmConfig, role: &'static str) -> anyhow::Result<Self> {
         let host = Self {
-            clock: HostClock::new(),
+            clock: HostClock,
             claimant: crate::io::random_u128().context("cannot read /dev/urandom")?,
             control: bounded(CONTROL_QUEUE),
             net: bounded(NET_QUEUE),
@@ -110,6 +110,7 @@ impl Host {
     fn serve_control(&self) -> anyhow::Result<()> {
         let Some(path) = self.config.args.control.clone() else { return Ok(()) };
         let (status, clock, vm) = (self.status.clone(), self.clock, self.config.args.vm.clone());
+        let started_ns = clock.now_ns();
         let queue = self.control.0.clone();
         let answer = move |request: &str| match request {
             "shutdown" => {
@@ -124,7 +125,7 @@ impl Host {
                     vm: vm.clone(),
                     pid: std::process::id(),
                     engine: "kvm, clock exits".into(),
-                    uptime_s: clock.now_ns() as f64 / 1e9,
+                    uptime_s: (clock.now_ns() - started_ns) as f64 / 1e9,
                     live: parts.leader.as_ref().map(|leader| leader.status()),
                     backup: follower.or_else(|| parts.backup.clone()),
                     failover: parts.failover,
@@ -152,7 +153,7 @@ impl Host {
         let Some(endpoint) = &self.config.args.net else { return Ok(None) };
         let connection = lan::backend::Connection::connect(endpoint)
             .with_context(|| format!("cannot connect to the network {endpoint}"))?;
-        let (reader, writer) = connection.split()?;
+        let (reader, writer, _) = connection.split()?;
         let (queue, live) = (self.net.0.clone(), self.live.clone());
         start("net-rx", move || threads::net_rx(reader, queue, live))?;
         Ok(Some(writer))
@@ -202,7 +203,7 @@ impl Host {
                  disk server. If that copy must end, repeat with --take-over",
                 address.vm,
                 state.holding.generation,
-                state.holding.holder
+                state.holding.holder.unwrap_or(0)
             );
         }
         match client.test_and_set(&address.vm, state.holding.generation, self.claimant)? {
@@ -215,7 +216,11 @@ impl Host {
 }
 
 /// Runs an unreplicated machine, or with `backup` the primary of a pair.
-pub fn run_live(config: VmConfig, backup: Option<(&str, &PairArgs)>, take_over: bool) -> anyhow::Result<ProcessEnd> {
+pub fn run_live(
+    config: VmConfig,
+    backup: Option<(&str, &PairArgs)>,
+    take_over: bool,
+) -> anyhow::Result<ProcessEnd> {
     let wait_for_backup = Duration::from_secs(60);
     let host = Host::new(config, if backup.is_some() { "primary" } else { "run" })?;
     let (generation, disk) = host.win_generation(take_over)?;
@@ -242,7 +247,8 @@ pub fn run_live(config: VmConfig, backup: Option<(&str, &PairArgs)>, take_over: 
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
-        claim_server.serve(|expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }));
+        claim_server
+            .serve(|expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }));
     })?;
     let mut writer = None;
     if let Some(((connection, welcome), heartbeats)) = channel {
@@ -271,7 +277,8 @@ fn replicate(
     leader.join(Link { sender, closer, heartbeat });
     let of_acks = leader.clone();
     start("acks", move || threads::acks(of_acks, reader, acks))?;
-    let (of_beats, peer) = (leader.clone(), PeerIdentity { vm, claimant: welcome.claimant, role: Role::Backup });
+    let (of_beats, peer) =
+        (leader.clone(), PeerIdentity { vm, claimant: welcome.claimant, role: Role::Backup });
     start("heartbeats", move || {
         threads::heartbeats(&heartbeats, peer, |beat| {
             of_beats.event(ft::PrimaryEvent::Heartbeat(beat));
@@ -402,7 +409,8 @@ fn join(
     start("entries", move || threads::entries(of_entries, reader))?;
     let (of_ticks, clock) = (follower.clone(), host.clock);
     start("ticker", move || crate::pair::follower::tick(&of_ticks, clock))?;
-    let (of_beats, peer) = (follower.clone(), PeerIdentity { vm, claimant: hello.claimant, role: Role::Primary });
+    let (of_beats, peer) =
+        (follower.clone(), PeerIdentity { vm, claimant: hello.claimant, role: Role::Primary });
     let socket = heartbeats.clone();
     start("heartbeats", move || {
         threads::heartbeats(&socket, peer, |beat| {
@@ -417,6 +425,6 @@ fn join(
 /// Tells the network where the guest's MAC address is now (DESIGN 5.5).
 fn announce(host: &Host, leader: &Leader) {
     let Some(ip) = host.config.guest_ip() else { return };
-    let frame = lan::gratuitous_arp(host.config.args.mac, ip);
+    let frame = lan::gratuitous_arp(lan::Mac(host.config.args.mac), ip);
     (0..ANNOUNCEMENTS).for_each(|_| leader.announce(&frame));
 }

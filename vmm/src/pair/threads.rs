@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender as Queue;
 use disk_server::client::{AnswerReader, ClientError, DiskClient, DiskOutcome};
 use ft::{BackupEvent, PrimaryEvent};
+use lan::wire::FrameBatch;
 use logchannel::heartbeat::{Heartbeat, Role};
 use logchannel::sender::AckReader;
 use logchannel::tcp::ChannelReader;
@@ -29,16 +30,18 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result
 
 /// Frames from the network into the queue, while `live`; thrown away before.
 pub fn net_rx(mut reader: lan::backend::FrameReader, queue: Queue<Vec<u8>>, live: Arc<AtomicBool>) {
+    let mut batch = FrameBatch::default();
     loop {
-        match reader.read() {
-            Ok(frame) if live.load(Ordering::Acquire) => {
-                if queue.send(frame).is_err() {
-                    return;
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the network is gone");
+        batch.clear();
+        if let Err(error) = reader.read(&mut batch) {
+            tracing::warn!(%error, "the network is gone");
+            return;
+        }
+        if !live.load(Ordering::Acquire) {
+            continue;
+        }
+        for frame in batch.iter() {
+            if queue.send(frame.to_vec()).is_err() {
                 return;
             }
         }
@@ -75,9 +78,9 @@ pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, 
     let mut first = first;
     loop {
         let opened = match first.take() {
-            Some(mut client) => {
-                client.open(&address.vm, &address.disk, Some(address.bytes), address.claimant).map(|o| (client, o))
-            }
+            Some(mut client) => client
+                .open(&address.vm, &address.disk, Some(address.bytes), address.claimant)
+                .map(|o| (client, o)),
             None => address.open(),
         };
         let halves = opened.and_then(|(client, opened)| client.split(opened.disk));
@@ -184,8 +187,13 @@ pub struct PeerIdentity {
 }
 
 /// Heartbeats of the peer to `heard`, which says whether to go on.
-pub fn heartbeats(socket: &HeartbeatSocket, peer: PeerIdentity, mut heard: impl FnMut(ft::Heartbeat) -> bool) {
-    let of_peer = |beat: &Heartbeat| (beat.vm, beat.claimant, beat.role) == (peer.vm, peer.claimant, peer.role);
+pub fn heartbeats(
+    socket: &HeartbeatSocket,
+    peer: PeerIdentity,
+    mut heard: impl FnMut(ft::Heartbeat) -> bool,
+) {
+    let of_peer =
+        |beat: &Heartbeat| (beat.vm, beat.claimant, beat.role) == (peer.vm, peer.claimant, peer.role);
     loop {
         match socket.receive(HEARTBEAT_WAIT) {
             Ok(Some(beat)) if of_peer(&beat) => {

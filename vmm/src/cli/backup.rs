@@ -1,0 +1,46 @@
+//! `lockstep backup`: the half of a pair that follows the log, says nothing, and goes live when it must.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::cli::{EXIT_CODES, conclude};
+use crate::config::{PairArgs, VmArgs, VmConfig};
+use crate::pair::process::run_backup;
+
+/// Options of `lockstep backup`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  lockstep backup --listen 0.0.0.0:7700 --disk-server host-c:7411 --net tap:tap0
+  lockstep backup --listen 127.0.0.1:7700 --net 127.0.0.1:7800 --control backup.sock
+
+{EXIT_CODES}"))]
+pub struct BackupArgs {
+    /// The machine: the same as the primary's.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Times of the pair.
+    #[command(flatten)]
+    pub pair: PairArgs,
+    /// Where to wait for the primary, host:port; port 0 takes any, and a line on standard output says which.
+    #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
+    pub listen: String,
+    /// Directory for the report, should this backup diverge.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub reports: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &BackupArgs) -> anyhow::Result<u8> {
+    let config = VmConfig::new(&args.vm, Some(&args.pair), 0)?;
+    let end = run_backup(config, &args.pair, &args.listen, |divergence| {
+        let name = format!("divergence-{}-{}.txt", args.vm.vm, divergence.seq);
+        let path = args.reports.join(name);
+        std::fs::write(&path, divergence.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("lockstep: diverged: {}; report in {}", divergence.difference, path.display());
+        Ok(())
+    })?;
+    Ok(conclude(&end))
+}

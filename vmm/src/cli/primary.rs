@@ -1,0 +1,36 @@
+//! `lockstep primary`: the half of a pair that executes and talks to the world.
+
+use clap::Args;
+
+use crate::cli::{EXIT_CODES, conclude};
+use crate::config::{PairArgs, VmArgs, VmConfig};
+use crate::io::clock::wall_ns;
+use crate::pair::process::run_live;
+
+/// Options of `lockstep primary`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  lockstep primary --backup host-b:7700 --disk-server host-c:7411 --net tap:tap0
+  lockstep primary --backup 127.0.0.1:7700 --net 127.0.0.1:7800 --control primary.sock
+
+{EXIT_CODES}"))]
+pub struct PrimaryArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Times of the pair.
+    #[command(flatten)]
+    pub pair: PairArgs,
+    /// Where the backup listens, host:port.
+    #[arg(long, value_name = "ADDRESS")]
+    pub backup: String,
+    /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
+    #[arg(long)]
+    pub take_over: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &PrimaryArgs) -> anyhow::Result<u8> {
+    let config = VmConfig::new(&args.vm, Some(&args.pair), wall_ns())?;
+    Ok(conclude(&run_live(config, Some((&args.backup, &args.pair)), args.take_over)?))
+}

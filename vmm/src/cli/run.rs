@@ -1,0 +1,32 @@
+//! `lockstep run`: one machine without a backup.
+
+use clap::Args;
+
+use crate::cli::{EXIT_CODES, conclude};
+use crate::config::{VmArgs, VmConfig};
+use crate::io::clock::wall_ns;
+use crate::pair::process::run_live;
+
+/// Options of `lockstep run`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  lockstep disk-server --data ./disks &
+  lockstep lan --listen 127.0.0.1:7800 --forward 127.0.0.1:6379=10.77.0.2:6379 &
+  lockstep run --net 127.0.0.1:7800
+  redis-cli -p 6379 set key value
+
+{EXIT_CODES}"))]
+pub struct RunArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
+    #[arg(long)]
+    pub take_over: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
+    let config = VmConfig::new(&args.vm, None, wall_ns())?;
+    Ok(conclude(&run_live(config, None, args.take_over)?))
+}

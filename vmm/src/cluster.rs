@@ -1,0 +1,371 @@
+//! A whole pair on this machine, as the separate processes that it would be on three hosts: disk server, network,
+//! primary, backup. For `demo`, `bench` and the tests.
+//!
+//! Everything lives in one directory: disks, control sockets, one log file per process. Dropping the cluster ends
+//! its processes, and only those.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::io::clock::HostClock;
+use crate::io::control;
+
+/// Set for a process of a cluster that is to end with whoever started it.
+pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
+
+/// Longest wait for anything, generous for a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Which process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// `lockstep disk-server`
+    DiskServer,
+    /// `lockstep lan`
+    Lan,
+    /// `lockstep backup`
+    Backup,
+    /// `lockstep primary`, or `lockstep run` when there is no backup.
+    Primary,
+}
+
+impl Part {
+    /// Its name in file names and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::DiskServer => "disk-server",
+            Part::Lan => "lan",
+            Part::Backup => "backup",
+            Part::Primary => "primary",
+        }
+    }
+}
+
+/// What kind of cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// The `lockstep` binary.
+    pub program: PathBuf,
+    /// Where everything is kept; it must exist.
+    pub directory: PathBuf,
+    /// With a backup.
+    pub replicated: bool,
+    /// Whether the processes end with the one that started them.
+    pub die_with_parent: bool,
+    /// More options for both halves.
+    pub vm_options: Vec<String>,
+    /// More options of the pair, for both halves.
+    pub pair_options: Vec<String>,
+    /// More options for the disk server.
+    pub disk_options: Vec<String>,
+}
+
+impl ClusterOptions {
+    /// A replicated minikv in `directory`, with everything as by default.
+    pub fn new(program: impl Into<PathBuf>, directory: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            directory: directory.into(),
+            replicated: true,
+            die_with_parent: true,
+            vm_options: Vec::new(),
+            pair_options: Vec::new(),
+            disk_options: Vec::new(),
+        }
+    }
+}
+
+/// The processes.
+pub struct Cluster {
+    options: ClusterOptions,
+    children: BTreeMap<Part, Child>,
+    disk_address: String,
+    backup_address: String,
+    port: u16,
+}
+
+impl Cluster {
+    /// Starts all processes and waits until the guest answers. `progress` is told each step.
+    pub fn start(options: ClusterOptions, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
+        let mut cluster = Self {
+            options,
+            children: BTreeMap::new(),
+            disk_address: String::new(),
+            backup_address: String::new(),
+            port: 0,
+        };
+        progress("disk server");
+        cluster.start_disk_server("127.0.0.1:0")?;
+        progress("network");
+        cluster.start_lan()?;
+        if cluster.options.replicated {
+            progress("backup");
+            cluster.start_backup()?;
+        }
+        progress("primary");
+        cluster.start_primary()?;
+        progress("guest");
+        cluster.wait_for_guest()?;
+        Ok(cluster)
+    }
+
+    fn spawn(&mut self, part: Part, arguments: &[String]) -> anyhow::Result<()> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
+        let mut command = Command::new(&self.options.program);
+        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if self.options.die_with_parent {
+            command.env(DIE_WITH_PARENT, "1");
+        }
+        let child = command.spawn().with_context(|| {
+            format!("cannot start {} {}", self.options.program.display(), arguments.join(" "))
+        })?;
+        self.children.insert(part, child);
+        Ok(())
+    }
+
+    /// Starts the disk server on `listen`, with the data that is there.
+    pub fn start_disk_server(&mut self, listen: &str) -> anyhow::Result<()> {
+        let from = self.log_len(Part::DiskServer);
+        let data = self.options.directory.join("disks").display().to_string();
+        let mut arguments = words(&["disk-server", "--listen", listen, "--data", &data]);
+        arguments.extend(self.options.disk_options.iter().cloned());
+        self.spawn(Part::DiskServer, &arguments)?;
+        self.disk_address = self.wait_for_line(Part::DiskServer, from, "disk-server listening on ")?;
+        Ok(())
+    }
+
+    fn start_lan(&mut self) -> anyhow::Result<()> {
+        let (listen, forward) = (self.lan_endpoint(), "127.0.0.1:0=10.77.0.2:6379");
+        self.spawn(Part::Lan, &words(&["lan", "--listen", &listen, "--forward", forward]))?;
+        let line = self.wait_for_line(Part::Lan, 0, "lan forwarding ")?;
+        let address = line.split('=').next().unwrap_or_default();
+        let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+        self.port = port.with_context(|| format!("no port in {line:?}"))?;
+        Ok(())
+    }
+
+    fn lan_endpoint(&self) -> String {
+        format!("unix:{}", self.options.directory.join("lan.sock").display())
+    }
+
+    fn vm_arguments(&self, part: Part) -> Vec<String> {
+        let control = self.control(part).display().to_string();
+        let mut arguments = words(&[
+            "--disk-server",
+            &self.disk_address,
+            "--net",
+            &self.lan_endpoint(),
+            "--control",
+            &control,
+        ]);
+        arguments.extend(self.options.vm_options.iter().cloned());
+        if self.options.replicated {
+            arguments.extend(self.options.pair_options.iter().cloned());
+        }
+        arguments
+    }
+
+    /// Starts the backup.
+    pub fn start_backup(&mut self) -> anyhow::Result<()> {
+        let from = self.log_len(Part::Backup);
+        let reports = self.options.directory.display().to_string();
+        let mut arguments = words(&["backup", "--listen", "127.0.0.1:0", "--reports", &reports]);
+        arguments.extend(self.vm_arguments(Part::Backup));
+        self.spawn(Part::Backup, &arguments)?;
+        self.backup_address = self.wait_for_line(Part::Backup, from, "backup listening on ")?;
+        Ok(())
+    }
+
+    /// Starts the primary, or the unreplicated machine.
+    pub fn start_primary(&mut self) -> anyhow::Result<()> {
+        let mut arguments = match self.options.replicated {
+            true => words(&["primary", "--backup", &self.backup_address]),
+            false => words(&["run"]),
+        };
+        arguments.extend(self.vm_arguments(Part::Primary));
+        self.spawn(Part::Primary, &arguments)
+    }
+
+    /// Waits until the guest answers a PING.
+    pub fn wait_for_guest(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        self.wait("the guest to answer", |_| Ok(ping(port).unwrap_or(false)))
+    }
+
+    /// Waits until `done`, and for no process to have ended meanwhile that should run.
+    pub fn wait(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Self) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
+        loop {
+            if done(self)? {
+                return Ok(());
+            }
+            let parts: Vec<Part> = self.children.keys().copied().collect();
+            for part in parts {
+                if let Some(status) = self.ended(part)? {
+                    bail!(
+                        "{} ended ({status}) while waiting for {what}:\n{}",
+                        part.name(),
+                        self.log_tail(part)
+                    );
+                }
+            }
+            ensure!(HostClock.now_ns() < end, "waited {} s for {what}", PATIENCE.as_secs());
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn wait_for_line(&mut self, part: Part, from: u64, prefix: &str) -> anyhow::Result<String> {
+        let mut found = None;
+        let path = self.log(part);
+        self.wait(&format!("{} to start", part.name()), |_| {
+            let text = std::fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(text.get(from as usize..).unwrap_or_default()).into_owned();
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            found = whole.lines().find_map(|line| line.split_once(prefix)).map(|(_, rest)| rest.to_string());
+            Ok(found.is_some())
+        })?;
+        found.context("a line was found")
+    }
+
+    /// Host port that reaches the guest's service.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Address of the disk server.
+    pub fn disk_address(&self) -> &str {
+        &self.disk_address
+    }
+
+    /// Address on which the backup waits, or waited.
+    pub fn backup_address(&self) -> &str {
+        &self.backup_address
+    }
+
+    /// Where everything is kept.
+    pub fn directory(&self) -> &Path {
+        &self.options.directory
+    }
+
+    /// The options, to change before starting a part anew.
+    pub fn options_mut(&mut self) -> &mut ClusterOptions {
+        &mut self.options
+    }
+
+    /// A process' log file.
+    pub fn log(&self, part: Part) -> PathBuf {
+        self.options.directory.join(format!("{}.log", part.name()))
+    }
+
+    fn log_len(&self, part: Part) -> u64 {
+        std::fs::metadata(self.log(part)).map_or(0, |data| data.len())
+    }
+
+    /// The end of a process' log, for messages.
+    pub fn log_tail(&self, part: Part) -> String {
+        let text = std::fs::read_to_string(self.log(part)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// A process' control socket.
+    pub fn control(&self, part: Part) -> PathBuf {
+        self.options.directory.join(format!("{}.sock", part.name()))
+    }
+
+    /// Process id.
+    pub fn pid(&self, part: Part) -> Option<u32> {
+        self.children.get(&part).map(Child::id)
+    }
+
+    /// What a process says of itself.
+    pub fn status(&self, part: Part) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&control::ask(&self.control(part), "status")?)?)
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, part: Part, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid(part).with_context(|| format!("{} is not running", part.name()))?;
+        kill(Pid::from_raw(pid as i32), signal).with_context(|| format!("cannot signal {}", part.name()))
+    }
+
+    /// Ends a process as a power failure would (SIGKILL), and forgets it.
+    pub fn kill(&mut self, part: Part) -> anyhow::Result<()> {
+        self.signal(part, Signal::SIGKILL)?;
+        if let Some(mut child) = self.children.remove(&part) {
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Whether a process ended by itself.
+    pub fn ended(&mut self, part: Part) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(match self.children.get_mut(&part) {
+            Some(child) => child.try_wait()?,
+            None => None,
+        })
+    }
+
+    /// Waits until a process ended by itself, and forgets it.
+    pub fn wait_for_end(&mut self, part: Part) -> anyhow::Result<ExitStatus> {
+        let mut child =
+            self.children.remove(&part).with_context(|| format!("{} is not running", part.name()))?;
+        let mut status = None;
+        let waited = self.wait(&format!("{} to end", part.name()), |_| {
+            status = child.try_wait()?;
+            Ok(status.is_some())
+        });
+        if let Err(error) = waited {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        status.context("it ended")
+    }
+
+    /// Leaves the processes running: whoever called ends them. Their names and process ids.
+    pub fn keep(mut self) -> Vec<(&'static str, u32)> {
+        std::mem::take(&mut self.children)
+            .into_iter()
+            .map(|(part, child)| (part.name(), child.id()))
+            .collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.children.values_mut() {
+            // A child that ended by itself is not signalled: it was waited for, or is a zombie of ours.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+/// Whether the guest behind `port` answers a PING.
+pub fn ping(port: u16) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    stream.write_all(b"*1\r\n$4\r\nPING\r\n")?;
+    let mut answer = [0; 7];
+    stream.read_exact(&mut answer)?;
+    Ok(&answer == b"+PONG\r\n")
+}
