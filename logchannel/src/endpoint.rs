@@ -16,7 +16,7 @@ pub enum ChannelError {
     #[error(transparent)]
     Message(#[from] MessageError),
     /// A message that is not due.
-    #[error("a {found} message from the peer where {due} is due")]
+    #[error("the peer sent {found} where {due} is due")]
     Unexpected {
         /// The message.
         found: &'static str,

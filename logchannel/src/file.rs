@@ -370,7 +370,7 @@ impl<R: Read> RecordingReader<R> {
     }
 
     /// Whether a bad frame is just the last one, half written: a file system may have made the file longer
-    /// before it wrote the bytes. Then nothing but zeros follows where the frame stops making sense.
+    /// before it wrote the bytes. Then nothing but zeros follows.
     fn torn_bytes(&mut self, error: &FrameError) -> Result<Option<u64>, FileError> {
         let frame = self.frames.buffered();
         let mut bytes = frame.len() as u64;
@@ -379,7 +379,8 @@ impl<R: Read> RecordingReader<R> {
                 let length = u32::from_le_bytes(frame[16..20].try_into().expect("four bytes")) as usize;
                 HEADER_LEN + length
             }
-            _ => 0,
+            // A header cut off anywhere lacks its last field, the checksum.
+            _ => HEADER_LEN - 4,
         };
         let mut zero = frame[sound..].iter().all(|&byte| byte == 0);
         let mut buffer = [0; WRITE_BYTES];

@@ -243,3 +243,7 @@ impl PeerMonitor {
         now_ns.saturating_sub(self.last_heard_ns)
     }
 }
+
+#[cfg(test)]
+#[path = "heartbeat_tests.rs"]
+mod tests;

@@ -171,3 +171,7 @@ fn size(bytes: u64) -> String {
         None => format!("{bytes} bytes"),
     }
 }
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

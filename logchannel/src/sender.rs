@@ -55,7 +55,7 @@ impl AckReader {
                 }
                 other => {
                     Message::decode(other, payload)?;
-                    return Err(ChannelError::unexpected(other, "an Ack"));
+                    return Err(ChannelError::unexpected(other, "Ack"));
                 }
             }
         }

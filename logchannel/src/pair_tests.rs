@@ -1,0 +1,63 @@
+use super::*;
+
+fn change(config: &PairConfig, change: impl FnOnce(&mut PairConfig)) -> Option<Mismatch> {
+    let mut other = config.clone();
+    change(&mut other);
+    config.mismatch(&other)
+}
+
+#[test]
+fn every_field_that_matters_is_compared() {
+    let config = PairConfig { memory_bytes: 64 << 20, ..PairConfig::default() };
+    type Change = fn(&mut PairConfig);
+    let changes: [(Option<Field>, Change); 13] = [
+        (Some(Field::Vm), |c| c.vm.push('x')),
+        (Some(Field::Engine), |c| c.engine.push('x')),
+        (Some(Field::Clock), |c| c.clock.push('x')),
+        (Some(Field::CpuModel), |c| c.cpu_model.push('x')),
+        (Some(Field::HostCpu), |c| c.host_cpu.push('x')),
+        (Some(Field::MachineModel), |c| c.machine_model.push('x')),
+        (Some(Field::Memory), |c| c.memory_bytes += 1),
+        (Some(Field::Image), |c| c.image_digest[31] = 1),
+        (Some(Field::CommandLine), |c| c.command_line.push('x')),
+        (Some(Field::Disk), |c| c.disk_bytes += 1),
+        (Some(Field::Mac), |c| c.mac[5] = 1),
+        (None, |c| c.wall_base_ns = 1),
+        (None, |c| c.digest_interval = 1),
+    ];
+    for (field, to) in changes {
+        assert_eq!(change(&config, to).map(|mismatch| mismatch.field), field);
+    }
+}
+
+#[test]
+fn a_mismatch_names_both_values_and_says_what_to_do() {
+    let config = PairConfig { memory_bytes: 64 << 20, vm: "shop".into(), ..PairConfig::default() };
+    let memory = change(&config, |c| c.memory_bytes = 128 << 20).unwrap();
+    let text = "memory size: 64 MiB here, 128 MiB there: start both with the same memory size";
+    assert_eq!(memory.to_string(), text);
+    let text = "memory size: 128 MiB here, 64 MiB there: start both with the same memory size";
+    assert_eq!(memory.flipped().to_string(), text);
+    let vm = change(&config, |c| c.vm = "\x1b[2J".into()).unwrap();
+    let text = "virtual machine: \"shop\" here, \"\\u{1b}[2J\" there: check which backup this primary was \
+                pointed at";
+    assert_eq!(vm.to_string(), text);
+    let mac = change(&config, |c| c.mac = [0x52, 0x4c, 0x4b, 0, 0, 2]).unwrap();
+    assert_eq!(mac.theirs, "52:4c:4b:00:00:02");
+}
+
+#[test]
+fn sizes_are_exact() {
+    let shown = [0, 1, 1023, 1024, 1 << 20, (1 << 20) + 512, 3 << 30, u64::MAX].map(size);
+    let expected = [
+        "0 bytes",
+        "1 bytes",
+        "1023 bytes",
+        "1 KiB",
+        "1 MiB",
+        "1049088 bytes",
+        "3 GiB",
+        "18446744073709551615 bytes",
+    ];
+    assert_eq!(shown, expected);
+}
