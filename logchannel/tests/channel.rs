@@ -92,6 +92,13 @@ fn entries_are_small() {
     sender.append(&output(90_001, 400_002)).unwrap();
     sender.flush(90_000, &mut bytes);
     assert_eq!(bytes.len(), HEADER_LEN + 10 + 11);
+
+    // The example in the README.
+    let mut sender = Sender::new(Endpoint::new(), Limits::default(), LogStart { seq: 3, count: 9 });
+    bytes.clear();
+    sender.append(&entry(4, 11, Event::Output { kind: OutputKind::Net, digest: *b"lockstep" })).unwrap();
+    sender.flush(3, &mut bytes);
+    assert_eq!(bytes[HEADER_LEN..], *b"\x04\x03\x09\x01\x04\x05\x00lockstep");
 }
 
 #[test]

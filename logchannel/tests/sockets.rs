@@ -156,8 +156,8 @@ fn a_refused_primary_is_told_both_values() {
 
 #[test]
 fn a_primary_waits_for_a_backup_that_starts_later() {
-    // A port that was free a moment ago.
-    let address = Listener::bind(LOCAL).unwrap().local_addr().to_string();
+    // A port that was free a moment ago, on an address that no other test uses.
+    let address = Listener::bind("127.0.0.2:0").unwrap().local_addr().to_string();
     thread::scope(|scope| {
         let primary = scope.spawn(|| connect(&address, &hello(), LONG).unwrap());
         let listener = Listener::bind(&address).unwrap();
@@ -169,7 +169,7 @@ fn a_primary_waits_for_a_backup_that_starts_later() {
 
 #[test]
 fn nobody_there_is_an_error_that_says_what_to_do() {
-    let address = Listener::bind(LOCAL).unwrap().local_addr().to_string();
+    let address = Listener::bind("127.0.0.3:0").unwrap().local_addr().to_string();
     let error = connect(&address, &hello(), Duration::from_millis(1)).unwrap_err();
     let text =
         format!("no backup answers at {address} (tried for 1ms): start it first, or check the address");
