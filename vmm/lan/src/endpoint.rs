@@ -1,0 +1,116 @@
+//! Names of the places where a network is: parsed from and printed for the command line.
+
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where a network is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `tcp:ADDRESS:PORT`: a switch's port over TCP.
+    Tcp(SocketAddr),
+    /// `unix:PATH`: a switch's port over a Unix stream socket.
+    Unix(PathBuf),
+    /// `tap:NAME`: a TAP device of this host (only to connect to; needs CAP_NET_ADMIN).
+    Tap(String),
+}
+
+/// The text names no endpoint or forward.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// Not an endpoint.
+    #[error("{0:?} is no network endpoint: write tcp:ADDRESS:PORT, unix:PATH or tap:NAME")]
+    Endpoint(String),
+    /// Not a forward.
+    #[error(
+        "{0:?} is no forward: write HOST_ADDRESS:PORT=GUEST_ADDRESS:PORT, as 127.0.0.1:6379=10.77.0.2:6379"
+    )]
+    Forward(String),
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    /// The prefix may be left out of an address with a port, and of a path that contains a slash.
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let bad = || EndpointError::Endpoint(text.to_owned());
+        if let Some(address) = text.strip_prefix("tcp:") {
+            return address.parse().map(Endpoint::Tcp).map_err(|_| bad());
+        }
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err(bad()) } else { Ok(Endpoint::Unix(path.into())) };
+        }
+        if let Some(name) = text.strip_prefix("tap:") {
+            return if name.is_empty() { Err(bad()) } else { Ok(Endpoint::Tap(name.to_owned())) };
+        }
+        match text.parse() {
+            Ok(address) => Ok(Endpoint::Tcp(address)),
+            Err(_) if text.contains('/') => Ok(Endpoint::Unix(text.into())),
+            Err(_) => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
+            Endpoint::Tap(name) => write!(f, "tap:{name}"),
+        }
+    }
+}
+
+/// A host TCP port that leads to a guest: each connection accepted on `listen` becomes one to `target`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Where the host listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The guest's address and port.
+    pub target: SocketAddrV4,
+}
+
+impl FromStr for Forward {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let bad = || EndpointError::Forward(text.to_owned());
+        let (listen, target) = text.split_once('=').ok_or_else(bad)?;
+        let forward =
+            Self { listen: listen.parse().map_err(|_| bad())?, target: target.parse().map_err(|_| bad())? };
+        if forward.target.port() == 0 { Err(bad()) } else { Ok(forward) }
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.listen, self.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_print_as_they_parse() {
+        for text in ["tcp:127.0.0.1:7000", "unix:/run/lan.sock", "tap:tap0", "tcp:[::1]:80"] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
+        }
+        assert_eq!("127.0.0.1:0".parse::<Endpoint>().unwrap().to_string(), "tcp:127.0.0.1:0");
+        assert_eq!("./lan.sock".parse::<Endpoint>().unwrap(), Endpoint::Unix("./lan.sock".into()));
+        for text in ["", "tcp:", "unix:", "tap:", "localhost", "tcp:host:port"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn forwards_print_as_they_parse() {
+        let text = "127.0.0.1:0=10.77.0.2:6379";
+        assert_eq!(text.parse::<Forward>().unwrap().to_string(), text);
+        for text in ["", "127.0.0.1:0", "127.0.0.1:0=10.77.0.2", "127.0.0.1:0=10.77.0.2:0", "=:1"] {
+            assert!(text.parse::<Forward>().is_err(), "{text:?}");
+        }
+    }
+}
