@@ -30,3 +30,6 @@ pub use endpoint::{Endpoint, EndpointError, Forward};
 pub use options::{DEFAULT_GATEWAY_IP, DEFAULT_GATEWAY_MAC, DEFAULT_GUEST_IP, DEFAULT_GUEST_MAC, LanOptions};
 pub use packet::{Mac, gratuitous_arp};
 pub use status::{GatewayStatus, LanStatus, PortStatus, SwitchStatus};
+
+#[cfg(test)]
+mod failover_tests;

@@ -134,7 +134,7 @@ pub fn announcement(frame: &[u8]) -> Option<Announcement> {
     };
     let own = source_hardware_addr == frame.src_addr() && source_protocol_addr == target_protocol_addr;
     (own && !source_protocol_addr.is_unspecified())
-        .then(|| Announcement { mac: Mac(source_hardware_addr.0), ip: source_protocol_addr })
+        .then_some(Announcement { mac: Mac(source_hardware_addr.0), ip: source_protocol_addr })
 }
 
 /// One direction of a TCP connection.
@@ -236,4 +236,4 @@ pub fn bare_ack(headers: &[u8], seq: u32) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 #[path = "packet_tests.rs"]
-mod tests;
+pub(crate) mod tests;

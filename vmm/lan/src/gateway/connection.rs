@@ -123,7 +123,7 @@ impl Connection {
                 }
             }
         }
-        if self.to_host(socket, moved).is_err() || self.to_guest(socket, moved).is_err() {
+        if self.pump_to_host(socket, moved).is_err() || self.pump_to_guest(socket, moved).is_err() {
             return Outcome::Reset;
         }
         match socket.state() {
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    fn to_host(&mut self, socket: &mut Socket<'_>, moved: &mut Moved) -> io::Result<()> {
+    fn pump_to_host(&mut self, socket: &mut Socket<'_>, moved: &mut Moved) -> io::Result<()> {
         let before = moved.to_host;
         self.write_tail(moved)?;
         while !self.blocked && socket.can_recv() {
@@ -192,7 +192,7 @@ impl Connection {
         Ok(())
     }
 
-    fn to_guest(&mut self, socket: &mut Socket<'_>, moved: &mut Moved) -> io::Result<()> {
+    fn pump_to_guest(&mut self, socket: &mut Socket<'_>, moved: &mut Moved) -> io::Result<()> {
         while self.readable && !self.host_ended && socket.can_send() {
             let host = &mut self.host;
             let result = socket.send(|space| match host.read(space) {

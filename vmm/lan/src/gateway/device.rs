@@ -10,16 +10,16 @@ const MTU: usize = 1500;
 
 /// Frames between the switch and smoltcp.
 #[derive(Debug, Default)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     received: FrameBatch,
     next: usize,
     /// What smoltcp sent.
-    pub(super) sent: FrameBatch,
+    pub(crate) sent: FrameBatch,
 }
 
 impl Wire {
     /// A frame for smoltcp, processed by the next poll.
-    pub(super) fn deliver(&mut self, frame: &[u8]) {
+    pub(crate) fn deliver(&mut self, frame: &[u8]) {
         if self.next == self.received.len() {
             self.received.clear();
             self.next = 0;
@@ -56,7 +56,7 @@ impl phy::Device for Wire {
 }
 
 /// A received frame.
-pub(super) struct RxToken<'a>(&'a [u8]);
+pub(crate) struct RxToken<'a>(&'a [u8]);
 
 impl phy::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -65,7 +65,7 @@ impl phy::RxToken for RxToken<'_> {
 }
 
 /// Room for a frame to send.
-pub(super) struct TxToken<'a>(&'a mut FrameBatch);
+pub(crate) struct TxToken<'a>(&'a mut FrameBatch);
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {

@@ -5,7 +5,7 @@
 //! frames name the smoltcp sockets; only smoltcp's own timers look at all of them.
 
 mod connection;
-mod device;
+pub(crate) mod device;
 
 use std::collections::BTreeMap;
 use std::io;
