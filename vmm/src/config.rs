@@ -117,7 +117,7 @@ impl VmConfig {
             pair.check()?;
         }
         ensure!(
-            (4..=3072).contains(&args.memory) && args.memory % 2 == 0,
+            (4..=3072).contains(&args.memory) && args.memory.is_multiple_of(2),
             "--memory {}: an even number of MiB, 4 to 3072",
             args.memory
         );

@@ -94,6 +94,20 @@ pub struct Follower {
     claims: Claims,
 }
 
+/// The logging channel of a backup.
+pub struct FollowLink {
+    /// The generation that the primary holds.
+    pub generation: Generation,
+    /// Decodes entries, encodes acks.
+    pub receiver: Receiver,
+    /// Where acks go.
+    pub writer: ChannelWriter,
+    /// Ends the connection.
+    pub closer: Closer,
+    /// Heartbeats to the primary.
+    pub heartbeat: HeartbeatLink,
+}
+
 /// How following ended.
 pub enum FollowEnd<M> {
     /// This process holds the generation: it runs the machine now.
@@ -108,6 +122,8 @@ pub enum FollowEnd<M> {
         resend: Vec<(Seq, Output)>,
         /// When what happened.
         times: FailoverTimes,
+        /// Its last numbers as a backup.
+        status: FollowerStatus,
     },
     /// This process stops.
     Halted {
@@ -121,17 +137,9 @@ pub enum FollowEnd<M> {
 }
 
 impl Follower {
-    /// A backup that joins with the first entry of a primary that holds `generation`.
-    pub fn new(
-        mut backup: Backup<Output>,
-        generation: Generation,
-        receiver: Receiver,
-        writer: ChannelWriter,
-        closer: Closer,
-        heartbeat: HeartbeatLink,
-        claims: Claims,
-        clock: HostClock,
-    ) -> Self {
+    /// A backup that joins with the first entry of the primary's log.
+    pub fn new(mut backup: Backup<Output>, link: FollowLink, claims: Claims, clock: HostClock) -> Self {
+        let FollowLink { generation, receiver, writer, closer, heartbeat } = link;
         let joined = BackupEvent::Joined { generation, seq: 0, outstanding: Vec::new() };
         backup.step(clock.now_ns(), joined, &mut Vec::new());
         let inner = Inner {
@@ -316,10 +324,11 @@ impl Follower {
                     return Ok(FollowEnd::Halted { reason, divergence, replayer });
                 }
                 Some(Verdict::Live { generation, resend }) => {
+                    let status = self.status();
                     let mut inner = self.lock();
                     let backup = Box::new(inner.backup.take().expect("the backup that went live"));
                     let (times, replayer) = (inner.times, Box::new(replayer));
-                    return Ok(FollowEnd::Live { backup, replayer, generation, resend, times });
+                    return Ok(FollowEnd::Live { backup, replayer, generation, resend, times, status });
                 }
                 None => {}
             }

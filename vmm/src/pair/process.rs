@@ -29,7 +29,7 @@ use crate::io::control;
 use crate::machine::Machine;
 use crate::memory::Ram;
 use crate::pair::claims::{Claims, claims};
-use crate::pair::follower::{FailoverTimes, FollowEnd, Follower, FollowerStatus};
+use crate::pair::follower::{FailoverTimes, FollowEnd, FollowLink, Follower, FollowerStatus};
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::outside::Outside;
@@ -327,7 +327,7 @@ pub fn run_backup(
             }
             Ok(ProcessEnd::Backup(reason))
         }
-        FollowEnd::Live { backup, replayer, generation, resend, mut times } => {
+        FollowEnd::Live { backup, replayer, generation, resend, mut times, status } => {
             let outside = Outside::new(net, host.console()?, generation);
             let leader = host.lead(backup.into_primary(), outside, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
@@ -335,13 +335,12 @@ pub fn run_backup(
             let recorder = replayer.into_recorder(ClockPolicy::default(), host.clock.now_ns());
             leader.resend(resend.into_iter().map(|(_, output)| output));
             times.live_ns = host.clock.now_ns();
-            let backup = follower.status();
             host.status(|parts| {
                 parts.role = "primary";
                 parts.leader = Some(leader.clone());
                 parts.failover = Some(times);
                 parts.follower = None;
-                parts.backup = Some(backup);
+                parts.backup = Some(status);
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
             let mut live = Live::new(recorder, leader, None, host.inputs(), host.config.digest_every_ns());
@@ -395,16 +394,8 @@ fn join(
     let link = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
     let backup = Backup::new(pair.protocol(host.claimant), host.clock.now_ns());
     let receiver = ChannelReceiver::new(endpoint, LogStart::default());
-    let follower = Arc::new(Follower::new(
-        backup,
-        hello.generation,
-        receiver,
-        writer,
-        closer,
-        link,
-        claims.clone(),
-        host.clock,
-    ));
+    let link = FollowLink { generation: hello.generation, receiver, writer, closer, heartbeat: link };
+    let follower = Arc::new(Follower::new(backup, link, claims.clone(), host.clock));
     let of_entries = follower.clone();
     start("entries", move || threads::entries(of_entries, reader))?;
     let (of_ticks, clock) = (follower.clone(), host.clock);
