@@ -125,7 +125,7 @@ impl Disk {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<Ticket, DiskError> {
         self.check(offset, data.len() as u64)?;
         self.in_service()?;
-        self.faults.stall_write(&self.vm);
+        self.faults.delay_write(&self.vm);
         if self.faults.due(CrashPoint::MidWrite) {
             let _ = self.file.write_all_at(&data[..data.len() / 2], offset);
             std::process::abort();

@@ -3,6 +3,9 @@
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const SLOW_WRITE: Duration = Duration::from_millis(5);
 
 /// A named point in the life of a request at which the process can be made to abort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +74,8 @@ impl FromStr for CrashAt {
 /// A lasting fault of all disks of one VM (`KIND=VM`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
+    /// Each write takes a few milliseconds more, after its generation was checked.
+    SlowWrite(String),
     /// Writes never finish.
     StallWrite(String),
     /// Making writes durable never finishes.
@@ -84,10 +89,11 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
+            Some(("slow-write", vm)) => Ok(Fault::SlowWrite(vm.into())),
             Some(("stall-write", vm)) => Ok(Fault::StallWrite(vm.into())),
             Some(("stall-sync", vm)) => Ok(Fault::StallSync(vm.into())),
             Some(("fail-sync", vm)) => Ok(Fault::FailSync(vm.into())),
-            _ => Err("expected stall-write=VM, stall-sync=VM or fail-sync=VM".into()),
+            _ => Err("expected slow-write=VM, stall-write=VM, stall-sync=VM or fail-sync=VM".into()),
         }
     }
 }
@@ -123,10 +129,14 @@ impl Faults {
         }
     }
 
-    /// Does not return if writes of this VM stall.
-    pub(crate) fn stall_write(&self, vm: &str) {
-        if self.lasting.iter().any(|fault| matches!(fault, Fault::StallWrite(name) if name == vm)) {
-            park_forever();
+    /// Delays a write of this VM, if so asked: for ever if its writes stall.
+    pub(crate) fn delay_write(&self, vm: &str) {
+        for fault in &self.lasting {
+            match fault {
+                Fault::SlowWrite(name) if name == vm => std::thread::sleep(SLOW_WRITE),
+                Fault::StallWrite(name) if name == vm => park_forever(),
+                _ => {}
+            }
         }
     }
 

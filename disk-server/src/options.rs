@@ -27,7 +27,8 @@ pub struct Options {
     #[arg(long, value_name = "POINT[:N]", hide = true)]
     pub crash_at: Option<CrashAt>,
 
-    /// Make a VM's disks fail, for fault-injection tests: stall-write=VM, stall-sync=VM or fail-sync=VM.
+    /// Make a VM's disks fail, for fault-injection tests: KIND is slow-write, stall-write, stall-sync
+    /// or fail-sync.
     #[arg(long, value_name = "KIND=VM", hide = true)]
     pub fault: Vec<Fault>,
 }

@@ -276,3 +276,18 @@ impl Vm {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_claim_is_decided_while_a_request_is_inside_the_fence() {
+        let dir = tempfile::tempdir().unwrap();
+        Vm::create_files(dir.path(), "vm").unwrap();
+        let vm = Vm::load(dir.path().into(), "vm", Arc::default());
+        vm.claim(0, 7).unwrap();
+        let inside = vm.fenced(1, || Ok(vm.fence.try_write().is_err())).unwrap();
+        assert!(inside && vm.fence.try_write().is_ok());
+    }
+}
