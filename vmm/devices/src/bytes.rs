@@ -1,5 +1,5 @@
-//! Byte strings in serde: a `Vec<u8>` travels as one string instead of element by element, since the state of a
-//! machine with writes in flight is encoded about once a second.
+//! Byte strings in serde: a `Vec<u8>` travels as one string instead of element by element, since the state of
+//! a machine with writes in flight is encoded about once a second.
 
 use std::fmt;
 

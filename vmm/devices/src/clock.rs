@@ -1,6 +1,6 @@
-//! The virtual clock of an engine whose positions are exits: it stands still, moves when a `Clock` event sets it,
-//! and takes one small step whenever the guest reads time, so that no two reads see the same instant and a
-//! guest that spins on a counter gets ahead.
+//! The virtual clock of an engine whose positions are exits: it stands still, moves when a `Clock` event sets
+//! it, and takes one small step whenever the guest reads time, so that no two reads see the same instant and
+//! a guest that spins on a counter gets ahead.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,12 @@
-//! The event port: a paravirtual device for guests that poll, so that one exit does everything (brief in the
-//! README of this crate, "Event port").
+//! The event port: a paravirtual device for guests that poll, so that one exit does everything (README,
+//! "Event port").
 //!
-//! A guest shares one page of RAM with the device, writes its requests into virtqueues, and writes one command:
+//! A guest shares one page of RAM with the device, writes its requests into virtqueues, and writes one
+//! command:
 //!
 //! ```text
-//!   POLL ─▶ all queues serviced, page updated ─▶ guest runs on
-//!   WAIT ─▶ all queues serviced, page updated ─▶ guest stopped ── input, or Clock at wake_at ──▶ guest runs on
+//!  POLL ─▶ all queues serviced, page updated ─▶ guest runs on
+//!  WAIT ─▶ all queues serviced, page updated ─▶ guest stopped ─ input or wake_at ─▶ guest runs on
 //! ```
 
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,8 @@
 //!
 //! A device here owns no clock, thread, socket or random source. Everything that reaches it comes from the
 //! guest (port and MMIO accesses, memory) or as an `Event` of the log through `Devices::apply`; everything
-//! that leaves it is an interrupt line, guest memory, or an `Output` that the machine takes and releases by the
-//! Output Rule. So two copies that see the same accesses and events are equal bit for bit, which
+//! that leaves it is an interrupt line, guest memory, or an `Output` that the machine takes and releases by
+//! the Output Rule. So two copies that see the same accesses and events are equal bit for bit, which
 //! `Devices::digest_bytes` lets a replica check.
 //!
 //! ```text

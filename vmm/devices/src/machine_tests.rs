@@ -1,6 +1,8 @@
 //! The devices together: event port, lines, events.
 
 use logchannel::{DiskOp, DiskRequest, DiskStatus, Event, Output};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::layout::*;
 use crate::testing::*;
@@ -116,7 +118,6 @@ fn events_that_cannot_be_are_errors_and_change_nothing() {
         Err(ApplyError::ClockBack { now_ns: 10, to_ns: 9 })
     );
     let done = Event::DiskDone { request: 1, status: DiskStatus::Ok, data: Vec::new() };
-    assert!(!guest.devices.accepts(&guest.ram, &done));
     assert_eq!(apply(&mut guest, done), Err(ApplyError::UnknownRequest { request: 1 }));
     assert_eq!(apply(&mut guest, Event::Shutdown), Err(ApplyError::NotForDevices { event: "Shutdown" }));
     assert_eq!(guest.digest(), before);
@@ -162,4 +163,132 @@ fn nobody_home_reads_all_ones() {
         }
     }
     assert_eq!(guest.devices.ended(), None);
+}
+
+#[test]
+fn writes_to_memory_are_seen_by_dirty_page_tracking() {
+    let ram = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).unwrap();
+    let dirty = |address: u64| ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at(address as usize);
+    let mut devices = devices();
+    devices.pio_write(&ram, EVENT_PAGE_PORT, &5u32.to_le_bytes());
+    assert!(dirty(PAGE));
+    assert!(!dirty(PAGE - 1) && !dirty(PAGE + PAGE_BYTES));
+}
+
+#[test]
+fn reads_of_time_are_never_the_same_instant() {
+    let mut guest = Guest::new();
+    guest.outb(CMOS_PORT, 0);
+    for port in [PIT_PORT, PORT_B, CMOS_PORT + 1] {
+        let before = guest.devices.now_ns();
+        guest.inb(port);
+        assert_eq!(guest.devices.now_ns(), before + TIME_READ_STEP_NS);
+    }
+    let before = guest.devices.now_ns();
+    guest.outb(CMOS_PORT, 0x40);
+    for port in [CMOS_PORT + 1, UART_PORT, PIC1_PORT, 0x1234] {
+        guest.inb(port);
+    }
+    assert_eq!(guest.devices.now_ns(), before, "and nothing else moves the clock");
+}
+
+/// Vectors 0x20 and 0x28, nothing masked.
+fn start_pics(guest: &mut Guest) {
+    for (port, base, icw3) in [(PIC1_PORT, 0x20, 4), (PIC2_PORT, 0x28, 2)] {
+        guest.outb(port, 0x11);
+        for value in [base, icw3, 1, 0] {
+            guest.outb(port + 1, value);
+        }
+    }
+}
+
+#[test]
+fn the_timer_interrupts_when_the_clock_says_so() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.devices.next_deadline_ns(), None);
+    // 100 Hz
+    guest.outb(PIT_PORT + 3, 0x34);
+    guest.outb(PIT_PORT, (11_932u16 & 0xff) as u8);
+    guest.outb(PIT_PORT, (11_932u16 >> 8) as u8);
+    assert_eq!(guest.devices.next_deadline_ns(), None, "masked");
+    start_pics(&mut guest);
+    for round in 1..20u64 {
+        let deadline = guest.devices.next_deadline_ns().unwrap();
+        assert!(deadline.abs_diff(round * 10_000_000) < 20_000, "{deadline}");
+        guest.devices.apply(&guest.ram, &Event::Clock { now_ns: deadline - 1 }).unwrap();
+        assert!(!guest.devices.interrupt_pending());
+        guest.devices.apply(&guest.ram, &Event::Clock { now_ns: deadline }).unwrap();
+        assert!(guest.devices.interrupt_pending());
+        assert_eq!(guest.devices.acknowledge_interrupt(), 0x20 + PIT_IRQ);
+        assert!(!guest.devices.interrupt_pending());
+        guest.outb(PIC1_PORT, 0x20);
+    }
+    // A jump over many periods leaves one interrupt.
+    guest.devices.apply(&guest.ram, &Event::Clock { now_ns: 10_000_000_000 }).unwrap();
+    assert_eq!(guest.devices.acknowledge_interrupt(), 0x20);
+    guest.outb(PIC1_PORT, 0x20);
+    assert!(!guest.devices.interrupt_pending());
+}
+
+#[test]
+fn the_rtc_interrupts_through_the_second_pic() {
+    let mut guest = Guest::new();
+    start_pics(&mut guest);
+    guest.outb(CMOS_PORT, 0x0b);
+    guest.outb(CMOS_PORT + 1, 0x12);
+    let deadline = guest.devices.next_deadline_ns().unwrap();
+    assert_eq!(deadline, 750_000_000);
+    guest.devices.apply(&guest.ram, &Event::Clock { now_ns: deadline }).unwrap();
+    assert_eq!(guest.devices.acknowledge_interrupt(), 0x28);
+    guest.outb(CMOS_PORT, 0x0c);
+    assert_eq!(guest.inb(CMOS_PORT + 1) & 0x90, 0x90);
+    assert_eq!(guest.devices.next_deadline_ns(), Some(1_750_000_000));
+    guest.outb(PIC2_PORT + 1, 1);
+    assert_eq!(guest.devices.next_deadline_ns(), None, "masked");
+}
+
+#[test]
+fn console_bytes_come_in_and_go_out() {
+    let mut guest = Guest::new();
+    start_pics(&mut guest);
+    guest.outb(UART_PORT + 2, 1);
+    guest.outb(UART_PORT + 4, 8);
+    guest.outb(UART_PORT + 1, 1);
+    assert_eq!(guest.devices.console_room(), 16);
+    assert!(!guest.devices.accepts(&guest.ram, &Event::ConsoleRx(vec![0; 17])));
+    guest.devices.apply(&guest.ram, &Event::ConsoleRx(b"ls".to_vec())).unwrap();
+    assert_eq!(guest.devices.acknowledge_interrupt(), 0x20 + UART_IRQ);
+    assert_eq!([guest.inb(UART_PORT), guest.inb(UART_PORT)], *b"ls");
+    for &byte in b"a\nb" {
+        guest.outb(UART_PORT, byte);
+    }
+    assert_eq!(guest.devices.take_output(), Some(Output::Console(b"a\n".to_vec())));
+    assert_eq!(guest.devices.take_output(), None);
+    guest.devices.flush_console();
+    assert_eq!(guest.devices.take_output(), Some(Output::Console(b"b".to_vec())));
+    // Whatever else happens takes the rest of a line along, before it.
+    for end in [EVENT_PORT, EVENT_EXIT_PORT] {
+        guest.outb(UART_PORT, b'c');
+        if end == EVENT_PORT {
+            guest.outl(end, EVENT_POLL)
+        } else {
+            guest.outb(end, 0)
+        }
+        assert_eq!(guest.devices.take_output(), Some(Output::Console(b"c".to_vec())));
+    }
+}
+
+#[test]
+fn wide_accesses_reach_neighbouring_ports() {
+    let mut guest = Guest::new();
+    // Index and data of the CMOS in one 16-bit write.
+    guest.devices.pio_write(&guest.ram, CMOS_PORT, &[0x40, 0xa5]);
+    let mut data = [0; 2];
+    guest.devices.pio_read(&guest.ram, CMOS_PORT, &mut data);
+    assert_eq!(data, [0xff, 0xa5]);
+    guest.devices.pio_read(&guest.ram, PM1A_CONTROL_PORT, &mut data);
+    assert_eq!(data, [1, 0], "ACPI mode");
+    let mut wrapped = [0; 4];
+    guest.devices.pio_read(&guest.ram, 0xffff, &mut wrapped);
+    assert_eq!(wrapped, [0xff; 4]);
 }

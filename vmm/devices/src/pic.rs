@@ -1,5 +1,5 @@
-//! The interrupt controllers: two 8259As (Intel 8259A datasheet, 231468), the second one on input 2 of the first, with
-//! the edge/level control registers of the PC's chipsets (ELCR).
+//! The interrupt controllers: two 8259As (Intel 8259A datasheet, 231468), the second one on input 2 of the
+//! first, with the edge/level control registers of the PC's chipsets (ELCR).
 //!
 //! ```text
 //!             ┌───────── 8259A, first ─────────┐
@@ -11,9 +11,9 @@
 //!             └────────────────────────────────┘
 //! ```
 //!
-//! An edge stays requested when its line falls before the acknowledge (as in the emulations all PC systems run
-//! on; the chip would answer with its spurious vector), because timers here jump over short pulses. A level
-//! goes with its line.
+//! An edge stays requested when its line falls before the acknowledge (as in the emulations all PC systems
+//! run on; the chip would answer with its spurious vector), because timers here jump over short pulses. A
+//! level goes with its line.
 
 use serde::{Deserialize, Serialize};
 
@@ -288,17 +288,17 @@ impl Pic {
     /// no in-service bit.
     pub(crate) fn acknowledge(&mut self) -> u8 {
         let [first, second] = &mut self.chips;
-        let Some(input) = first.pending() else { return first.vector_base + 7 };
+        let Some(input) = first.pending() else { return first.vector_base | 7 };
         if input != CASCADE_IRQ {
             first.acknowledge(input);
-            return first.vector_base + input;
+            return first.vector_base | input;
         }
         let vector = match second.pending() {
             Some(input) => {
                 second.acknowledge(input);
-                second.vector_base + input
+                second.vector_base | input
             }
-            None => second.vector_base + 7,
+            None => second.vector_base | 7,
         };
         first.acknowledge(CASCADE_IRQ);
         self.recascade();

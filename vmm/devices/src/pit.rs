@@ -310,7 +310,8 @@ impl Pit {
         self.next_rise_ns
     }
 
-    /// Takes note of the time, after `next_rise_ns` or a write has passed; true if OUT of channel 0 rose since.
+    /// Takes note of the time, after `next_rise_ns` or a write has passed; true if OUT of channel 0 rose
+    /// since.
     pub(crate) fn advance(&mut self, now_ns: u64) -> bool {
         let rose = now_ns >= self.next_rise_ns;
         self.refresh_line(now_ns);

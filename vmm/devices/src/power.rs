@@ -1,5 +1,5 @@
-//! Ways for a guest to end its machine: ACPI PM1a control (ACPI 6.5, 4.8.3.2), the reset control register of PC
-//! chipsets at 0xcf9, the keyboard controller's reset pulse, and the event port's exit status.
+//! Ways for a guest to end its machine: ACPI PM1a control (ACPI 6.5, 4.8.3.2), the reset control register of
+//! PC chipsets at 0xcf9, the keyboard controller's reset pulse, and the event port's exit status.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The real-time clock and CMOS RAM: an MC146818A (Motorola datasheet, ADI1220) with the century at 0x32 and the
+//! The real-time clock and CMOS RAM: an MC146818A (Motorola datasheet) with the century at 0x32 and the
 //! memory sizes where a PC's firmware leaves them.
 //!
 //! The time is the wall clock at power-on plus the virtual clock plus what the guest adjusted; nothing

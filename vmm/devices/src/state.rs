@@ -65,10 +65,14 @@ impl Devices {
         Ok(Self::from_parts(state.parts, state.outputs.into()))
     }
 
-    /// Gives the canonical bytes of the state to `sink`, for a digest. Outputs not taken yet are left out: each of
-    /// them has its own digest in the log, and when they are taken is the machine's affair.
+    /// Gives the canonical bytes of the state to `sink`, for a digest. Outputs not taken yet are left out:
+    /// each of them has its own digest in the log, and when they are taken is the machine's affair.
     pub fn digest_bytes(&self, sink: &mut impl FnMut(&[u8])) {
         let bytes = codec::encode(&self.parts).expect("the state is far below the codec's limit");
         sink(&bytes);
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,5 +1,4 @@
 //! A guest for tests: RAM, the virtio driver's side of a queue, and shorthand for port and MMIO accesses.
-#![allow(dead_code)]
 
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -125,7 +124,7 @@ impl Guest {
 
     /// Sets a queue up at `base`, ready.
     pub(crate) fn add_queue(&mut self, device: u64, index: u32, size: u16, base: u64) -> Driver {
-        let queue = Driver { size, base, next_desc: 0, avail: 0, used: 0 };
+        let queue = Driver::at(base, size);
         self.set_reg(device, reg::VIRTIO_MMIO_QUEUE_SEL, index);
         self.set_reg(device, reg::VIRTIO_MMIO_QUEUE_NUM, u32::from(size));
         for (low, address) in [
@@ -172,6 +171,11 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    /// An empty queue, or an indirect table, at `base`.
+    pub(crate) fn at(base: u64, size: u16) -> Self {
+        Self { size, base, next_desc: 0, avail: 0, used: 0 }
+    }
+
     pub(crate) fn available(&self) -> u64 {
         self.base + 0x1000
     }

@@ -1,8 +1,8 @@
 //! The serial port: a 16550A (National PC16550D datasheet) whose wire is infinitely fast.
 //!
 //! What is sent is out at once, so the transmitter is always empty; received bytes below the FIFO's trigger
-//! level count as timed out at once. Modem inputs are fixed: CTS, DSR and DCD on, RI off; in loopback they follow
-//! the modem outputs. OUT2 connects the interrupt line, as on a PC.
+//! level count as timed out at once. Modem inputs are fixed: CTS, DSR and DCD on, RI off; in loopback they
+//! follow the modem outputs. OUT2 connects the interrupt line, as on a PC.
 //!
 //! `vm_superio::Serial` was considered: it signals edges only, has no FIFO control register and no overrun,
 //! so the level of its line is not a function of its state.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! How the guest splits this into descriptors is its own affair (2.7.4.3). Reads, writes and flushes leave as
-//! `Output::Disk` and stay in flight until their `DiskDone` comes back; the rest is answered at once. While the
-//! bounds of `layout` are reached, further requests stay in the guest's queue.
+//! `Output::Disk` and stay in flight until their `DiskDone` comes back; the rest is answered at once. While
+//! the bounds of `layout` are reached, further requests stay in the guest's queue.
 //!
 //! What is in flight keeps its data: a copy that goes live issues exactly the bytes again that its Output
 //! entry named, also when the guest has changed or reused the buffer. Requests that the guest abandoned by a
@@ -31,7 +31,8 @@ use crate::layout::{
 const HEADER_LEN: u64 = 16;
 /// Offered in the configuration: the queue's size but for header and status.
 const SEG_MAX: u32 = VIRTQUEUE_SIZE as u32 - 2;
-/// Offered in the configuration: with `SEG_MAX` buffers of this size a driver stays below the largest request.
+/// Offered in the configuration: with `SEG_MAX` buffers of this size a driver stays below the largest
+/// request.
 const SIZE_MAX: u32 = 4096;
 /// What VIRTIO_BLK_T_GET_ID returns.
 const SERIAL: [u8; def::VIRTIO_BLK_ID_BYTES as usize] = *b"lockstep-disk\0\0\0\0\0\0\0";
@@ -362,3 +363,7 @@ fn in_ram<M: GuestMemory>(mem: &M, segments: &[Segment]) -> bool {
         mem.check_range(GuestAddress(segment.address), segment.len as usize, Permissions::ReadWrite)
     })
 }
+
+#[cfg(test)]
+#[path = "blk_tests.rs"]
+mod tests;

@@ -28,6 +28,8 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// "LKSP", the vendor.
 const VENDOR: u32 = 0x5053_4b4c;
+/// How many break-downs of a device the host's log tells of.
+const BREAK_DOWNS_TOLD: u64 = 4;
 /// Where the device's own configuration begins in its window.
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 
@@ -62,6 +64,8 @@ pub(crate) struct Transport {
     driver_features: u64,
     queue_sel: u32,
     interrupt_status: u32,
+    /// How often the device broke down since power-on.
+    break_downs: u64,
 }
 
 impl Transport {
@@ -87,7 +91,11 @@ impl Transport {
 
     /// A queue is unusable: nothing happens any more until the guest resets the device (2.1.2).
     pub(crate) fn break_down(&mut self, identity: &Identity, reason: Broken) {
-        warn!(device = identity.name, %reason, "the guest broke a virtqueue: DEVICE_NEEDS_RESET");
+        // A guest that breaks its queues again and again does not get to fill the host's log.
+        self.break_downs += 1;
+        if self.break_downs <= BREAK_DOWNS_TOLD {
+            warn!(device = identity.name, %reason, "the guest broke a virtqueue: DEVICE_NEEDS_RESET");
+        }
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.interrupt_status |= reg::VIRTIO_MMIO_INT_CONFIG;
     }
@@ -178,7 +186,7 @@ impl Transport {
 
     fn write_status(&mut self, identity: &Identity, rings: &mut [&mut Ring], value: u32) -> Effect {
         if value == 0 {
-            *self = Self::default();
+            *self = Self { break_downs: self.break_downs, ..Self::default() };
             for ring in rings {
                 ring.reset();
             }
@@ -225,3 +233,7 @@ impl Transport {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

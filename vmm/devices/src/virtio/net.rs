@@ -156,3 +156,7 @@ impl Net {
 fn is_frame(frame: &[u8], max: usize) -> bool {
     (MIN_FRAME..=max).contains(&frame.len())
 }
+
+#[cfg(test)]
+#[path = "net_tests.rs"]
+mod tests;

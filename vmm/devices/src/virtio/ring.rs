@@ -58,7 +58,8 @@ impl Chain {
     }
 }
 
-/// Copies `out.len()` bytes that begin `skip` bytes into `segments`. The caller checked that they hold so many.
+/// Copies `out.len()` bytes that begin `skip` bytes into `segments`. The caller checked that they hold so
+/// many.
 pub(crate) fn gather<M: GuestMemory>(
     mem: &M,
     segments: &[Segment],
@@ -239,8 +240,9 @@ impl Ring {
         self.queue.add_used(mem, head, len).map_err(|_| Broken::Rings)
     }
 
-    /// Asks to be notified of the next chain, and tells whether the guest wants an interrupt for those returned
-    /// since the last call (virtio 1.2, 2.7.7 and 2.7.10). Call it once after each batch that returned any.
+    /// Asks to be notified of the next chain, and tells whether the guest wants an interrupt for those
+    /// returned since the last call (virtio 1.2, 2.7.7 and 2.7.10). Call it once after each batch that
+    /// returned any.
     pub(crate) fn wants_interrupt<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, Broken> {
         if self.queue.event_idx_enabled() {
             return self.queue.needs_notification(mem).map_err(|_| Broken::Rings);
@@ -312,3 +314,7 @@ impl TryFrom<RingState> for Ring {
         Ok(Self { queue: Queue::try_from(state)? })
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
