@@ -254,3 +254,23 @@ fn announce(address: SocketAddr) -> std::io::Result<()> {
     writeln!(out, "disk-server listening on {address}")?;
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_on_any_runtime_and_has_distinct_exit_codes() {
+        fn is_send<T: Send>(_: &T) {}
+        is_send(&run(Options::new("127.0.0.1:0", "unused")));
+        let io = || std::io::Error::from(std::io::ErrorKind::Other);
+        let errors = [
+            ServerError::Process { action: "try", source: io() },
+            ServerError::Store(StoreError::InUse { path: "x".into(), process: "1".into() }),
+            ServerError::Listen { address: "x".into(), source: io() },
+            ServerError::Store(StoreError::io("try", "x".as_ref(), io())),
+            ServerError::NotDurable(LAST_SYNC),
+        ];
+        assert_eq!(errors.map(|error| error.exit_code()), [1, 3, 4, 5, 6]);
+    }
+}

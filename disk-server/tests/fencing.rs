@@ -3,13 +3,18 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Site, new_vm, until};
 use disk_server::client::{Claim, ClientError, DiskOutcome};
-use disk_server::protocol::ErrorCode;
+use disk_server::protocol::{
+    self, Answer, AnswerBody, ErrorCode, KIND_REQUEST, PROTOCOL, Request, RequestBody,
+};
 use disk_server::test_and_set::Holding;
+use logchannel::frame::{FrameReader, FrameWriter};
 use logchannel::{DiskOp, DiskRequest};
 
 const A: u128 = 0xaaaa;
@@ -49,8 +54,8 @@ fn after_a_claim_is_answered_no_old_write_changes_the_disk() {
     race(&[], 40, 30);
 }
 
-/// The same with writes that take their time after their generation was checked: a fence that let go of them early
-/// would be seen almost every time.
+/// The same with writes that take their time after their generation was checked: a fence that let go of them
+/// early would be seen almost every time.
 #[test]
 fn after_a_claim_is_answered_no_slow_old_write_changes_the_disk() {
     race(&["--fault", "slow-write=vm"], 10, 3);
@@ -144,6 +149,37 @@ fn every_kind_of_request_is_fenced() {
     assert_eq!(new.read(disk, 2, 0, 512).unwrap(), [1; 512]);
     let statistics = server.client().status().unwrap();
     assert_eq!(statistics.vms[0].fenced, 5);
+}
+
+/// One segment brings a read and the claim that fences it: both are executed before either is answered.
+#[test]
+fn what_was_read_before_a_claim_is_not_told_after_it() {
+    let site = Site::new();
+    let server = site.start(&[]);
+    let claim = |expect, claimant| RequestBody::TestAndSet { vm: "vm".into(), expect, claimant };
+    let requests = [
+        RequestBody::Open { vm: "vm".into(), disk: "disk".into(), create_bytes: Some(BYTES), claimant: A },
+        claim(0, A),
+        RequestBody::Read { disk: 0, generation: 1, offset: 0, len: 512 },
+        claim(1, B),
+    ];
+    let (mut writer, mut payload, mut bytes) = (FrameWriter::new(PROTOCOL), Vec::new(), Vec::new());
+    for (tag, body) in (0..).zip(requests) {
+        protocol::encode(&Request { tag, body }, &[], &mut payload).unwrap();
+        writer.write(KIND_REQUEST, &payload, &mut bytes);
+    }
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    let mut reader = FrameReader::new(PROTOCOL);
+    reader.push(&received);
+    let answers = std::iter::from_fn(|| reader.next_frame().unwrap());
+    let bodies: Vec<_> =
+        answers.map(|frame| protocol::decode::<Answer>(&frame.payload).unwrap().0.body).collect();
+    let fenced = AnswerBody::Fenced(Holding { generation: 2, holder: Some(B) });
+    assert_eq!(bodies[1..], [AnswerBody::Won { generation: 1 }, fenced, AnswerBody::Won { generation: 2 }]);
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn a_slow_disk_delays_its_own_vm_only() {
     for n in 0..200 {
         other.write(disk, 1, n * 512, &[2; 512], n % 2 == 0).unwrap();
     }
-    // A VM whose storage never gets done with an fdatasync can still change hands: its writes are in the file.
+    // A VM whose fdatasync never ends can still change hands: its writes are in the file.
     assert_eq!(other.test_and_set("lazy", 1, B).unwrap(), Claim::Won(2));
     assert_eq!(other.status().unwrap().vm_count, 3);
     server.kill();
