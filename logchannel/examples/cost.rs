@@ -102,7 +102,13 @@ fn over_tcp(name: &str, event: Event) {
                 got.clear();
             }
         });
-        let hello = Hello { config: PairConfig::default(), generation: 1, claimant: 1, heartbeat_port: 0 };
+        let hello = Hello {
+            config: PairConfig::default(),
+            generation: 1,
+            claimant: 1,
+            heartbeat_port: 0,
+            transfer: false,
+        };
         let (connection, _) = connect(&address, &hello, Duration::from_secs(10)).unwrap();
         let (endpoint, mut writer, mut reader) = connection.split().unwrap();
         let mut sender = Sender::new(endpoint, Limits::default(), LogStart::default());

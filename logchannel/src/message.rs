@@ -17,13 +17,13 @@ pub const CHANNEL: Protocol = Protocol {
     max_payload: batch::MAX_PAYLOAD,
 };
 
-/// Longest payload of every message but `Entries`, in bytes.
+/// Longest payload of the messages that carry neither entries nor state, in bytes.
 pub const MAX_CONTROL_LEN: usize = 64 << 10;
 
 /// Who claims a generation: unique per start of a process.
 pub type Claimant = u128;
 
-/// The numbers of the messages in frames. 16 and up are free for state transfer.
+/// The numbers of the messages in frames.
 pub mod kind {
     /// `Message::Hello`
     pub const HELLO: u8 = 1;
@@ -37,6 +37,10 @@ pub mod kind {
     pub const ACK: u8 = 5;
     /// `Message::Goodbye`
     pub const GOODBYE: u8 = 6;
+    /// `Message::Pages`
+    pub const PAGES: u8 = 16;
+    /// `Message::State`
+    pub const STATE: u8 = 17;
 }
 
 /// One message.
@@ -57,6 +61,10 @@ pub enum Message {
         /// Why.
         reason: String,
     },
+    /// Primary to backup, before the first entry: pages of guest memory.
+    Pages(Pages),
+    /// Primary to backup: the rest of the machine; entries follow.
+    State(State),
 }
 
 /// What a primary says of itself.
@@ -70,6 +78,32 @@ pub struct Hello {
     pub claimant: Claimant,
     /// UDP port on which it hears heartbeats.
     pub heartbeat_port: u16,
+    /// The machine runs already: its state is transferred before the first entry.
+    pub transfer: bool,
+}
+
+/// Consecutive pages of guest memory, of 4096 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Number of the first page.
+    pub first: u64,
+    /// How many.
+    pub count: u32,
+    /// Their content, one LZ4 block.
+    #[serde(with = "codec::bytes")]
+    pub lz4: Vec<u8>,
+}
+
+/// Everything of a machine but its memory, as it was after entry `seq`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The last entry of the log so far.
+    pub seq: Seq,
+    /// Count of the machine's position.
+    pub count: u64,
+    /// What the machine's own codec made.
+    #[serde(with = "codec::bytes")]
+    pub machine: Vec<u8>,
 }
 
 /// What a backup says of itself.
@@ -185,6 +219,8 @@ pub fn kind_name(kind: u8) -> &'static str {
         kind::ENTRIES => "Entries",
         kind::ACK => "Ack",
         kind::GOODBYE => "Goodbye",
+        kind::PAGES => "Pages",
+        kind::STATE => "State",
         _ => "unknown",
     }
 }
@@ -199,6 +235,8 @@ impl Message {
             Message::Entries(_) => kind::ENTRIES,
             Message::Ack(_) => kind::ACK,
             Message::Goodbye { .. } => kind::GOODBYE,
+            Message::Pages(_) => kind::PAGES,
+            Message::State(_) => kind::STATE,
         }
     }
 
@@ -212,6 +250,8 @@ impl Message {
             Message::Refuse(refusal) => write_control(kind::REFUSE, refusal, writer, out),
             Message::Ack(ack) => write_control(kind::ACK, ack, writer, out),
             Message::Goodbye { reason } => write_control(kind::GOODBYE, reason, writer, out),
+            Message::Pages(pages) => write_control(kind::PAGES, pages, writer, out),
+            Message::State(state) => write_control(kind::STATE, state, writer, out),
             Message::Entries(batch) => {
                 write_batch(batch, writer, out);
                 Ok(())
@@ -228,6 +268,8 @@ impl Message {
             kind::ACK => decode_control(kind, payload).map(Message::Ack),
             kind::GOODBYE => decode_control(kind, payload)
                 .map(|reason: String| Message::Goodbye { reason: printable(&reason) }),
+            kind::PAGES => decode_control(kind, payload).map(Message::Pages),
+            kind::STATE => decode_control(kind, payload).map(Message::State),
             kind::ENTRIES => {
                 let mut entries = Vec::new();
                 let (BatchHead { first, released, base, .. }, _) = batch::decode(payload, &mut entries)?;
@@ -235,6 +277,14 @@ impl Message {
             }
             other => Err(MessageError::UnknownKind(other)),
         }
+    }
+}
+
+/// Longest payload of a message of this kind.
+fn limit(kind: u8) -> usize {
+    match kind {
+        kind::PAGES | kind::STATE => batch::MAX_PAYLOAD,
+        _ => MAX_CONTROL_LEN,
     }
 }
 
@@ -246,8 +296,9 @@ fn write_control<T: Serialize>(
 ) -> Result<(), MessageError> {
     let name = kind_name(kind);
     let payload = codec::encode(value).map_err(|source| MessageError::Codec { name, source })?;
-    if payload.len() > MAX_CONTROL_LEN {
-        return Err(MessageError::TooLong { name, limit: MAX_CONTROL_LEN, found: payload.len() });
+    let limit = limit(kind);
+    if payload.len() > limit {
+        return Err(MessageError::TooLong { name, limit, found: payload.len() });
     }
     writer.write(kind, &payload, out);
     Ok(())
@@ -258,8 +309,9 @@ pub(crate) fn decode_control<T: serde::de::DeserializeOwned>(
     payload: &[u8],
 ) -> Result<T, MessageError> {
     let name = kind_name(kind);
-    if payload.len() > MAX_CONTROL_LEN {
-        return Err(MessageError::TooLong { name, limit: MAX_CONTROL_LEN, found: payload.len() });
+    let limit = limit(kind);
+    if payload.len() > limit {
+        return Err(MessageError::TooLong { name, limit, found: payload.len() });
     }
     codec::decode(payload).map_err(|source| MessageError::Codec { name, source })
 }

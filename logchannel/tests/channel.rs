@@ -306,7 +306,13 @@ fn hostile_batches_are_refused_and_say_why() {
 
 #[test]
 fn control_messages_round_trip_and_are_bounded() {
-    let hello = Hello { config: common::config(), generation: 3, claimant: u128::MAX, heartbeat_port: 7701 };
+    let hello = Hello {
+        config: common::config(),
+        generation: 3,
+        claimant: u128::MAX,
+        heartbeat_port: 7701,
+        transfer: true,
+    };
     let mismatch = Mismatch { field: pair::Field::Memory, ours: "64 MiB".into(), theirs: "1 GiB".into() };
     let messages = [
         Message::Hello(Box::new(hello.clone())),

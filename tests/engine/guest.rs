@@ -75,7 +75,7 @@ impl Guest {
             let data = Segment { selector: 0x2b, base: 0, limit: u32::MAX, access: 0xc0f3 };
             first.segments[..6].copy_from_slice(&[data, code, data, data, data, data]);
         }
-        let mut engine = KvmEngine::new(&ram, false).expect("a KVM virtual machine");
+        let mut engine = KvmEngine::new(&ram).expect("a KVM virtual machine");
         engine.restore(&first, Position::at(0)).expect("first state");
         Self { engine, ram, first }
     }

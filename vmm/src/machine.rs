@@ -11,9 +11,10 @@
 
 use std::hash::Hasher as _;
 
-use devices::{Devices, DevicesConfig};
+use devices::{Devices, DevicesConfig, DevicesState};
 use logchannel::{DiskRequest, Event, MachineDigest, Output, Position};
 use replay::{Ending, Stop};
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::engine::{CpuState, Engine, EngineError, VmEntry, VmExit};
@@ -34,9 +35,25 @@ pub enum MachineError {
         #[source]
         source: devices::ApplyError,
     },
+    /// Saved device state of another version, or damaged.
+    #[error("cannot restore the devices: {0}")]
+    Restore(#[from] devices::RestoreError),
     /// A log entry that is not an input.
     #[error("{0} is no input")]
     NotAnInput(&'static str),
+}
+
+/// Everything of a machine but its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// The vCPU.
+    pub cpu: CpuState,
+    /// Where it is.
+    pub at: Position,
+    /// The devices.
+    pub devices: DevicesState,
+    /// The guest halted and waits for an interrupt.
+    pub halted: bool,
 }
 
 /// A virtual machine on engine `E`.
@@ -68,6 +85,36 @@ impl<E: Engine> Machine<E> {
             halted: false,
             ended: None,
         })
+    }
+
+    /// A machine that goes on where another one was saved; `ram` has that one's content.
+    pub fn restored(mut engine: E, ram: Ram, state: MachineState) -> Result<Self, MachineError> {
+        let devices = Devices::restore(state.devices)?;
+        engine.restore(&state.cpu, state.at)?;
+        Ok(Self { engine, ram, devices, entry: VmEntry::Resume, halted: state.halted, ended: None })
+    }
+
+    /// Everything but the memory.
+    pub fn save(&mut self) -> Result<MachineState, MachineError> {
+        let cpu = self.cpu()?;
+        let (at, devices, halted) = (self.engine.position(), self.devices.save(), self.halted);
+        Ok(MachineState { cpu, at, devices, halted })
+    }
+
+    /// Starts or stops noting which pages change.
+    pub fn track_pages(&mut self, on: bool) -> Result<(), MachineError> {
+        self.engine.track_dirty_pages(on)?;
+        self.ram.take_device_writes();
+        Ok(())
+    }
+
+    /// Pages that guest or devices wrote since the last call, a bit each. Only while tracking.
+    pub fn take_changed_pages(&mut self) -> Result<Vec<u64>, MachineError> {
+        let mut pages = self.engine.take_dirty_pages()?;
+        for (page, device) in pages.iter_mut().zip(self.ram.take_device_writes()) {
+            *page |= device;
+        }
+        Ok(pages)
     }
 
     /// The engine, for what is particular to it.

@@ -23,6 +23,8 @@ enum Action {
     Primary(cli::primary::PrimaryArgs),
     /// Run the half of a pair that follows and takes over.
     Backup(cli::backup::BackupArgs),
+    /// Give a machine that runs alone a new backup.
+    Replicate(cli::replicate::ReplicateArgs),
     /// Serve shared disks with fenced writes, and the test-and-set.
     DiskServer(disk_server::Options),
     /// Run a user-space Ethernet switch with a gateway to the guest.
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Action::Run(args) => cli::run::run(args),
         Action::Primary(args) => cli::primary::run(args),
         Action::Backup(args) => cli::backup::run(args),
+        Action::Replicate(args) => cli::replicate::run(args),
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),

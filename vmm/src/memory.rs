@@ -3,15 +3,20 @@
 //!
 //! Invariant: the bytes change only while the vCPU runs, or by a device that copies at a logged position.
 
+use std::num::NonZeroUsize;
 use std::{io, ptr};
 
 use twox_hash::XxHash3_64;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Guest memory that remembers which pages devices wrote.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
 
 /// Why guest RAM cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +40,7 @@ pub enum MemoryError {
 
 /// Guest RAM from guest physical address 0.
 pub struct Ram {
-    map: GuestMemoryMmap,
+    map: GuestMemory,
     host: *mut u8,
     bytes: usize,
     pages: Vec<u64>,
@@ -53,8 +58,9 @@ impl Ram {
             return Err(MemoryError::Size(bytes));
         }
         let host = map_aligned(size).map_err(|source| MemoryError::Map { bytes, source })?;
+        let bitmap = AtomicBitmap::new(size, const { NonZeroUsize::new(PAGE_BYTES).expect("not zero") });
         // SAFETY: `host` is a mapping of `size` bytes, readable and writable, that lives until `drop`.
-        let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(host) };
+        let builder = unsafe { MmapRegionBuilder::new_with_bitmap(size, bitmap).with_raw_mmap_pointer(host) };
         let region = builder
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
@@ -62,13 +68,12 @@ impl Ram {
             .map_err(|e| MemoryError::Region(e.to_string()))?;
         let region = GuestRegionMmap::new(region, GuestAddress(0))
             .ok_or_else(|| MemoryError::Region("it does not fit the address space".into()))?;
-        let map =
-            GuestMemoryMmap::from_regions(vec![region]).map_err(|e| MemoryError::Region(e.to_string()))?;
+        let map = GuestMemory::from_regions(vec![region]).map_err(|e| MemoryError::Region(e.to_string()))?;
         Ok(Self { map, host, bytes: size, pages: Vec::new() })
     }
 
     /// As vm-memory sees it: bounds-checked access by guest physical address.
-    pub fn map(&self) -> &GuestMemoryMmap {
+    pub fn map(&self) -> &GuestMemory {
         &self.map
     }
 
@@ -93,11 +98,19 @@ impl Ram {
         &self.as_slice()[number * PAGE_BYTES..(number + 1) * PAGE_BYTES]
     }
 
-    /// Overwrites one page: for state transfer and for planted faults.
+    /// Number of pages.
+    pub fn pages(&self) -> usize {
+        self.bytes / PAGE_BYTES
+    }
+
+    /// Overwrites memory, as a device would: for state transfer and planted faults. Panics beyond the end.
     pub fn write(&mut self, address: usize, data: &[u8]) {
-        // SAFETY: the mapping is `bytes` long, owned by self, and the vCPU is stopped.
-        let all = unsafe { std::slice::from_raw_parts_mut(self.host, self.bytes) };
-        all[address..address + data.len()].copy_from_slice(data);
+        self.map.write_slice(data, GuestAddress(address as u64)).expect("inside guest memory");
+    }
+
+    /// Pages that devices wrote since the last call, a bit each.
+    pub fn take_device_writes(&self) -> Vec<u64> {
+        self.map.iter().next().map(|region| MmapRegion::bitmap(region).get_and_reset()).unwrap_or_default()
     }
 
     /// xxh3-64 over the xxh3-64 of every page, hashing anew the pages named in `changed` (all, when `None`).

@@ -52,7 +52,9 @@ impl World {
             Effect::Beat(beat) => self.send_beat(process, beat),
             Effect::Claim { expect } => self.send_claim(process, expect),
             Effect::WentLive { generation, seq } => {
-                self.tell(|| format!("process {process} goes live: generation {generation} after entry {seq}"));
+                self.tell(|| {
+                    format!("process {process} goes live: generation {generation} after entry {seq}")
+                });
                 let claimant = self.processes[process].claimant;
                 let result = self.oracle.went_live(claimant, generation, seq);
                 self.violated(result);

@@ -38,7 +38,10 @@ impl Oracle {
             return Ok(());
         }
         if holding.generation != self.holding.generation + 1 {
-            return Err(format!("generation went from {} to {}", self.holding.generation, holding.generation));
+            return Err(format!(
+                "generation went from {} to {}",
+                self.holding.generation, holding.generation
+            ));
         }
         let Some(holder) = holding.holder else { return Err("a generation without holder".into()) };
         if self.grants.insert(holding.generation, holder).is_some() {
@@ -63,7 +66,9 @@ impl Oracle {
     pub fn went_live(&mut self, claimant: Claimant, generation: Generation, seq: Seq) -> Result<(), String> {
         self.alone(claimant, generation)?;
         if let Some((last, _)) = self.released.last_key_value().filter(|(last, _)| **last > seq) {
-            return Err(format!("goes live after entry {seq}, but the output of entry {last} is in the world"));
+            return Err(format!(
+                "goes live after entry {seq}, but the output of entry {last} is in the world"
+            ));
         }
         self.forks.insert(generation, seq);
         Ok(())

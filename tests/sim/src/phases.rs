@@ -239,7 +239,8 @@ impl World {
             }
             _ if since_ns > LIVENESS_NS => {
                 let states: Vec<String> = self.processes.iter().map(describe).collect();
-                let what = format!("no service {} ms after the faults ended: {}", since_ns / MS, states.join("; "));
+                let what =
+                    format!("no service {} ms after the faults ended: {}", since_ns / MS, states.join("; "));
                 self.violated(Err(what));
             }
             _ => {}
@@ -319,7 +320,9 @@ impl World {
         for key in 0..KEYS_USED {
             let history: Vec<_> = self.clients.iter().flat_map(|client| client.operations(key)).collect();
             if !is_linearizable(&history) {
-                self.violated(Err(format!("what clients saw of key {key} is not linearizable: {history:#?}")));
+                self.violated(Err(format!(
+                    "what clients saw of key {key} is not linearizable: {history:#?}"
+                )));
             }
         }
     }
@@ -343,8 +346,12 @@ impl World {
 
 fn describe(slot: &Process) -> String {
     let what = match &slot.part {
-        Part::Primary(primary) => format!("primary {:?} of generation {}", primary.ft().state(), primary.ft().generation()),
-        Part::Backup(backup) => format!("backup {:?} of generation {}", backup.ft().state(), backup.ft().generation()),
+        Part::Primary(primary) => {
+            format!("primary {:?} of generation {}", primary.ft().state(), primary.ft().generation())
+        }
+        Part::Backup(backup) => {
+            format!("backup {:?} of generation {}", backup.ft().state(), backup.ft().generation())
+        }
     };
     let claimant = slot.claimant;
     match slot.crashed {

@@ -254,8 +254,7 @@ impl PrimaryDriver {
         assert_eq!(self.recorder.next_seq(), seq + 1, "every entry was told to the protocol");
         let count = self.recorder.machine().position().count;
         self.channel = Channel::Open(Sender::new(endpoint, LogStart { seq, count }));
-        let outstanding =
-            self.in_flight.values().map(|f| (f.seq, Output::Disk(f.request.clone()))).collect();
+        let outstanding = self.in_flight.values().map(|f| (f.seq, Output::Disk(f.request.clone()))).collect();
         let machine = self.recorder.machine().clone();
         let generation = self.generation;
         self.alone = false;
@@ -295,7 +294,8 @@ impl PrimaryDriver {
             DiskAnswer::Done(data) => {
                 let Some(in_flight) = self.in_flight.get_mut(&id) else { return };
                 if !std::mem::replace(&mut in_flight.answered, true) {
-                    let data = if matches!(in_flight.request.op, DiskOp::Read { .. }) { data } else { Vec::new() };
+                    let data =
+                        if matches!(in_flight.request.op, DiskOp::Read { .. }) { data } else { Vec::new() };
                     let status = DiskStatus::Ok;
                     self.completions.push_back(Event::DiskDone { request: id, status, data });
                 }

@@ -108,11 +108,7 @@ impl Process {
             slow: 1,
             interruption: None,
             deferred: VecDeque::new(),
-            disk: DiskLink {
-                connection: DiskConnection { life: 1, number: 0 },
-                broken: false,
-                last_at: now,
-            },
+            disk: DiskLink { connection: DiskConnection { life: 1, number: 0 }, broken: false, last_at: now },
             started_at: now,
             stopped_at: 0,
         }

@@ -51,7 +51,9 @@ impl Happening {
             Happening::Turn { process, .. } => 1 << 8 | *process as u64,
             Happening::Tick { process } => 2 << 8 | *process as u64,
             Happening::Resume { process } => 3 << 8 | *process as u64,
-            Happening::Stream { connection, to_primary } => 4 << 8 | (*connection as u64) << 1 | u64::from(*to_primary),
+            Happening::Stream { connection, to_primary } => {
+                4 << 8 | (*connection as u64) << 1 | u64::from(*to_primary)
+            }
             Happening::Frame { process, .. } => 5 << 8 | *process as u64,
             Happening::Beat { process, beat } => 6 << 8 | *process as u64 | beat.number << 16,
             Happening::Reply { frame } => 7 << 8 | frame.len() as u64,
@@ -215,7 +217,8 @@ impl World {
             assert!(planned.at >= self.now, "time goes forward");
             self.now = planned.at;
             self.stats.events += 1;
-            self.trace = (self.trace ^ planned.what.code() ^ self.now << 20).wrapping_mul(0x9fb2_1c65_1e98_df25);
+            self.trace =
+                (self.trace ^ planned.what.code() ^ self.now << 20).wrapping_mul(0x9fb2_1c65_1e98_df25);
             self.trace ^= self.trace >> 29;
             self.happens(planned.what);
             self.check();
@@ -330,7 +333,9 @@ impl World {
             local_ns,
             None,
         )));
-        let Part::Backup(backup) = std::mem::replace(&mut slot.part, empty) else { unreachable!("just seen") };
+        let Part::Backup(backup) = std::mem::replace(&mut slot.part, empty) else {
+            unreachable!("just seen")
+        };
         let mut effects = Vec::new();
         slot.part = Part::Primary(Box::new(backup.into_primary(local_ns, &mut effects)));
         self.stats.took_over += 1;

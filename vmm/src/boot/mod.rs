@@ -12,9 +12,10 @@ use std::io::Cursor;
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::elf::Elf;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::engine::state::{CpuState, Segment, TableRegister};
+use crate::memory::GuestMemory;
 
 const GDT: u64 = 0x500;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -55,7 +56,7 @@ pub enum BootError {
 
 /// Loads the ELF `image` and makes everything it needs; the result is the vCPU's first state.
 pub fn load_elf64(
-    memory: &GuestMemoryMmap,
+    memory: &GuestMemory,
     ram_bytes: u64,
     image: &[u8],
     command_line: &str,
@@ -67,7 +68,7 @@ pub fn load_elf64(
 
 /// Copies position-dependent 64-bit code to `entry` (at least 1 MiB) and makes what it needs to start there.
 pub fn load_flat64(
-    memory: &GuestMemoryMmap,
+    memory: &GuestMemory,
     ram_bytes: u64,
     code: &[u8],
     entry: u64,
@@ -78,7 +79,7 @@ pub fn load_flat64(
 }
 
 fn boot_tables(
-    memory: &GuestMemoryMmap,
+    memory: &GuestMemory,
     ram_bytes: u64,
     entry: u64,
     command_line: &str,
@@ -113,7 +114,7 @@ fn params(ram_bytes: u64, command_line_len: u32) -> boot_params {
 }
 
 /// Identity map of the first 4 GiB by 2 MiB pages, supervisor only.
-fn page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+fn page_tables(memory: &GuestMemory) -> Result<(), BootError> {
     let write = |value: u64, at: u64| memory.write_obj(value, GuestAddress(at)).map_err(BootError::Memory);
     write(PDPT | PRESENT_WRITABLE, PML4)?;
     for gib in 0..4 {
@@ -126,7 +127,7 @@ fn page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     Ok(())
 }
 
-fn first_state(memory: &GuestMemoryMmap, entry: u64) -> Result<CpuState, BootError> {
+fn first_state(memory: &GuestMemory, entry: u64) -> Result<CpuState, BootError> {
     // Selectors 0x10 (code) and 0x18 (data), as the boot protocol names them.
     let descriptors: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     for (slot, descriptor) in descriptors.iter().enumerate() {

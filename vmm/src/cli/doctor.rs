@@ -173,7 +173,7 @@ fn measure(report: &mut Report) -> anyhow::Result<()> {
     let mut medians = [0u64; 3];
     for (round, spin) in [(0, 1u32), (1, SPIN)] {
         first.gpr[3] = u64::from(spin);
-        let mut engine = KvmEngine::new(&ram, false)?;
+        let mut engine = KvmEngine::new(&ram)?;
         engine.restore(&first, logchannel::Position::at(0))?;
         let (mut pio, mut hlt) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {

@@ -5,6 +5,7 @@ pub mod disk_server;
 pub mod doctor;
 pub mod lan;
 pub mod primary;
+pub mod replicate;
 pub mod run;
 pub mod status;
 

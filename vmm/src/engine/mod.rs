@@ -181,6 +181,8 @@ pub trait Engine {
     fn save(&mut self) -> Result<CpuState, EngineError>;
     /// Sets the whole architectural state and the position.
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
-    /// Bitmap of pages of RAM that the guest wrote since the last call; `None` where the engine cannot tell.
-    fn take_dirty_pages(&mut self) -> Result<Option<Vec<u64>>, EngineError>;
+    /// Starts or stops noting which pages of RAM the guest writes.
+    fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;
+    /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
+    fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 
 const MAX_REQUEST: u64 = 256;
+/// For requests that wait for another host.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Binds the socket; one that a dead process left behind is replaced.
@@ -42,7 +44,7 @@ fn serve_one(stream: &UnixStream, answer: impl Fn(&str) -> String) -> std::io::R
 pub fn ask(path: &Path, request: &str) -> anyhow::Result<String> {
     let ask = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
         writeln!(stream, "{request}")?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;

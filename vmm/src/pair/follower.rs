@@ -96,8 +96,8 @@ pub struct Follower {
 
 /// The logging channel of a backup.
 pub struct FollowLink {
-    /// The generation that the primary holds.
-    pub generation: Generation,
+    /// Which machine this backup has.
+    pub joined: BackupEvent<Output>,
     /// Decodes entries, encodes acks.
     pub receiver: Receiver,
     /// Where acks go.
@@ -137,10 +137,9 @@ pub enum FollowEnd<M> {
 }
 
 impl Follower {
-    /// A backup that joins with the first entry of the primary's log.
+    /// A backup that has a machine of the primary.
     pub fn new(mut backup: Backup<Output>, link: FollowLink, claims: Claims, clock: HostClock) -> Self {
-        let FollowLink { generation, receiver, writer, closer, heartbeat } = link;
-        let joined = BackupEvent::Joined { generation, seq: 0, outstanding: Vec::new() };
+        let FollowLink { joined, receiver, writer, closer, heartbeat } = link;
         backup.step(clock.now_ns(), joined, &mut Vec::new());
         let inner = Inner {
             backup: Some(backup),

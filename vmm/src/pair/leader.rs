@@ -17,9 +17,9 @@ use replay::Recorded;
 use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
 use crate::pair::outside::Outside;
+use crate::pair::transfer::Joining;
 
 /// What reaches the vCPU thread besides network frames.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
     /// An input for the guest.
     Input(logchannel::Event),
@@ -27,6 +27,8 @@ pub enum Control {
     GoLive(Generation),
     /// Power the machine off.
     Shutdown,
+    /// Transfer the machine to this backup and replicate to it.
+    Replicate(Box<Joining>),
     /// Something changed that the vCPU thread must look at.
     Poke,
 }
@@ -142,6 +144,7 @@ impl Leader {
     /// Starts replicating to the backup at the end of `link`, which has everything appended so far.
     pub fn join(&self, link: Link) {
         let mut inner = self.lock();
+        inner.tell_released = false;
         let seq = inner.primary.appended();
         inner.link = Some(link);
         self.step(&mut inner, PrimaryEvent::BackupJoined { seq });
@@ -314,6 +317,12 @@ impl Leader {
     /// Whether a backup follows.
     pub fn replicating(&self) -> bool {
         self.lock().primary.state() == PrimaryState::Replicating
+    }
+
+    /// The generation, if this process holds it alone: only then may a backup join.
+    pub fn alone(&self) -> Option<Generation> {
+        let inner = self.lock();
+        (inner.primary.state() == PrimaryState::Alone).then(|| inner.primary.generation())
     }
 
     /// Numbers for people.

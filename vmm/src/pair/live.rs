@@ -15,9 +15,10 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
 use logchannel::Event;
 use logchannel::tcp::ChannelWriter;
-use replay::{Ending, Machine, Offer, Recorded, Recorder, Stop};
+use replay::{Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::leader::{Control, Leader, write_channel};
+use crate::pair::transfer::{Joined, Outgoing, Transferable};
 
 /// Longest block without a look around.
 const LOOK_AROUND: Duration = Duration::from_millis(500);
@@ -42,8 +43,11 @@ pub struct Inputs {
     pub control: Receiver<Control>,
 }
 
+/// Called when a backup has the whole machine: starts replicating to it, and gives the vCPU thread its writer.
+pub type JoinedCall = Box<dyn FnMut(Joined) -> anyhow::Result<ChannelWriter> + Send>;
+
 /// The loop's state.
-pub struct Live<M: Machine> {
+pub struct Live<M: Transferable> {
     recorder: Recorder<M>,
     leader: Arc<Leader>,
     writer: Option<ChannelWriter>,
@@ -56,9 +60,11 @@ pub struct Live<M: Machine> {
     digested: u64,
     paused_ns: u64,
     period_start_ns: u64,
+    transfer: Option<Outgoing>,
+    joined: JoinedCall,
 }
 
-impl<M: Machine> Live<M> {
+impl<M: Transferable> Live<M> {
     /// Runs `recorder`'s machine; with `digest_every_ns` > 0 a digest of the machine is logged that often while
     /// the log grows.
     pub fn new(
@@ -67,6 +73,7 @@ impl<M: Machine> Live<M> {
         writer: Option<ChannelWriter>,
         inputs: Inputs,
         digest_every_ns: u64,
+        joined: JoinedCall,
     ) -> Self {
         let digested = recorder.next_seq();
         let now = leader.clock().now_ns();
@@ -83,6 +90,8 @@ impl<M: Machine> Live<M> {
             digested,
             paused_ns: 0,
             period_start_ns: now,
+            transfer: None,
+            joined,
         }
     }
 
@@ -105,6 +114,7 @@ impl<M: Machine> Live<M> {
             }
             self.take_inputs()?;
             self.digest_if_due()?;
+            self.transfer();
         }
     }
 
@@ -176,11 +186,14 @@ impl<M: Machine> Live<M> {
             if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
                 return Ok(());
             }
-            if self.leader.halted().is_some() {
+            if self.leader.halted().is_some() || self.transfer.is_some() {
                 return Ok(());
             }
             self.submit(true);
             self.block()?;
+            if self.transfer.is_some() {
+                return Ok(());
+            }
         }
     }
 
@@ -208,6 +221,13 @@ impl<M: Machine> Live<M> {
             Control::Shutdown => {
                 self.recorder.shutdown(&mut self.recorded)?;
                 Ok(true)
+            }
+            Control::Replicate(joining) => {
+                match Outgoing::start(self.recorder.machine_mut(), *joining) {
+                    Ok(transfer) => self.transfer = Some(transfer),
+                    Err(error) => eprintln!("lockstep: cannot start the state transfer: {error:#}"),
+                }
+                Ok(false)
             }
             Control::Poke => {
                 self.submit(true);
@@ -250,6 +270,35 @@ impl<M: Machine> Live<M> {
             self.digested = self.recorder.next_seq();
             self.next_digest_ns = self.leader.clock().now_ns() + self.digest_every_ns;
         }
+        Ok(())
+    }
+
+    /// Goes on with a state transfer, if there is one.
+    fn transfer(&mut self) {
+        let Some(mut transfer) = self.transfer.take() else { return };
+        let result = match transfer.step(self.recorder.machine_mut()) {
+            Ok(false) => {
+                self.transfer = Some(transfer);
+                return;
+            }
+            Ok(true) => self.finish_transfer(transfer),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            eprintln!("lockstep: the state transfer failed, still alone: {error:#}");
+            if let Err(error) = self.recorder.machine_mut().track_pages(false) {
+                tracing::warn!(%error, "page tracking");
+            }
+        }
+    }
+
+    /// The guest stands still from here until the backup has everything.
+    fn finish_transfer(&mut self, transfer: Outgoing) -> anyhow::Result<()> {
+        anyhow::ensure!(self.leader.alone().is_some(), "this process does not hold its generation alone");
+        self.submit(true);
+        let last = self.recorder.next_seq() - 1;
+        let joined = transfer.finish(self.recorder.machine_mut(), last)?;
+        self.writer = Some((self.joined)(joined)?);
         Ok(())
     }
 

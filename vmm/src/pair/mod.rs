@@ -21,3 +21,4 @@ pub mod outside;
 pub mod process;
 pub mod status;
 pub mod threads;
+pub mod transfer;

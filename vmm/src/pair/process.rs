@@ -35,6 +35,7 @@ use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::outside::Outside;
 use crate::pair::status::Status;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
+use crate::pair::transfer::{self, Joined, Joining};
 
 /// Frames that wait for the guest.
 const NET_QUEUE: usize = 1024;
@@ -58,7 +59,7 @@ pub enum ProcessEnd {
 pub fn machine(config: &VmConfig) -> anyhow::Result<Kvm> {
     let ram = Ram::new(config.memory_bytes())?;
     let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
-    let engine = KvmEngine::new(&ram, false)?;
+    let engine = KvmEngine::new(&ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 
@@ -110,10 +111,20 @@ impl Host {
     fn serve_control(&self) -> anyhow::Result<()> {
         let Some(path) = self.config.args.control.clone() else { return Ok(()) };
         let (status, clock, vm) = (self.status.clone(), self.clock, self.config.args.vm.clone());
+        let (config, claimant) = (self.config.clone(), self.claimant);
         let started_ns = clock.now_ns();
         let queue = self.control.0.clone();
-        let answer = move |request: &str| match request {
-            "shutdown" => {
+        let answer = move |request: &str| match request.split_once(' ') {
+            Some(("replicate", to)) => {
+                let leader = status.lock().unwrap_or_else(PoisonError::into_inner).leader.clone();
+                let joining = greet_backup(&config, claimant, leader.as_deref(), to);
+                let sent = joining.and_then(|joining| Ok(queue.send(Control::Replicate(Box::new(joining)))?));
+                match sent {
+                    Ok(()) => "{}".to_string(),
+                    Err(error) => serde_json::json!({ "error": format!("{error:#}") }).to_string(),
+                }
+            }
+            _ if request == "shutdown" => {
                 let _ = queue.send(Control::Shutdown);
                 "{}".to_string()
             }
@@ -169,8 +180,12 @@ impl Host {
         })
     }
 
-    fn inputs(&self) -> Inputs {
-        Inputs { net: self.net.1.clone(), control: self.control.1.clone() }
+    /// The vCPU thread's loop.
+    fn live(&self, recorder: Recorder<Kvm>, leader: Arc<Leader>, writer: Option<ChannelWriter>) -> Live<Kvm> {
+        let inputs = Inputs { net: self.net.1.clone(), control: self.control.1.clone() };
+        let (vm, claimant, of_joined) = (self.config.args.vm.clone(), self.claimant, leader.clone());
+        let joined = Box::new(move |joined| replicate(&vm, claimant, &of_joined, joined));
+        Live::new(recorder, leader, writer, inputs, self.config.digest_every_ns(), joined)
     }
 
     /// Makes this process' leader and starts the threads that every live copy has.
@@ -239,6 +254,7 @@ pub fn run_live(
             generation,
             claimant: host.claimant,
             heartbeat_port: heartbeats.local_addr().port(),
+            transfer: false,
         };
         eprintln!("lockstep: waiting for the backup at {address}");
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
@@ -252,39 +268,56 @@ pub fn run_live(
     })?;
     let mut writer = None;
     if let Some(((connection, welcome), heartbeats)) = channel {
-        writer = Some(replicate(&host, &leader, connection, welcome, heartbeats)?);
-        eprintln!("lockstep: replicating {} under generation {generation}", host.config.args.vm);
+        let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
+        let (endpoint, channel, reader) = connection.split()?;
+        let start = LogStart::default();
+        let joined = Joined { endpoint, writer: channel, reader, welcome, heartbeats, to, start };
+        writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
     host.status(|parts| parts.leader = Some(leader.clone()));
-    let live = Live::new(recorder, leader, writer, host.inputs(), host.config.digest_every_ns());
-    Ok(ProcessEnd::Live(live.run()?))
+    Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
 }
 
-/// Starts replicating over a channel whose handshake is done.
+/// Greets a backup that is to get this machine by state transfer.
+fn greet_backup(
+    config: &VmConfig,
+    claimant: u128,
+    leader: Option<&Leader>,
+    to: &str,
+) -> anyhow::Result<Joining> {
+    let wait_for_backup = Duration::from_secs(10);
+    let generation = leader.context("this process is a backup")?.alone();
+    let generation = generation.context("this process has a backup, or does not hold its generation")?;
+    let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
+    let heartbeat_port = heartbeats.local_addr().port();
+    let hello = Hello { config: config.pair(), generation, claimant, heartbeat_port, transfer: true };
+    let (connection, welcome) = logchannel::tcp::connect(to, &hello, wait_for_backup)?;
+    Ok(Joining { connection, welcome, heartbeats })
+}
+
+/// Starts replicating to a backup that has the whole machine.
 fn replicate(
-    host: &Host,
+    vm: &str,
+    claimant: u128,
     leader: &Arc<Leader>,
-    connection: Connection,
-    welcome: Welcome,
-    heartbeats: Arc<HeartbeatSocket>,
+    joined: Joined,
 ) -> anyhow::Result<ChannelWriter> {
-    let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
-    let (endpoint, writer, reader) = connection.split()?;
-    let mut sender = ChannelSender::new(endpoint, Limits::default(), LogStart::default());
-    let (acks, closer) = (sender.take_acks(), writer.closer()?);
-    let vm = vm_hash(&host.config.args.vm);
-    let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
+    let Joined { endpoint, writer, reader, welcome, heartbeats, to, start: log } = joined;
+    let mut sender = ChannelSender::new(endpoint, Limits::default(), log);
+    let (acks, closer, hash) = (sender.take_acks(), writer.closer()?, vm_hash(vm));
+    let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm: hash, claimant };
     leader.join(Link { sender, closer, heartbeat });
     let of_acks = leader.clone();
     start("acks", move || threads::acks(of_acks, reader, acks))?;
-    let (of_beats, peer) =
-        (leader.clone(), PeerIdentity { vm, claimant: welcome.claimant, role: Role::Backup });
+    let peer = PeerIdentity { vm: hash, claimant: welcome.claimant, role: Role::Backup };
+    let of_beats = leader.clone();
     start("heartbeats", move || {
         threads::heartbeats(&heartbeats, peer, |beat| {
             of_beats.event(ft::PrimaryEvent::Heartbeat(beat));
             of_beats.replicating()
         });
     })?;
+    eprintln!("lockstep: replicating {vm} from entry {} on", log.seq + 1);
     Ok(writer)
 }
 
@@ -307,8 +340,7 @@ pub fn run_backup(
     host.claimant = claimant;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
-    let replayer = Replayer::new(machine(&host.config)?);
-    let follower = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
+    let (replayer, follower) = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
     let (of_claims, successor) = (follower.clone(), slot.clone());
     start("claims", move || {
@@ -343,7 +375,7 @@ pub fn run_backup(
                 parts.backup = Some(status);
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
-            let mut live = Live::new(recorder, leader, None, host.inputs(), host.config.digest_every_ns());
+            let mut live = host.live(recorder, leader, None);
             live.go_live(generation);
             Ok(ProcessEnd::Live(live.run()?))
         }
@@ -378,7 +410,7 @@ fn accept(
     }
 }
 
-/// Starts following over a channel whose handshake is done.
+/// Gets the machine, as it boots or by state transfer, and starts following.
 fn join(
     host: &Host,
     pair: &PairArgs,
@@ -386,15 +418,26 @@ fn join(
     connection: Connection,
     claims: &Claims,
     heartbeats: &Arc<HeartbeatSocket>,
-) -> anyhow::Result<Arc<Follower>> {
+) -> anyhow::Result<(Replayer<Kvm>, Arc<Follower>)> {
     let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
-    let (endpoint, writer, reader) = connection.split()?;
+    let (mut endpoint, writer, mut reader) = connection.split()?;
     let closer = writer.closer()?;
+    let (machine, log) = match hello.transfer {
+        false => (machine(&host.config)?, LogStart::default()),
+        true => transferred(&host.config, &mut endpoint, &mut reader)?,
+    };
+    let in_flight = machine.disk_in_flight().into_iter().map(Output::Disk);
     let vm = vm_hash(&host.config.args.vm);
     let link = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
     let backup = Backup::new(pair.protocol(host.claimant), host.clock.now_ns());
-    let receiver = ChannelReceiver::new(endpoint, LogStart::default());
-    let link = FollowLink { generation: hello.generation, receiver, writer, closer, heartbeat: link };
+    let receiver = ChannelReceiver::new(endpoint, log);
+    let link = FollowLink {
+        joined: joined(hello.generation, log, in_flight),
+        receiver,
+        writer,
+        closer,
+        heartbeat: link,
+    };
     let follower = Arc::new(Follower::new(backup, link, claims.clone(), host.clock));
     let of_entries = follower.clone();
     start("entries", move || threads::entries(of_entries, reader))?;
@@ -410,7 +453,31 @@ fn join(
         });
     })?;
     eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
-    Ok(follower)
+    Ok((Replayer::resume(machine, log.seq + 1), follower))
+}
+
+/// Receives a running machine.
+fn transferred(
+    config: &VmConfig,
+    endpoint: &mut logchannel::endpoint::Endpoint,
+    reader: &mut logchannel::tcp::ChannelReader,
+) -> anyhow::Result<(Kvm, LogStart)> {
+    let mut ram = Ram::new(config.memory_bytes())?;
+    let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;
+    let engine = KvmEngine::new(&ram)?;
+    Ok((Machine::restored(engine, ram, state)?, log))
+}
+
+/// The protocol's word for having a machine as it was after `log`. The entries of the requests in flight are
+/// before it; which ones exactly does not matter, only their order.
+fn joined(
+    generation: Generation,
+    log: LogStart,
+    in_flight: impl ExactSizeIterator<Item = Output>,
+) -> ft::BackupEvent<Output> {
+    let first = (log.seq + 1).saturating_sub(in_flight.len() as u64);
+    let outstanding = in_flight.enumerate().map(|(index, output)| (first + index as u64, output)).collect();
+    ft::BackupEvent::Joined { generation, seq: log.seq, outstanding }
 }
 
 /// Tells the network where the guest's MAC address is now (DESIGN 5.5).

@@ -12,7 +12,7 @@ mod exit;
 mod msr;
 mod regs;
 
-use kvm_bindings::{kvm_interrupt, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_interrupt, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use logchannel::Position;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -43,15 +43,14 @@ pub struct KvmEngine {
     vm: VmFd,
     vcpu: VcpuFd,
     exits: u64,
-    ram_bytes: usize,
-    track_dirty: bool,
+    region: kvm_userspace_memory_region,
 }
 
 impl KvmEngine {
     /// Makes a virtual machine with one vCPU whose memory is `ram`.
     ///
     /// `ram` must outlive the engine: the machine that owns both drops the engine first.
-    pub fn new(ram: &Ram, track_dirty: bool) -> Result<Self, EngineError> {
+    pub fn new(ram: &Ram) -> Result<Self, EngineError> {
         let kvm = Kvm::new().map_err(EngineError::Open)?;
         for (cap, what) in [
             (Cap::UserMemory, "user memory regions"),
@@ -70,7 +69,7 @@ impl KvmEngine {
         }
         let region = kvm_userspace_memory_region {
             slot: RAM_SLOT,
-            flags: if track_dirty { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            flags: 0,
             guest_phys_addr: 0,
             memory_size: ram.bytes(),
             userspace_addr: ram.host_address(),
@@ -82,8 +81,7 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        let ram_bytes = ram.bytes() as usize;
-        Ok(Self { vm, vcpu, exits: 0, ram_bytes, track_dirty })
+        Ok(Self { vm, vcpu, exits: 0, region })
     }
 
     /// Runs until something happens that the guest did.
@@ -176,10 +174,13 @@ impl Engine for KvmEngine {
         Ok(())
     }
 
-    fn take_dirty_pages(&mut self) -> Result<Option<Vec<u64>>, EngineError> {
-        if !self.track_dirty {
-            return Ok(None);
-        }
-        ioctl("KVM_GET_DIRTY_LOG", self.vm.get_dirty_log(RAM_SLOT, self.ram_bytes)).map(Some)
+    fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
+        self.region.flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        // SAFETY: the same mapping as in `new`; only its flags change.
+        ioctl("KVM_SET_USER_MEMORY_REGION", unsafe { self.vm.set_user_memory_region(self.region) })
+    }
+
+    fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
+        ioctl("KVM_GET_DIRTY_LOG", self.vm.get_dirty_log(RAM_SLOT, self.region.memory_size as usize))
     }
 }
