@@ -9,7 +9,7 @@ use replay::{Machine, Offer, Recorded, Recorder, Stop};
 
 use crate::bug::Bug;
 use crate::effect::{Effect, Snapshot};
-use crate::wire::{Endpoint, LogStart, Message, Sender};
+use crate::wire::{Ack, Endpoint, LogStart, Message, Sender};
 
 const MS: u64 = 1_000_000;
 /// The network card's queue, in frames.
@@ -159,8 +159,8 @@ impl PrimaryDriver {
         out.push(Effect::Bytes(bytes));
     }
 
-    /// Host time at which this process wants to run its guest, on its own clock: not later than `local_ns` for
-    /// at once, `None` for only after something happened.
+    /// Host time at which this process wants to run its guest, on its own clock: not later than `local_ns`
+    /// for at once, `None` for only after something happened.
     pub fn next_turn_ns(&self, local_ns: u64) -> Option<u64> {
         if !self.guest_started || !self.ft.may_append() {
             return None;
@@ -254,8 +254,7 @@ impl PrimaryDriver {
         assert_eq!(self.recorder.next_seq(), seq + 1, "every entry was told to the protocol");
         let count = self.recorder.machine().position().count;
         self.channel = Channel::Open(Sender::new(endpoint, LogStart { seq, count }));
-        let outstanding =
-            self.in_flight.values().map(|f| (f.seq, Output::Disk(f.request.clone()))).collect();
+        let outstanding = self.in_flight.values().map(|f| (f.seq, Output::Disk(f.request.clone()))).collect();
         let machine = self.recorder.machine().clone();
         let generation = self.generation;
         self.alone = false;
@@ -295,7 +294,8 @@ impl PrimaryDriver {
             DiskAnswer::Done(data) => {
                 let Some(in_flight) = self.in_flight.get_mut(&id) else { return };
                 if !std::mem::replace(&mut in_flight.answered, true) {
-                    let data = if matches!(in_flight.request.op, DiskOp::Read { .. }) { data } else { Vec::new() };
+                    let data =
+                        if matches!(in_flight.request.op, DiskOp::Read { .. }) { data } else { Vec::new() };
                     let status = DiskStatus::Ok;
                     self.completions.push_back(Event::DiskDone { request: id, status, data });
                 }
@@ -419,6 +419,7 @@ impl PrimaryDriver {
         out.push(Effect::Bytes(bytes));
         if self.bug == Some(Bug::AckBeforeReceipt) {
             let (received, executed) = (sender.sent(), sender.executed());
+            sender.on_ack(Ack { received, executed }).expect("it was sent");
             self.step(local_ns, PrimaryEvent::Acked { received, executed }, out);
         }
     }

@@ -42,6 +42,7 @@ pub(crate) enum Happening {
     Fault(Fault),
     DiskStarts,
     Supervise,
+    PowerOff,
     Judge,
 }
 
@@ -51,7 +52,9 @@ impl Happening {
             Happening::Turn { process, .. } => 1 << 8 | *process as u64,
             Happening::Tick { process } => 2 << 8 | *process as u64,
             Happening::Resume { process } => 3 << 8 | *process as u64,
-            Happening::Stream { connection, to_primary } => 4 << 8 | (*connection as u64) << 1 | u64::from(*to_primary),
+            Happening::Stream { connection, to_primary } => {
+                4 << 8 | (*connection as u64) << 1 | u64::from(*to_primary)
+            }
             Happening::Frame { process, .. } => 5 << 8 | *process as u64,
             Happening::Beat { process, beat } => 6 << 8 | *process as u64 | beat.number << 16,
             Happening::Reply { frame } => 7 << 8 | frame.len() as u64,
@@ -64,6 +67,7 @@ impl Happening {
             Happening::DiskStarts => 14 << 8,
             Happening::Supervise => 15 << 8,
             Happening::Judge => 16 << 8,
+            Happening::PowerOff => 17 << 8,
         }
     }
 }
@@ -96,6 +100,20 @@ impl Ord for Planned {
     }
 }
 
+/// What is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Run {
+    /// It determines everything.
+    pub seed: u64,
+    /// A mistake to plant.
+    pub bug: Option<Bug>,
+    /// Tell what happens, on standard error.
+    pub narrate: bool,
+    /// Do not look into the processes and the disk server: judge only by what clients saw, by the console, by
+    /// the disk's content at the end, and by assertions in production code.
+    pub blind: bool,
+}
+
 /// Counts of what a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -115,6 +133,10 @@ pub struct Stats {
     pub lost: u64,
     /// A process halted because it was fenced.
     pub fenced: u64,
+    /// Backups that found that they had diverged, after a bit had been flipped.
+    pub diverged: u64,
+    /// Backups that went live before they could find it.
+    pub undetected: u64,
     /// Processes killed.
     pub crashes: u64,
     /// Processes paused.
@@ -145,6 +167,10 @@ pub struct World {
     pub(crate) stats: Stats,
     pub(crate) bug: Option<Bug>,
     pub(crate) violation: Option<String>,
+    /// The guest was asked to switch itself off.
+    pub(crate) switched_off: bool,
+    /// Judge by what clients and the disk saw only.
+    pub(crate) blind: bool,
     trace: u64,
     narrate: bool,
 }
@@ -161,8 +187,9 @@ pub struct Outcome {
 }
 
 impl World {
-    /// The world of this seed, at its beginning. With `narrate`, what happens is told on standard error.
-    pub fn new(seed: u64, bug: Option<Bug>, narrate: bool) -> Self {
+    /// The world of this run, at its beginning.
+    pub fn new(run: &Run) -> Self {
+        let Run { seed, bug, narrate, blind } = *run;
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
         let network = Network::new(plan.weather.clone());
@@ -173,7 +200,7 @@ impl World {
             random,
             network,
             disk: DiskServer::new(bug),
-            oracle: Oracle::default(),
+            oracle: Oracle::new(blind),
             processes: Vec::new(),
             connections: Vec::new(),
             clients: (0..3).map(Client::new).collect(),
@@ -183,6 +210,8 @@ impl World {
             stats: Stats::default(),
             bug,
             violation: None,
+            switched_off: false,
+            blind,
             trace: seed,
             narrate,
             plan,
@@ -215,7 +244,8 @@ impl World {
             assert!(planned.at >= self.now, "time goes forward");
             self.now = planned.at;
             self.stats.events += 1;
-            self.trace = (self.trace ^ planned.what.code() ^ self.now << 20).wrapping_mul(0x9fb2_1c65_1e98_df25);
+            self.trace =
+                (self.trace ^ planned.what.code() ^ self.now << 20).wrapping_mul(0x9fb2_1c65_1e98_df25);
             self.trace ^= self.trace >> 29;
             self.happens(planned.what);
             self.check();
@@ -267,6 +297,7 @@ impl World {
             Happening::DiskStarts => self.disk.start(),
             Happening::Supervise => self.supervise(),
             Happening::Judge => self.judge(),
+            Happening::PowerOff => self.power_off(),
             Happening::Frame { process, .. }
             | Happening::Beat { process, .. }
             | Happening::DiskAnswer { process, .. }
@@ -325,12 +356,20 @@ impl World {
         if !ready || !slot.runs() {
             return;
         }
+        if slot.flipped {
+            // Digests are periodic: what happened after the last one cannot be found.
+            self.stats.undetected += 1;
+            self.phase = Phase::Over;
+            return;
+        }
         let empty = Part::Backup(Box::new(crate::backup_driver::BackupDriver::new(
             Config::new(slot.claimant),
             local_ns,
             None,
         )));
-        let Part::Backup(backup) = std::mem::replace(&mut slot.part, empty) else { unreachable!("just seen") };
+        let Part::Backup(backup) = std::mem::replace(&mut slot.part, empty) else {
+            unreachable!("just seen")
+        };
         let mut effects = Vec::new();
         slot.part = Part::Primary(Box::new(backup.into_primary(local_ns, &mut effects)));
         self.stats.took_over += 1;
