@@ -1,7 +1,7 @@
 //! Drives a backup: receiver, replayer and protocol, as the process of a virtual machine monitor does.
 
-use ft::{Backup, BackupAction, BackupEvent, BackupState, ClaimAnswer, Config, HaltReason, Primary};
-use logchannel::{Generation, LogEntry, Output, Seq};
+use ft::{Backup, BackupAction, BackupEvent, BackupState, Config, HaltReason};
+use logchannel::{LogEntry, Output, Seq};
 use replay::small_machine::SmallMachine;
 use replay::{ClockPolicy, Machine, Progress, PushError, ReplayError, Replayer};
 
@@ -24,11 +24,10 @@ enum Channel {
 #[derive(Debug)]
 pub struct BackupDriver {
     ft: Backup<Output>,
-    config: Config,
     channel: Channel,
     replayer: Option<Replayer<SmallMachine>>,
     entries: Vec<LogEntry>,
-    live: Option<(Generation, Vec<(Seq, Output)>)>,
+    live: Option<Vec<(Seq, Output)>>,
     divergence: Option<String>,
     bug: Option<Bug>,
 }
@@ -37,8 +36,7 @@ impl BackupDriver {
     /// A backup that was just started and waits for a primary.
     pub fn new(config: Config, local_ns: u64, bug: Option<Bug>) -> Self {
         Self {
-            ft: Backup::new(config.clone(), local_ns),
-            config,
+            ft: Backup::new(config, local_ns),
             channel: Channel::Greeting(Endpoint::default()),
             replayer: None,
             entries: Vec::new(),
@@ -46,6 +44,12 @@ impl BackupDriver {
             divergence: None,
             bug,
         }
+    }
+
+    /// Changes one bit of the guest's registers, as failing hardware would. Whether there is a guest.
+    pub fn flip_bit(&mut self, bit: u32) -> bool {
+        let machine = self.replayer.as_mut().map(Replayer::machine_mut);
+        machine.map(|machine| machine.flip_register_bit(bit)).is_some()
     }
 
     /// The protocol.
@@ -155,16 +159,14 @@ impl BackupDriver {
 
     /// Something happened that concerns the protocol.
     pub fn step(&mut self, local_ns: u64, event: BackupEvent<Output>, out: &mut Vec<Effect>) {
-        if self.bug == Some(Bug::LiveBeforeLastEntry)
-            && let BackupEvent::ClaimAnswer { expect, answer: ClaimAnswer::Won { generation } } = event
-            && matches!(self.ft.state(), BackupState::Claiming(_))
-            && expect == self.ft.generation()
-        {
-            self.live = Some((generation, Vec::new()));
-            return;
-        }
         let mut actions = Vec::new();
         self.ft.step(local_ns, event, &mut actions);
+        if self.bug == Some(Bug::LiveBeforeLastEntry) && self.ft.state() == BackupState::Draining {
+            for seq in self.ft.executed() + 1..=self.ft.received() {
+                let executed = BackupEvent::Executed { seq, output: None, completed: None };
+                self.ft.step(local_ns, executed, &mut actions);
+            }
+        }
         for action in actions {
             match action {
                 BackupAction::SendAck { received, executed } => {
@@ -188,7 +190,7 @@ impl BackupDriver {
                     out.push(Effect::CloseChannel { gently: false });
                 }
                 BackupAction::Claim { expect, .. } => out.push(Effect::Claim { expect }),
-                BackupAction::GoLive { generation, resend } => self.live = Some((generation, resend)),
+                BackupAction::GoLive { resend, .. } => self.live = Some(resend),
                 BackupAction::Halt { reason } => {
                     let gently = reason == HaltReason::GuestEnded;
                     self.channel = Channel::None;
@@ -206,16 +208,15 @@ impl BackupDriver {
 
     /// The primary that this backup becomes.
     pub fn into_primary(self, local_ns: u64, out: &mut Vec<Effect>) -> PrimaryDriver {
-        let (generation, resend) = self.live.expect("it goes live");
+        let resend = self.live.expect("it goes live");
         let replayer = self.replayer.expect("it has a machine");
         let policy = ClockPolicy::default();
-        if self.bug == Some(Bug::LiveBeforeLastEntry) {
-            let executed = replayer.executed();
-            let machine = Replayer::resume(replayer.machine().clone(), executed + 1);
-            let recorder = machine.into_recorder(policy, local_ns);
-            let ft = Primary::alone(self.config, generation, executed, local_ns);
-            return PrimaryDriver::from_backup(ft, recorder, resend, local_ns, None, out);
-        }
+        let replayer = match self.bug {
+            Some(Bug::LiveBeforeLastEntry) => {
+                Replayer::resume(replayer.machine().clone(), self.ft.received() + 1)
+            }
+            _ => replayer,
+        };
         let recorder = replayer.into_recorder(policy, local_ns);
         PrimaryDriver::from_backup(self.ft.into_primary(), recorder, resend, local_ns, self.bug, out)
     }

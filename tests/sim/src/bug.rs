@@ -1,7 +1,7 @@
 //! Mistakes that can be planted, to see that the simulator finds them.
 //!
-//! None of them is in production code: each is made at a seam, by the driver around the protocol or by the disk
-//! server's model, in the way in which a real driver or server would make it.
+//! None of them is in production code: each is made at a seam, by the driver around the protocol or by the
+//! disk server's model, in the way in which a real driver or server would make it.
 
 /// A planted mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -8,7 +8,7 @@ use crate::effect::Effect;
 use crate::fence::Decision;
 use crate::network::{Item, Node, Time};
 use crate::oracle::Warrant;
-use crate::process::Interruption;
+use crate::process::{Interruption, Part};
 use crate::world::{Happening, MS, World};
 
 impl World {
@@ -58,7 +58,11 @@ impl World {
                 let claimant = self.processes[process].claimant;
                 let result = self.oracle.went_live(claimant, generation, seq);
                 self.violated(result);
-                self.stats.went_alone += 1;
+                let inherited = match &self.processes[process].part {
+                    Part::Primary(primary) => primary.inherited(),
+                    Part::Backup(_) => 0,
+                };
+                self.stats.went_alone += u64::from(seq != inherited);
             }
             Effect::Release { seq, output, alone, generation } => {
                 let claimant = self.processes[process].claimant;
@@ -207,10 +211,6 @@ impl World {
         request: &DiskRequest,
     ) {
         let Some(answer) = self.disk.request(process, connection, generation, request) else { return };
-        if self.disk.stale_write {
-            let current = self.disk.holding().generation;
-            self.violated(Err(format!("a write of generation {generation} was executed under {current}")));
-        }
         let link = &self.processes[process].disk;
         if link.connection != connection || link.broken {
             return;
@@ -231,10 +231,11 @@ impl World {
         match reason {
             HaltReason::Lost { .. } => self.stats.lost += 1,
             HaltReason::Fenced { .. } => self.stats.fenced += 1,
+            HaltReason::Diverged if self.processes[process].flipped => self.stats.diverged += 1,
             HaltReason::Diverged => {
                 let why = match &self.processes[process].part {
-                    crate::process::Part::Backup(backup) => backup.divergence().unwrap_or("?").to_string(),
-                    crate::process::Part::Primary(_) => "a primary".to_string(),
+                    Part::Backup(backup) => backup.divergence().unwrap_or("?").to_string(),
+                    Part::Primary(_) => "a primary".to_string(),
                 };
                 self.violated(Err(format!("process {process}: {why}")));
             }

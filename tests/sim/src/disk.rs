@@ -111,8 +111,8 @@ impl DiskServer {
         Some(Claimed::Answer(decision))
     }
 
-    /// Takes a request, unless its connection is gone. Once a process has opened a connection, its earlier ones
-    /// are no longer served: what is still in them was given up, and may have been sent again.
+    /// Takes a request, unless its connection is gone. Once a process has opened a connection, its earlier
+    /// ones are no longer served: what is still in them was given up, and may have been sent again.
     pub fn request(
         &mut self,
         process: usize,

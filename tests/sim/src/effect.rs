@@ -1,5 +1,5 @@
-//! What a process does to the world around it. A driver lists effects in order; the world carries them out one
-//! by one, and may stop the process between any two of them.
+//! What a process does to the world around it. A driver lists effects in order; the world carries them out
+//! one by one, and may stop the process between any two of them.
 
 use ft::{HaltReason, Heartbeat};
 use logchannel::{DiskRequest, Generation, Output, Seq};

@@ -59,6 +59,11 @@ pub enum Fault {
         /// Times as long.
         times: u64,
     },
+    /// A bit of the state of the backup's machine flips.
+    FlipBit {
+        /// Which.
+        bit: u32,
+    },
     /// The backup's heartbeats and the primary's are lost.
     Heartbeats {
         /// For how long.
@@ -77,8 +82,12 @@ pub struct Plan {
     pub safety_ns: Time,
     /// Heartbeats get lost, in permille.
     pub heartbeat_loss: u64,
+    /// Backups execute this many times as slowly.
+    pub backup_slow: u64,
     /// The guest is switched off at the end.
     pub power_off: bool,
+    /// The guest is switched off at this time, among the faults.
+    pub early_power_off: Option<Time>,
     /// How long a host stays without process before a new backup is started on it.
     pub restart_ns: Time,
 }
@@ -98,7 +107,7 @@ impl Plan {
             }
             let fault = Self::fault(kind, random);
             crashes += u32::from(matches!(fault, Fault::Crash { .. }));
-            let at = random.between(5 * MS, safety_ns);
+            let at = random.below(safety_ns);
             if !matches!(fault, Fault::Crash { .. }) || crashes <= 2 {
                 faults.push((at, fault));
             } else {
@@ -110,7 +119,9 @@ impl Plan {
             weather: Self::weather(random),
             safety_ns,
             heartbeat_loss: [0, 0, 50, 300, 700][random.below(5) as usize],
+            backup_slow: [1, 1, 20, 100][random.below(4) as usize],
             power_off: random.chance(250),
+            early_power_off: random.chance(50).then(|| random.below(safety_ns)),
             restart_ns: random.between(30, 200) * MS,
         }
     }
@@ -144,6 +155,7 @@ impl Plan {
             3 => Fault::BreakChannel,
             4 => Fault::DiskCrash { ns },
             5 => Fault::DiskCrashAfterRecord,
+            6 if random.chance(250) => Fault::FlipBit { bit: random.below(64) as u32 },
             6 => Fault::Slow { host, times: [3, 20, 100][random.below(3) as usize] },
             _ => Fault::Heartbeats { ns },
         }

@@ -1,5 +1,5 @@
-//! Seam: the test-and-set and the fence of the disk server, in the shape of `disk_server::test_and_set`, which is
-//! to take this module's place.
+//! Seam: the test-and-set and the fence of the disk server, in the shape of `disk_server::test_and_set`,
+//! which is to take this module's place.
 
 use logchannel::Generation;
 

@@ -27,11 +27,11 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use bug::Bug;
-pub use world::{Outcome, Stats, World};
+pub use world::{Outcome, Run, Stats, World};
 
-/// Runs one seed. An assertion that fails in production code is a violation like any other.
-pub fn run(seed: u64, bug: Option<Bug>, narrate: bool) -> Outcome {
-    let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, bug, narrate).run()));
+/// Runs one seed to its end. An assertion that fails in production code is a violation like any other.
+pub fn run(run: &Run) -> Outcome {
+    let result = catch_unwind(AssertUnwindSafe(|| World::new(run).run()));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
@@ -41,7 +41,8 @@ pub fn run(seed: u64, bug: Option<Bug>, narrate: bool) -> Outcome {
 }
 
 /// The command that repeats a run.
-pub fn repeat_command(seed: u64, bug: Option<Bug>) -> String {
-    let bug = bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
-    format!("cargo run --release -p lockstep-sim -- --seed {seed}{bug}")
+pub fn repeat_command(run: &Run) -> String {
+    let bug = run.bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
+    let blind = if run.blind { " --blind" } else { "" };
+    format!("cargo run --release -p lockstep-sim -- --seed {}{bug}{blind}", run.seed)
 }

@@ -1,6 +1,6 @@
-//! Linearizability of one key's history: is there an order of its operations, consistent with real time, in which
-//! a register behaves as the clients saw it? (Herlihy and Wing 1990; the search is Wing and Gong's, with the
-//! memory of visited states by Lowe.)
+//! Linearizability of one key's history: is there an order of its operations, consistent with real time, in
+//! which a register behaves as the clients saw it? (Herlihy and Wing 1990; the search is Wing and Gong's,
+//! with the memory of visited states by Lowe.)
 
 use std::collections::BTreeSet;
 

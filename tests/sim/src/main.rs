@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use clap::Parser;
-use lockstep_sim::{Bug, Outcome, Stats, repeat_command, run};
+use lockstep_sim::{Bug, Outcome, Run, Stats, repeat_command, run};
 
-/// Runs simulated pairs under faults, and checks that nothing is lost, nothing happens twice, and no two copies run.
+/// Runs simulated pairs under faults, and checks that nothing is lost, nothing happens twice, and no two
+/// copies run.
 #[derive(Debug, Parser)]
 struct Options {
     /// How many seeds to run.
@@ -22,9 +23,18 @@ struct Options {
     /// Plant a mistake.
     #[arg(long)]
     bug: Option<Bug>,
+    /// Judge only by what clients, console and disk saw, not by looking into the processes.
+    #[arg(long)]
+    blind: bool,
     /// How many seeds at a time; all cores if not given.
     #[arg(long)]
     threads: Option<usize>,
+}
+
+impl Options {
+    fn run(&self, seed: u64) -> Run {
+        Run { seed, bug: self.bug, narrate: false, blind: self.blind }
+    }
 }
 
 #[derive(Default)]
@@ -45,6 +55,8 @@ impl Totals {
         sum.went_alone += one.went_alone;
         sum.lost += one.lost;
         sum.fenced += one.fenced;
+        sum.diverged += one.diverged;
+        sum.undetected += one.undetected;
         sum.crashes += one.crashes;
         sum.pauses += one.pauses;
         sum.ended += one.ended;
@@ -61,19 +73,20 @@ impl Totals {
             s.events,
             s.answered
         );
-        println!(
-            "{} backups joined, {} took over, {} primaries went on alone, {} processes lost the test-and-set, \
-             {} were fenced, {} killed, {} paused, {} guests ended, {} machines lost",
-            s.joined,
-            s.took_over,
-            s.went_alone - s.took_over,
-            s.lost,
-            s.fenced,
-            s.crashes,
-            s.pauses,
-            s.ended,
-            s.machines_lost
-        );
+        let counts = [
+            ("backups joined", s.joined),
+            ("took over", s.took_over),
+            ("primaries went on alone", s.went_alone),
+            ("processes lost the test-and-set", s.lost),
+            ("were fenced", s.fenced),
+            ("diverged", s.diverged),
+            ("went live before a flipped bit was found", s.undetected),
+            ("killed", s.crashes),
+            ("paused", s.pauses),
+            ("guests ended", s.ended),
+            ("machines lost", s.machines_lost),
+        ];
+        println!("{}", counts.map(|(what, count)| format!("{count} {what}")).join(", "));
     }
 }
 
@@ -82,7 +95,8 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-fn report(seed: u64, bug: Option<Bug>, outcome: &Outcome) -> ExitCode {
+fn report(run: &Run, outcome: &Outcome) -> ExitCode {
+    let seed = run.seed;
     match &outcome.violation {
         None => {
             println!("seed {seed}: no violation, trace {:016x}", outcome.trace);
@@ -90,7 +104,7 @@ fn report(seed: u64, bug: Option<Bug>, outcome: &Outcome) -> ExitCode {
         }
         Some(violation) => {
             println!("seed {seed}: VIOLATION {violation}");
-            println!("repeat with: {}", repeat_command(seed, bug));
+            println!("repeat with: {}", repeat_command(run));
             ExitCode::FAILURE
         }
     }
@@ -100,7 +114,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     std::panic::set_hook(Box::new(|_| {}));
     if let Some(seed) = options.seed {
-        return report(seed, options.bug, &run(seed, options.bug, true));
+        let one = Run { narrate: true, ..options.run(seed) };
+        return report(&one, &run(&one));
     }
     let threads = options.threads.or_else(|| std::thread::available_parallelism().ok().map(|n| n.get()));
     let (next, stop) = (AtomicU64::new(options.from), AtomicBool::new(false));
@@ -116,7 +131,7 @@ fn main() -> ExitCode {
                     if seed >= end {
                         break;
                     }
-                    let outcome = run(seed, options.bug, false);
+                    let outcome = run(&options.run(seed));
                     let mut totals = totals.lock().expect("no panic while held");
                     totals.add(&outcome.stats);
                     if totals.runs.is_multiple_of(10_000) {
@@ -137,7 +152,7 @@ fn main() -> ExitCode {
     });
     totals.into_inner().expect("no panic while held").print(started.elapsed().as_secs_f64());
     match first.into_inner().expect("no panic while held") {
-        Some((seed, outcome)) => report(seed, options.bug, &outcome),
+        Some((seed, outcome)) => report(&options.run(seed), &outcome),
         None => {
             println!("no violation");
             ExitCode::SUCCESS

@@ -1,5 +1,5 @@
-//! The simulated network: which nodes can reach each other, what datagrams suffer, and byte streams that arrive
-//! in arbitrary portions and break at any byte.
+//! The simulated network: which nodes can reach each other, what datagrams suffer, and byte streams that
+//! arrive in arbitrary portions and break at any byte.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,5 @@
-//! How a run goes: a safety phase with faults, then a liveness phase in which everything left must serve again.
+//! How a run goes: a safety phase with faults, then a liveness phase in which everything left must serve
+//! again.
 
 use ft::{BackupState, HaltReason, Primary, PrimaryState};
 use logchannel::Generation;
@@ -61,6 +62,9 @@ impl World {
             let ns = self.random.below(20 * MS);
             self.plan_client(client, ns);
         }
+        if let Some(at) = self.plan.early_power_off {
+            self.plan(at, Happening::PowerOff);
+        }
         self.plan_in(SUPERVISE_EVERY_NS, Happening::Supervise);
         let safety_ns = self.plan.safety_ns;
         self.plan(safety_ns, Happening::Judge);
@@ -89,6 +93,9 @@ impl World {
         let driver = BackupDriver::new(self.config(claimant), offset + self.now, self.bug);
         let backup = self.start_process(host, claimant, Part::Backup(Box::new(driver)), offset);
         self.tell(|| format!("process {backup} starts on host {host} as backup of process {primary}"));
+        if self.phase == Phase::Safety {
+            self.processes[backup].slow = self.plan.backup_slow;
+        }
         let connection = self.connections.len();
         self.connections.push(Connection { ends: [primary, backup], ..Connection::default() });
         self.processes[primary].connection = Some(connection);
@@ -167,6 +174,13 @@ impl World {
                     self.processes[process].slow = times;
                 }
             }
+            Fault::FlipBit { bit } => {
+                for slot in self.processes.iter_mut().filter(|slot| slot.runs()) {
+                    if let Part::Backup(backup) = &mut slot.part {
+                        slot.flipped |= backup.flip_bit(bit);
+                    }
+                }
+            }
             Fault::Heartbeats { ns } => self.heartbeats_blocked_until = self.now + ns,
         }
     }
@@ -231,8 +245,7 @@ impl World {
                 self.violated(result);
                 self.phase = if self.plan.power_off { Phase::Ending } else { Phase::Over };
                 if self.plan.power_off {
-                    self.clients[0].power_off();
-                    self.plan_client(0, 0);
+                    self.power_off();
                 } else {
                     self.judge_histories();
                 }
@@ -247,17 +260,26 @@ impl World {
         }
     }
 
-    /// The end of a run in which no process has a machine any more: right only if the guest ended, or if whoever
-    /// held the last generation was killed.
+    pub(crate) fn power_off(&mut self) {
+        self.tell(|| "a client switches the guest off".into());
+        self.switched_off = true;
+        self.clients[0].power_off();
+        self.plan_client(0, 0);
+    }
+
+    /// The end of a run in which no process has a machine any more: right only if the guest ended, or if
+    /// whoever held the last generation was killed.
     fn nobody_left(&mut self) {
         let holding = self.disk.holding();
         let holder = self.processes.iter().find(|slot| Some(slot.claimant) == holding.holder);
         match holder.map(|slot| (slot.crashed, &slot.halted)) {
             Some((true, _)) => self.stats.machines_lost += 1,
-            Some((false, Some(HaltReason::GuestEnded))) if self.phase == Phase::Ending => {
+            Some((false, Some(HaltReason::GuestEnded))) if self.switched_off => {
                 self.stats.ended += 1;
-                let result = self.ended_together(holding.generation);
-                self.violated(result);
+                if self.phase == Phase::Ending {
+                    let result = self.ended_together(holding.generation);
+                    self.violated(result);
+                }
             }
             found => {
                 let states: Vec<String> = self.processes.iter().map(describe).collect();
@@ -320,9 +342,13 @@ impl World {
         for key in 0..KEYS_USED {
             let history: Vec<_> = self.clients.iter().flat_map(|client| client.operations(key)).collect();
             if !is_linearizable(&history) {
+<<<<<<< HEAD
                 self.violated(Err(format!(
                     "what clients saw of key {key} is not linearizable: {history:#?}"
                 )));
+=======
+                self.violated(Err(format!("what clients saw of key {key} is not linearizable: {history:?}")));
+>>>>>>> ft
             }
         }
     }
@@ -331,6 +357,9 @@ impl World {
     pub(crate) fn check(&mut self) {
         let result = self.oracle.holding(self.disk.holding());
         self.violated(result);
+        if self.disk.stale_write && !self.blind {
+            self.violated(Err("a write of an older generation was executed".into()));
+        }
         for process in 0..self.processes.len() {
             let slot = &self.processes[process];
             if let Part::Primary(primary) = &slot.part

@@ -9,7 +9,7 @@ use replay::{Machine, Offer, Recorded, Recorder, Stop};
 
 use crate::bug::Bug;
 use crate::effect::{Effect, Snapshot};
-use crate::wire::{Endpoint, LogStart, Message, Sender};
+use crate::wire::{Ack, Endpoint, LogStart, Message, Sender};
 
 const MS: u64 = 1_000_000;
 /// The network card's queue, in frames.
@@ -159,8 +159,8 @@ impl PrimaryDriver {
         out.push(Effect::Bytes(bytes));
     }
 
-    /// Host time at which this process wants to run its guest, on its own clock: not later than `local_ns` for
-    /// at once, `None` for only after something happened.
+    /// Host time at which this process wants to run its guest, on its own clock: not later than `local_ns`
+    /// for at once, `None` for only after something happened.
     pub fn next_turn_ns(&self, local_ns: u64) -> Option<u64> {
         if !self.guest_started || !self.ft.may_append() {
             return None;
@@ -419,6 +419,7 @@ impl PrimaryDriver {
         out.push(Effect::Bytes(bytes));
         if self.bug == Some(Bug::AckBeforeReceipt) {
             let (received, executed) = (sender.sent(), sender.executed());
+            sender.on_ack(Ack { received, executed }).expect("it was sent");
             self.step(local_ns, PrimaryEvent::Acked { received, executed }, out);
         }
     }

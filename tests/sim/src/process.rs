@@ -1,4 +1,5 @@
-//! A process of the virtual machine monitor: a primary or a backup on one of the two hosts, with its own clock.
+//! A process of the virtual machine monitor: a primary or a backup on one of the two hosts, with its own
+//! clock.
 
 use std::collections::VecDeque;
 
@@ -83,6 +84,8 @@ pub struct Process {
     pub deferred: VecDeque<Effect>,
     /// Its connection to the disk server.
     pub disk: DiskLink,
+    /// A bit of its machine was flipped.
+    pub flipped: bool,
     /// When it was started.
     pub started_at: Time,
     /// When it died or halted.
@@ -109,6 +112,10 @@ impl Process {
             interruption: None,
             deferred: VecDeque::new(),
             disk: DiskLink { connection: DiskConnection { life: 1, number: 0 }, broken: false, last_at: now },
+<<<<<<< HEAD
+=======
+            flipped: false,
+>>>>>>> ft
             started_at: now,
             stopped_at: 0,
         }

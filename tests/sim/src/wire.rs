@@ -1,5 +1,6 @@
-//! Seam: the two ends of the logging channel, bytes in and bytes out, in the shape of `logchannel`'s `Endpoint`,
-//! `Sender` and `Receiver`, which are to take this module's place. Frames and codec are the production ones.
+//! Seam: the two ends of the logging channel, bytes in and bytes out, in the shape of `logchannel`'s
+//! `Endpoint`, `Sender` and `Receiver`, which are to take this module's place. Frames and codec are the
+//! production ones.
 
 use logchannel::frame::{FrameError, FrameReader, FrameWriter, Protocol};
 use logchannel::{Generation, LOG_VERSION, LogEntry, Seq, codec};

@@ -42,6 +42,7 @@ pub(crate) enum Happening {
     Fault(Fault),
     DiskStarts,
     Supervise,
+    PowerOff,
     Judge,
 }
 
@@ -66,6 +67,7 @@ impl Happening {
             Happening::DiskStarts => 14 << 8,
             Happening::Supervise => 15 << 8,
             Happening::Judge => 16 << 8,
+            Happening::PowerOff => 17 << 8,
         }
     }
 }
@@ -98,6 +100,20 @@ impl Ord for Planned {
     }
 }
 
+/// What is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Run {
+    /// It determines everything.
+    pub seed: u64,
+    /// A mistake to plant.
+    pub bug: Option<Bug>,
+    /// Tell what happens, on standard error.
+    pub narrate: bool,
+    /// Do not look into the processes and the disk server: judge only by what clients saw, by the console, by
+    /// the disk's content at the end, and by assertions in production code.
+    pub blind: bool,
+}
+
 /// Counts of what a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -117,6 +133,10 @@ pub struct Stats {
     pub lost: u64,
     /// A process halted because it was fenced.
     pub fenced: u64,
+    /// Backups that found that they had diverged, after a bit had been flipped.
+    pub diverged: u64,
+    /// Backups that went live before they could find it.
+    pub undetected: u64,
     /// Processes killed.
     pub crashes: u64,
     /// Processes paused.
@@ -147,6 +167,10 @@ pub struct World {
     pub(crate) stats: Stats,
     pub(crate) bug: Option<Bug>,
     pub(crate) violation: Option<String>,
+    /// The guest was asked to switch itself off.
+    pub(crate) switched_off: bool,
+    /// Judge by what clients and the disk saw only.
+    pub(crate) blind: bool,
     trace: u64,
     narrate: bool,
 }
@@ -163,8 +187,9 @@ pub struct Outcome {
 }
 
 impl World {
-    /// The world of this seed, at its beginning. With `narrate`, what happens is told on standard error.
-    pub fn new(seed: u64, bug: Option<Bug>, narrate: bool) -> Self {
+    /// The world of this run, at its beginning.
+    pub fn new(run: &Run) -> Self {
+        let Run { seed, bug, narrate, blind } = *run;
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
         let network = Network::new(plan.weather.clone());
@@ -175,7 +200,7 @@ impl World {
             random,
             network,
             disk: DiskServer::new(bug),
-            oracle: Oracle::default(),
+            oracle: Oracle::new(blind),
             processes: Vec::new(),
             connections: Vec::new(),
             clients: (0..3).map(Client::new).collect(),
@@ -185,6 +210,8 @@ impl World {
             stats: Stats::default(),
             bug,
             violation: None,
+            switched_off: false,
+            blind,
             trace: seed,
             narrate,
             plan,
@@ -270,6 +297,7 @@ impl World {
             Happening::DiskStarts => self.disk.start(),
             Happening::Supervise => self.supervise(),
             Happening::Judge => self.judge(),
+            Happening::PowerOff => self.power_off(),
             Happening::Frame { process, .. }
             | Happening::Beat { process, .. }
             | Happening::DiskAnswer { process, .. }
@@ -326,6 +354,12 @@ impl World {
         let slot = &mut self.processes[process];
         let ready = matches!(&slot.part, Part::Backup(backup) if backup.goes_live());
         if !ready || !slot.runs() {
+            return;
+        }
+        if slot.flipped {
+            // Digests are periodic: what happened after the last one cannot be found.
+            self.stats.undetected += 1;
+            self.phase = Phase::Over;
             return;
         }
         let empty = Part::Backup(Box::new(crate::backup_driver::BackupDriver::new(

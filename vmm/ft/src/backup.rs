@@ -13,8 +13,8 @@ use crate::{Config, Content, HaltReason, Primary};
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackupEvent<O> {
-    /// The backup has the whole machine as it was after entry `seq` (0: as it starts), of a primary that holds
-    /// `generation`. From here on it may go live.
+    /// The backup has the whole machine as it was after entry `seq` (0: as it starts), of a primary that
+    /// holds `generation`. From here on it may go live.
     Joined {
         /// The generation that the primary holds.
         generation: Generation,
@@ -23,8 +23,8 @@ pub enum BackupEvent<O> {
         /// Requests that were in flight then: their entries and contents, in order.
         outstanding: Vec<(Seq, O)>,
     },
-    /// Every entry up to `up_to` was received and is held by the replayer. Also to be sent when only `released`
-    /// is news.
+    /// Every entry up to `up_to` was received and is held by the replayer. Also to be sent when only
+    /// `released` is news.
     Received {
         /// The entry.
         up_to: Seq,
@@ -85,8 +85,9 @@ pub enum BackupAction<O> {
         /// This process.
         claimant: u128,
     },
-    /// Go live: this process holds `generation`, and every entry was executed. Turn the replayer into a recorder
-    /// and this into a primary (`into_primary`), log `GoLive`, announce the guest's address, and send `resend`.
+    /// Go live: this process holds `generation`, and every entry was executed. Turn the replayer into a
+    /// recorder and this into a primary (`into_primary`), log `GoLive`, announce the guest's address, and
+    /// send `resend`.
     GoLive {
         /// The generation won.
         generation: Generation,
@@ -274,8 +275,8 @@ impl<O: Content> Backup<O> {
         self.mode = Mode::Following(Peer::new(generation, self.now_ns));
     }
 
-    /// Entries are acked on receipt. Once the primary is given up nothing is acked any more: the end of the log
-    /// must stay where this process believes it to be.
+    /// Entries are acked on receipt. Once the primary is given up nothing is acked any more: the end of the
+    /// log must stay where this process believes it to be.
     fn receive(&mut self, up_to: Seq, released: Seq, actions: &mut Vec<BackupAction<O>>) {
         let Mode::Following(peer) = &mut self.mode else { return };
         if self.goodbye {

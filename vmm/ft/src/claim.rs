@@ -1,8 +1,8 @@
 //! The claim: asking the disk server, by test-and-set, for the right to go on alone.
 //!
 //! A claim is asked again until it is answered: the answer is durable before it is sent, and a repeat by the
-//! same claimant gets the same answer. Answers may be lost, repeated and late, so an answer names the claim it
-//! belongs to, and only a definite one counts.
+//! same claimant gets the same answer. Answers may be lost, repeated and late, so an answer names the claim
+//! it belongs to, and only a definite one counts.
 
 use logchannel::Generation;
 

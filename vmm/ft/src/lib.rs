@@ -1,8 +1,8 @@
 //! The fault-tolerance protocol: who may let outputs go, when a peer is given up, who goes on alone.
 //!
-//! Sans-I/O: `step(now, event) -> actions`. No sockets, no threads, no clock of its own, so that the simulator
-//! and the processes run the same code. Whoever drives it does what the actions say, in their order, and tells
-//! what happened.
+//! Sans-I/O: `step(now, event) -> actions`. No sockets, no threads, no clock of its own, so that the
+//! simulator and the processes run the same code. Whoever drives it does what the actions say, in their
+//! order, and tells what happened.
 //!
 //! ```text
 //!            Primary                                        Backup

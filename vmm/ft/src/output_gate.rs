@@ -1,4 +1,5 @@
-//! The output gate: holds outputs back until they may go, and lets them go in order (DESIGN 4, the Output Rule).
+//! The output gate: holds outputs back until they may go, and lets them go in order (DESIGN 4, the Output
+//! Rule).
 
 use std::collections::VecDeque;
 
@@ -22,8 +23,8 @@ impl<O: Content> OutputGate<O> {
         Self { held: VecDeque::new(), bytes: 0, max_bytes, last_held: 0, last_released: 0 }
     }
 
-    /// Holds the output of entry `seq`. Always takes it: `is_full` tells beforehand that the guest must stall,
-    /// so the gate exceeds its limit at most by what the guest put out at one stop.
+    /// Holds the output of entry `seq`. Always takes it: `is_full` tells beforehand that the guest must
+    /// stall, so the gate exceeds its limit at most by what the guest put out at one stop.
     pub fn hold(&mut self, seq: Seq, output: O) {
         assert!(seq > self.last_held, "output {seq} after output {}", self.last_held);
         self.last_held = seq;

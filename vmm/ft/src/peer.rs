@@ -3,8 +3,8 @@
 use logchannel::Generation;
 use serde::{Deserialize, Serialize};
 
-/// A heartbeat, as it travels over UDP in both directions. It may be lost, delayed, repeated and reordered, so
-/// it says only that its sender lived when it was sent: acks and releases travel on the logging channel.
+/// A heartbeat, as it travels over UDP in both directions. It may be lost, delayed, repeated and reordered,
+/// so it says only that its sender lived when it was sent: acks and releases travel on the logging channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The generation under which the pair runs: heartbeats of another pairing do not count.

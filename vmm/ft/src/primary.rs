@@ -1,5 +1,5 @@
-//! The primary's side of the protocol: it lets outputs go as their entries are acked, gives up a backup that is
-//! lost, and goes on alone only after it won the test-and-set.
+//! The primary's side of the protocol: it lets outputs go as their entries are acked, gives up a backup that
+//! is lost, and goes on alone only after it won the test-and-set.
 
 use std::collections::VecDeque;
 
@@ -35,8 +35,8 @@ pub enum PrimaryEvent<O> {
     ChannelBroken,
     /// The backup said that it left the pair and will never go live: it diverged, or was told to stop.
     BackupLeft,
-    /// A new backup has the whole machine as it was after entry `seq`, the last one appended, or is being sent
-    /// the last of it: from here on outputs wait for its acks. Only when alone; ignored otherwise.
+    /// A new backup has the whole machine as it was after entry `seq`, the last one appended, or is being
+    /// sent the last of it: from here on outputs wait for its acks. Only when alone; ignored otherwise.
     BackupJoined {
         /// The last entry appended.
         seq: Seq,
@@ -159,8 +159,8 @@ pub struct Primary<O> {
 }
 
 impl<O: Content> Primary<O> {
-    /// A primary that holds `generation` alone, with a log whose last entry is `appended` (0: none). To have a
-    /// backup from the first entry on, send `BackupJoined { seq: 0 }` before the guest starts.
+    /// A primary that holds `generation` alone, with a log whose last entry is `appended` (0: none). To have
+    /// a backup from the first entry on, send `BackupJoined { seq: 0 }` before the guest starts.
     pub fn alone(config: Config, generation: Generation, appended: Seq, now_ns: u64) -> Self {
         assert!(generation > 0, "a primary starts by winning a generation");
         Self {

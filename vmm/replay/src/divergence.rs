@@ -153,8 +153,8 @@ impl std::fmt::Display for Difference {
 pub struct Divergence {
     /// The entry at which it was found.
     pub seq: Seq,
-    /// Where the guest was when it was found. It went astray here or earlier: after the last state digest that
-    /// agreed, which is `agreed`.
+    /// Where the guest was when it was found. It went astray here or earlier: after the last state digest
+    /// that agreed, which is `agreed`.
     pub at: Position,
     /// What differs.
     pub difference: Difference,

@@ -10,7 +10,8 @@ pub enum Stop {
     /// The guest waits (HLT, or the wait port): it can go on only after an input that wakes it, or after
     /// `Event::Clock` with at least `deadline_ns`.
     Waiting {
-        /// Virtual time at which a device timer or the guest's own deadline is due, nanoseconds since power-on.
+        /// Virtual time at which a device timer or the guest's own deadline is due, nanoseconds since
+        /// power-on.
         deadline_ns: Option<u64>,
     },
     /// The guest ended; it never runs again.
@@ -48,8 +49,8 @@ impl std::fmt::Display for Ending {
 /// `until`; outputs come in the order in which the guest made them; a run stops where the guest makes an
 /// output, so that `position` is then the output's own position (several outputs of one position are fine).
 ///
-/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock` and `Trap`; the others concern the log only
-/// and never reach `accepts` or `apply`. `apply` may make outputs, and may wake a waiting guest.
+/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock` and `Trap`; the others concern the log
+/// only and never reach `accepts` or `apply`. `apply` may make outputs, and may wake a waiting guest.
 pub trait Machine {
     /// A failure of the host or of the monitor, never of the guest.
     type Error: std::error::Error + Send + Sync + 'static;

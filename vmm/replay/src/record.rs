@@ -6,8 +6,8 @@
 //!  offer:                       [Clock at P]  input at P  Output entries at P (made by applying it)
 //! ```
 //!
-//! Invariants, asserted: sequence numbers are consecutive; positions never decrease; the virtual clock is never
-//! set back; nothing is logged after the guest ended but `Digest` and `GoLive`.
+//! Invariants, asserted: sequence numbers are consecutive; positions never decrease; the virtual clock is
+//! never set back; nothing is logged after the guest ended but `Digest` and `GoLive`.
 
 use std::collections::VecDeque;
 
@@ -176,9 +176,9 @@ impl<M: Machine> Recorder<M> {
         }
     }
 
-    /// Runs the guest to its next stop and logs the outputs it made, at their own position. A guest that waits
-    /// is not run until an input was applied. When the guest ends, a `Digest` of its last state closes the log,
-    /// so that a replay runs through the end too.
+    /// Runs the guest to its next stop and logs the outputs it made, at their own position. A guest that
+    /// waits is not run until an input was applied. When the guest ends, a `Digest` of its last state closes
+    /// the log, so that a replay runs through the end too.
     pub fn advance(&mut self, out: &mut Vec<Recorded>) -> Result<Stop, M::Error> {
         self.log_outputs(out);
         if self.guest == Guest::Runs {
@@ -193,8 +193,8 @@ impl<M: Machine> Recorder<M> {
         Ok(self.stop())
     }
 
-    /// Offers an input at the current position. Before an input to a waiting guest, the clock is brought up to
-    /// the last host time that `clock` was told.
+    /// Offers an input at the current position. Before an input to a waiting guest, the clock is brought up
+    /// to the last host time that `clock` was told.
     ///
     /// Panics on events that are no input, and on `Clock`, which `clock` makes.
     pub fn offer(&mut self, input: Event, out: &mut Vec<Recorded>) -> Result<Offer, M::Error> {
@@ -216,8 +216,9 @@ impl<M: Machine> Recorder<M> {
         Ok(Offer::Applied)
     }
 
-    /// Tells the host's monotonic clock. Logs a `Clock` entry when it ran ahead of the virtual clock of a running
-    /// guest by more than the bound, or when the deadline of a waiting guest is due. Returns whether it did.
+    /// Tells the host's monotonic clock. Logs a `Clock` entry when it ran ahead of the virtual clock of a
+    /// running guest by more than the bound, or when the deadline of a waiting guest is due. Returns whether
+    /// it did.
     pub fn clock(&mut self, host_ns: u64, out: &mut Vec<Recorded>) -> Result<bool, M::Error> {
         let elapsed_ns = host_ns.saturating_sub(self.anchor_host_ns);
         let target_ns = self.anchor_virtual_ns.saturating_add(elapsed_ns).max(self.target_ns);
@@ -244,8 +245,8 @@ impl<M: Machine> Recorder<M> {
         }
     }
 
-    /// Host time, on the clock that `clock` is told, at which the deadline of a waiting guest is due: until then
-    /// only an input can wake it. With a virtual clock it is due at once.
+    /// Host time, on the clock that `clock` is told, at which the deadline of a waiting guest is due: until
+    /// then only an input can wake it. With a virtual clock it is due at once.
     pub fn host_deadline_ns(&self) -> Option<u64> {
         let Guest::Waits { deadline_ns: Some(deadline) } = self.guest else { return None };
         Some(match self.policy {

@@ -8,8 +8,9 @@
 //!                             Divergence: stopped for good
 //! ```
 //!
-//! Invariants: an input is applied at the position in its entry, never later, never earlier; the machine never
-//! runs past the last entry held; a replayer that diverged never executes again and never becomes a recorder.
+//! Invariants: an input is applied at the position in its entry, never later, never earlier; the machine
+//! never runs past the last entry held; a replayer that diverged never executes again and never becomes a
+//! recorder.
 
 use std::collections::VecDeque;
 
@@ -184,8 +185,9 @@ impl<M: Machine> Replayer<M> {
         Ok(Progress::Running)
     }
 
-    /// Goes live: the machine runs on from the last entry, and the log continues with the next number. Outputs
-    /// that the guest made at this position and whose entries never arrived are the first to be logged.
+    /// Goes live: the machine runs on from the last entry, and the log continues with the next number.
+    /// Outputs that the guest made at this position and whose entries never arrived are the first to be
+    /// logged.
     ///
     /// Panics when entries are held that were not executed, or after a divergence: DESIGN 8.
     pub fn into_recorder(self, policy: ClockPolicy, host_ns: u64) -> Recorder<M> {

@@ -272,7 +272,9 @@ proptest! {
 
     /// Whatever is done to a log, replay ends with the whole of it executed or with a report: no panic.
     #[test]
-    fn any_damage_ends_in_a_report_or_nothing(seed in 0u64..1000, at in 0.0f64..1.0, shift in 0u64..9, swap: bool) {
+    fn any_damage_ends_in_a_report_or_nothing(
+        seed in 0u64..1000, at in 0.0f64..1.0, shift in 0u64..9, swap: bool,
+    ) {
         let mut log = entries(&record(seed, 120));
         let last = log.len() - 1;
         let i = (at * last as f64) as usize;
