@@ -81,8 +81,7 @@ fn start(params: &BootParams) -> Result<Server, String> {
     let kept = if journal.is_some() { "disk" } else { "memory only" };
     let db = Database::new(store, journal, limits, config);
     let seed = event.wall_base_ns() ^ event.now_ns();
-    let network =
-        Net::open().map(|net| Network::new(net, &config, seed, max_sockets, event.now_ns()));
+    let network = Net::open().map(|net| Network::new(net, &config, seed, max_sockets, event.now_ns()));
     let [a, b, c, d] = config.ip;
     let port = config.port;
     let card = if network.is_some() { "" } else { " (no network card)" };

@@ -263,10 +263,8 @@ impl Store {
     /// to `visit`. Returns the cursor to go on with, 0 at the end.
     pub fn scan(&self, cursor: u64, count: usize, mut visit: impl FnMut(&[u8])) -> u64 {
         let first = Probe(cursor, &[]);
-        let range = self.map.range::<dyn Ordered, _>((
-            Bound::Included(&first as &dyn Ordered),
-            Bound::Unbounded,
-        ));
+        let range =
+            self.map.range::<dyn Ordered, _>((Bound::Included(&first as &dyn Ordered), Bound::Unbounded));
         let mut last = None;
         for (seen, (key, _)) in range.enumerate() {
             if seen >= count && last != Some(key.hash) {

@@ -165,8 +165,7 @@ pub(super) fn config(call: &mut Call<'_, '_>) -> Answer {
     match (call.arg(1).to_ascii_uppercase().as_slice(), call.request.len()) {
         (b"GET", 3..) => {
             let settings = settings(call);
-            let asked =
-                |name: &str| call.request.args(2).any(|glob| glob::matches(glob, name.as_bytes()));
+            let asked = |name: &str| call.request.args(2).any(|glob| glob::matches(glob, name.as_bytes()));
             let found: Vec<_> = settings.iter().filter(|(name, _)| asked(name)).collect();
             reply::array(call.out, found.len() * 2);
             for (name, value) in found {

@@ -240,9 +240,8 @@ impl Journal {
     fn seal(&mut self) -> DiskWrite {
         let mut bytes = mem::replace(&mut self.pending, mem::take(&mut self.spare));
         seal_batch(&mut bytes, &self.superblock, self.next_seq, self.pending_ops);
-        let sector = AREA_START
-            + u64::from(self.superblock.active) * self.superblock.half_sectors
-            + self.next_sector;
+        let sector =
+            AREA_START + u64::from(self.superblock.active) * self.superblock.half_sectors + self.next_sector;
         self.next_sector += (bytes.len() / SECTOR_LEN) as u64;
         assert!(self.next_sector <= self.superblock.half_sectors, "a batch never leaves its half");
         self.pending_ops = 0;

@@ -294,7 +294,6 @@ impl Recovery {
         self.superblock.epoch += 1;
         self.state = State::Announce;
     }
-
 }
 
 /// Applies a batch's operations.
