@@ -59,7 +59,8 @@ impl Heap {
 /// Makes the heap of the RAM from `start` to `end`. To be called once, before any allocation.
 ///
 /// # Safety
-/// That RAM belongs to nothing else.
+/// That RAM belongs to nothing else, and is zero, as it is at power-on: the bits are not cleared here, so that no
+/// page is touched before it is used.
 pub unsafe fn init(start: usize, end: usize) {
     let heap = HEAP.inner();
     heap.base = start / BASE_ALIGN * BASE_ALIGN;
@@ -70,8 +71,6 @@ pub unsafe fn init(start: usize, end: usize) {
     }
     let words = bits.div_ceil(64);
     heap.bits = start as *mut u64;
-    // SAFETY: the caller's promise; it is zero at power-on, but that is the machine's affair.
-    unsafe { heap.bits.write_bytes(0, words) };
     let mut at = (start + words * 8).next_multiple_of(1 << MIN_ORDER);
     heap.len = end - at;
     while at + (1 << MIN_ORDER) <= end {

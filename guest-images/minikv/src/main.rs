@@ -49,7 +49,8 @@ const MAX_CLIENTS: usize = 1000;
 extern "C" fn main(boot_params: usize, ram_end: usize) -> ! {
     // SAFETY: the entry passes on what the boot protocol gave it.
     let params = unsafe { BootParams::new(boot_params) };
-    // SAFETY: nothing of the image is behind its end, and this is called once.
+    // SAFETY: nothing of the image is behind its end, RAM is zero at power-on (`.bss` relies on it too), and this is
+    // called once.
     unsafe { heap::init(boot::image_end(), ram_end) };
     match start(&params) {
         Ok(server) => server.run(),
@@ -81,8 +82,7 @@ fn start(params: &BootParams) -> Result<Server, String> {
     let kept = if journal.is_some() { "disk" } else { "memory only" };
     let db = Database::new(store, journal, limits, config);
     let seed = event.wall_base_ns() ^ event.now_ns();
-    let network =
-        Net::open().map(|net| Network::new(net, &config, seed, max_sockets, event.now_ns()));
+    let network = Net::open().map(|net| Network::new(net, &config, seed, max_sockets, event.now_ns()));
     let [a, b, c, d] = config.ip;
     let port = config.port;
     let card = if network.is_some() { "" } else { " (no network card)" };

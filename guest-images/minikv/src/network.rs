@@ -50,8 +50,7 @@ fn instant(now_ns: u64) -> Instant {
 impl Network {
     /// A stack with this configuration. `seed` chooses its initial sequence numbers.
     pub fn new(mut net: Net, config: &Config, seed: u64, max_sockets: usize, now_ns: u64) -> Self {
-        let mut settings =
-            InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(net.mac())));
+        let mut settings = InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(net.mac())));
         settings.random_seed = seed;
         let mut interface = Interface::new(settings, &mut net, instant(now_ns));
         interface.update_ip_addrs(|addresses| {
@@ -88,8 +87,7 @@ impl Network {
     pub fn receive(&mut self, now_ns: u64) {
         self.now = instant(now_ns);
         for count in 1..=MAX_FRAMES {
-            let result =
-                self.interface.poll_ingress_single(self.now, &mut self.net, &mut self.sockets);
+            let result = self.interface.poll_ingress_single(self.now, &mut self.net, &mut self.sockets);
             if matches!(result, PollIngressSingleResult::None) {
                 break;
             }

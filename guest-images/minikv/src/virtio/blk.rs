@@ -41,14 +41,14 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// The disk, if there is one.
+    /// The disk, if there is one with anything on it.
     pub fn open() -> Option<Self> {
         let (window, _) = Window::open(ADDRESS, DEVICE_ID, 0)?;
         let queue = Queue::new();
         window.add_queue(0, &queue);
         window.start();
         let sectors = u64::from(window.config32(0)) | u64::from(window.config32(4)) << 32;
-        Some(Self { queue, sectors, slots: heap::dma_pages(1), busy: 0 })
+        (sectors > 0).then(|| Self { queue, sectors, slots: heap::dma_pages(1), busy: 0 })
     }
 
     /// Its size, in sectors of 512 bytes.

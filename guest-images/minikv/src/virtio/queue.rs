@@ -70,11 +70,7 @@ impl Queue {
 
     /// Addresses of the descriptors, the available and the used ring.
     pub fn addresses(&self) -> [usize; 3] {
-        [
-            self.descriptors.as_ptr() as usize,
-            self.available.as_ptr() as usize,
-            self.used.as_ptr() as usize,
-        ]
+        [self.descriptors.as_ptr() as usize, self.available.as_ptr() as usize, self.used.as_ptr() as usize]
     }
 
     /// Fills in descriptor `index`, followed by descriptor `next` if there is one.
