@@ -342,13 +342,7 @@ impl World {
         for key in 0..KEYS_USED {
             let history: Vec<_> = self.clients.iter().flat_map(|client| client.operations(key)).collect();
             if !is_linearizable(&history) {
-<<<<<<< HEAD
-                self.violated(Err(format!(
-                    "what clients saw of key {key} is not linearizable: {history:#?}"
-                )));
-=======
                 self.violated(Err(format!("what clients saw of key {key} is not linearizable: {history:?}")));
->>>>>>> ft
             }
         }
     }

@@ -112,10 +112,7 @@ impl Process {
             interruption: None,
             deferred: VecDeque::new(),
             disk: DiskLink { connection: DiskConnection { life: 1, number: 0 }, broken: false, last_at: now },
-<<<<<<< HEAD
-=======
             flipped: false,
->>>>>>> ft
             started_at: now,
             stopped_at: 0,
         }
