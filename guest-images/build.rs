@@ -1,12 +1,13 @@
-//! Builds `minikv`, the bare-metal guest, with the cargo that builds this, and leaves its ELF file in `OUT_DIR`.
+//! Builds `minikv`, the bare-metal guest, with the cargo that builds this, and leaves its ELF file in
+//! `OUT_DIR`.
 //!
-//! The guest is compiled for the host's own Linux target, linked without any of the host's libraries: a target
-//! without an operating system is one more thing to install, this one is always there. Its workspace has a lock file
-//! of its own, whose packages are all among those of the outer one; so what was built offline outside is built
-//! offline inside.
+//! The guest is compiled for the host's own Linux target, linked without any of the host's libraries: a
+//! target without an operating system is one more thing to install, this one is always there. Its workspace
+//! has a lock file of its own, whose packages are all among those of the outer one; so what was built offline
+//! outside is built offline inside.
 //!
-//! Nothing of the outer build's environment may reach the guest: a `target-cpu=native`, a coverage flag or a clippy
-//! driver would change the image, or make instructions that the guest must not have.
+//! Nothing of the outer build's environment may reach the guest: a `target-cpu=native`, a coverage flag or a
+//! clippy driver would change the image, or make instructions that the guest must not have.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -62,8 +63,9 @@ fn cargo(guest: &Path, target_dir: &Path) -> Command {
     command
 }
 
-/// Whether a variable could change what is built: compilers and wrappers, flags, profiles, targets, what cargo tells
-/// build scripts of another package, and smoltcp's compile-time settings. Where cargo finds its packages stays.
+/// Whether a variable could change what is built: compilers and wrappers, flags, profiles, targets, what
+/// cargo tells build scripts of another package, and smoltcp's compile-time settings. Where cargo finds its
+/// packages stays.
 fn leaks(name: &str) -> bool {
     let kept = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_HTTP_PROXY", "CARGO_HTTP_CAINFO"];
     if kept.contains(&name) || name.starts_with("CARGO_REGISTR") || name.starts_with("CARGO_SOURCE") {

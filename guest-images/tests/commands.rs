@@ -273,7 +273,10 @@ proptest! {
     }
 
     #[test]
-    fn globs_never_panic(pattern in prop::collection::vec(prop::sample::select(b"*?[]^-\\ab".to_vec()), 0..12), text in "[ab\\-\\]]{0,6}") {
+    fn globs_never_panic(
+        pattern in prop::collection::vec(prop::sample::select(b"*?[]^-\\ab".to_vec()), 0..12),
+        text in "[ab\\-\\]]{0,6}",
+    ) {
         glob::matches(&pattern, text.as_bytes());
     }
 }

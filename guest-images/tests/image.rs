@@ -77,16 +77,17 @@ fn the_digest_is_that_of_the_image() {
 /// What every KVM emulates at CPL0, also one without hardware virtualisation: see docs on determinism.
 #[rustfmt::skip]
 const CPL0: &[&str] = &[
-    "Add", "And", "Cld", "Cli", "Cmp", "Dec", "Hlt", "Iretq", "Ja", "Jae", "Jbe", "Je", "Jmp", "Jne", "Lea", "Lgdt",
-    "Lidt", "Ltr", "Mov", "Movzx", "Nop", "Or", "Out", "Push", "Test", "Xchg",
+    "Add", "And", "Cld", "Cli", "Cmp", "Dec", "Hlt", "Iretq", "Ja", "Jae", "Jbe", "Je", "Jmp", "Jne",
+    "Lea", "Lgdt", "Lidt", "Ltr", "Mov", "Movzx", "Nop", "Or", "Out", "Push", "Test", "Xchg",
 ];
 
-/// What depends on more than the guest's inputs, or needs more than CPL3. (INT3 is what a linker fills gaps with.)
+/// What depends on more than the guest's inputs, or needs more than CPL3. (INT3 is what a linker fills gaps
+/// with.)
 #[rustfmt::skip]
 const FORBIDDEN: &[&str] = &[
-    "Cpuid", "Int", "Into", "Monitor", "Mwait", "Rdfsbase", "Rdgsbase", "Rdmsr", "Rdpid", "Rdpmc", "Rdrand", "Rdseed",
-    "Rdtsc", "Rdtscp", "Sgdt", "Sidt", "Sldt", "Smsw", "Str", "Syscall", "Sysenter", "Sysexit", "Sysretq", "Tpause",
-    "Umwait", "Vmcall", "Vmmcall", "Wrmsr", "Xbegin", "Xgetbv",
+    "Cpuid", "Int", "Into", "Monitor", "Mwait", "Rdfsbase", "Rdgsbase", "Rdmsr", "Rdpid", "Rdpmc",
+    "Rdrand", "Rdseed", "Rdtsc", "Rdtscp", "Sgdt", "Sidt", "Sldt", "Smsw", "Str", "Syscall", "Sysenter",
+    "Sysexit", "Sysretq", "Tpause", "Umwait", "Vmcall", "Vmmcall", "Wrmsr", "Xbegin", "Xgetbv",
 ];
 
 fn among(list: &[&str], mnemonic: Mnemonic) -> bool {

@@ -71,8 +71,8 @@ fn a_batch_torn_at_any_byte_is_there_whole_or_not_at_all() {
 
 #[test]
 fn what_a_torn_batch_left_never_comes_back() {
-    // Three sectors torn so that only the last two are written; they hold an image of a batch with the very sequence
-    // that comes next. It must not be taken for one, whatever is written before it later.
+    // Three sectors torn so that only the last two are written; they hold an image of a batch with the very
+    // sequence that comes next. It must not be taken for one, whatever is written before it later.
     let mut disk = vec![0; DISK_LEN];
     let mut db = boot(&mut disk).expect("an empty disk");
     let mut scratch = disk.clone();

@@ -1,7 +1,8 @@
-//! The protocol parser of minikv: however a stream is cut, the same requests; whatever comes, no panic and bounded
-//! memory.
+//! The protocol parser of minikv: however a stream is cut, the same requests; whatever comes, no panic and
+//! bounded memory.
 
 use minikv_core::resp::{MAX_ARGS, MAX_BULK_LEN, MAX_REQUEST_LEN, Parser, parse_integer};
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 mod support;
@@ -42,8 +43,8 @@ fn whole(bytes: &[u8]) -> (Requests, Option<String>) {
 proptest! {
     #[test]
     fn cuts_do_not_matter(
-        requests in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..6), 1..6),
-        pieces in prop::collection::vec(1usize..20, 1..5),
+        requests in vec(vec(vec(any::<u8>(), 0..40), 1..6), 1..6),
+        pieces in vec(1usize..20, 1..5),
     ) {
         let mut stream = Vec::new();
         for request in &requests {
@@ -56,12 +57,12 @@ proptest! {
 
     #[test]
     fn anything_is_parsed_alike_however_cut(
-        bytes in prop::collection::vec(prop_oneof![
+        bytes in vec(prop_oneof![
             4 => prop::sample::select(b"*$\r\n0123456789-".to_vec()),
             1 => any::<u8>(),
             1 => prop::sample::select(b"\"'\\ x".to_vec()),
         ], 0..200),
-        pieces in prop::collection::vec(1usize..9, 1..4),
+        pieces in vec(1usize..9, 1..4),
     ) {
         prop_assert_eq!(parse(&bytes, &pieces), whole(&bytes));
     }

@@ -1,5 +1,5 @@
-//! What the boot protocol gives: `boot_params` of the Linux x86 boot protocol, of which only the command line matters
-//! here (the entry in `cpl0.s` reads the memory map).
+//! What the boot protocol gives: `boot_params` of the Linux x86 boot protocol, of which only the command line
+//! matters here (the entry in `cpl0.s` reads the memory map).
 
 use core::slice;
 

@@ -12,8 +12,8 @@
 .set USER_SS, 0x2b
 .set IMAGE_START, 0x100000
 
-# Page-table entry bits. Accessed and dirty are set from the start, so the CPU never writes to the tables: what
-# it would write, and when, is its own affair and no function of the guest's inputs.
+# Page-table entry bits. Accessed and dirty are set from the start, so the CPU never writes to the tables:
+# what it would write, and when, is its own affair and no function of the guest's inputs.
 .set PRESENT, 1
 .set WRITE, 2
 .set USER, 4
@@ -28,11 +28,11 @@
 
 .section .text.cpl0, "ax", @progbits
 
-# Vector n at IMAGE_START + 16 n, as the interrupt descriptors below have it. Those without an error code of their own
-# push 0, so that all frames are alike.
+# Vector n at IMAGE_START + 16 n, as the interrupt descriptors below have it. Those without an error code of
+# their own push 0, so that all frames are alike.
 .macro stub vector
     .balign 16
-    .if (\vector == 8) || (\vector >= 10 && \vector <= 14) || (\vector == 17) || (\vector == 21) || (\vector == 29) || (\vector == 30)
+    .if (0x60227d00 >> \vector) & 1     # 8, 10 to 14, 17, 21, 29, 30
     .else
     push 0
     .endif

@@ -33,8 +33,8 @@ impl Disk {
         Self { blk, current: None, retry_at_ns: None }
     }
 
-    /// Reads the log into `store`, and makes it ready for this boot. Waits for the disk as long as it takes. The
-    /// error is for people.
+    /// Reads the log into `store`, and makes it ready for this boot. Waits for the disk as long as it takes.
+    /// The error is for people.
     pub fn recover(
         &mut self,
         event: &mut EventPort,
@@ -96,8 +96,8 @@ impl Disk {
         }
     }
 
-    /// A write that failed is not durable, and no reply that waits for it may leave: it has to be tried until it
-    /// succeeds.
+    /// A write that failed is not durable, and no reply that waits for it may leave: it has to be tried until
+    /// it succeeds.
     fn retry(&mut self, mut current: Current, db: &mut Database, now_ns: u64) {
         match self.retry_at_ns {
             None => {

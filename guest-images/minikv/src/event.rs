@@ -41,8 +41,8 @@ impl EventPort {
     }
 
     fn read(&self, word: Word) -> u64 {
-        // SAFETY: the page is ours for ever and its words are aligned; the device writes to it only while the CPU
-        // is stopped at an exit.
+        // SAFETY: the page is ours for ever and its words are aligned; the device writes to it only while the
+        // CPU is stopped at an exit.
         unsafe { self.page.as_ptr().wrapping_add(word as usize).read_volatile() }
     }
 

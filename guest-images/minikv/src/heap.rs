@@ -1,8 +1,8 @@
 //! The heap: a buddy allocator over all RAM behind the image.
 //!
 //! Blocks are powers of two from 32 bytes on, aligned to their size; two free buddies always merge. So what a
-//! program holds costs at most twice its size, and what it gave back is whole again: `minikv-core` counts with
-//! exactly these block sizes. One bit per block and order says whether that block is free.
+//! program holds costs at most twice its size, and what it gave back is whole again: `minikv-core` counts
+//! with exactly these block sizes. One bit per block and order says whether that block is free.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -59,8 +59,8 @@ impl Heap {
 /// Makes the heap of the RAM from `start` to `end`. To be called once, before any allocation.
 ///
 /// # Safety
-/// That RAM belongs to nothing else, and is zero, as it is at power-on: the bits are not cleared here, so that no
-/// page is touched before it is used.
+/// That RAM belongs to nothing else, and is zero, as it is at power-on: the bits are not cleared here, so
+/// that no page is touched before it is used.
 pub unsafe fn init(start: usize, end: usize) {
     let heap = HEAP.inner();
     heap.base = start / BASE_ALIGN * BASE_ALIGN;

@@ -1,13 +1,14 @@
-//! `minikv`: a bare-metal guest that serves the Redis protocol from a virtio network card and keeps its data on a
-//! virtio disk.
+//! `minikv`: a bare-metal guest that serves the Redis protocol from a virtio network card and keeps its data
+//! on a virtio disk.
 //!
-//! Everything but the entry and the exception stubs (`cpl0.s`) runs at CPL3, with all of RAM mapped one to one and
-//! every port open. It takes no interrupts: it polls its rings, and one COMMAND on the event port (`event`) sends
-//! frames, starts disk writes and waits. It executes no instruction whose result is not a function of its memory, its
-//! registers and its devices: no RDTSC, RDRAND or CPUID. The tests of `guest-images` hold it to that.
+//! Everything but the entry and the exception stubs (`cpl0.s`) runs at CPL3, with all of RAM mapped one to
+//! one and every port open. It takes no interrupts: it polls its rings, and one COMMAND on the event port
+//! (`event`) sends frames, starts disk writes and waits. It executes no instruction whose result is not a
+//! function of its memory, its registers and its devices: no RDTSC, RDRAND or CPUID. The tests of
+//! `guest-images` hold it to that.
 //!
-//! Exit statuses: 0 after SHUTDOWN, 1 after a failure that it explains on the UART, 0x7f without memory, 0x80 |
-//! vector after an exception.
+//! Exit statuses: 0 after SHUTDOWN, 1 after a failure that it explains on the UART, 0x7f without memory, 0x80
+//! plus the vector after an exception.
 #![no_std]
 #![no_main]
 
@@ -49,8 +50,8 @@ const MAX_CLIENTS: usize = 1000;
 extern "C" fn main(boot_params: usize, ram_end: usize) -> ! {
     // SAFETY: the entry passes on what the boot protocol gave it.
     let params = unsafe { BootParams::new(boot_params) };
-    // SAFETY: nothing of the image is behind its end, RAM is zero at power-on (`.bss` relies on it too), and this is
-    // called once.
+    // SAFETY: nothing of the image is behind its end, RAM is zero at power-on (`.bss` relies on it too), and
+    // this is called once.
     unsafe { heap::init(boot::image_end(), ram_end) };
     match start(&params) {
         Ok(server) => server.run(),

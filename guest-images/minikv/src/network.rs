@@ -98,8 +98,8 @@ impl Network {
         self.keep_listening();
     }
 
-    /// Sees to it that `LISTENERS` sockets listen: closed ones listen again, new ones are made, and if there may
-    /// not be more, those that only wait for time to pass after a close are used.
+    /// Sees to it that `LISTENERS` sockets listen: closed ones listen again, new ones are made, and if there
+    /// may not be more, those that only wait for time to pass after a close are used.
     fn keep_listening(&mut self) {
         let mut listening = 0;
         for &handle in &self.handles {

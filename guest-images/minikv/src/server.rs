@@ -1,14 +1,13 @@
 //! The main loop.
 //!
 //! ```text
-//!  see inputs ─▶ disk: what is done, next write ─▶ frames in ─▶ execute ─▶ disk: next write ─▶ replies whose
-//!      ▲                                                                                     writes are durable
-//!      │                                                                                          │
-//!      └───────── one COMMAND: POLL if there is more to do, WAIT if not ◀── frames out ◀──────────┘
+//!  see inputs ─▶ disk: what is done ─▶ frames in ─▶ execute ─▶ disk: next write ─▶ durable replies out ─┐
+//!      ▲                                                                                               │
+//!      └───────── one COMMAND: POLL if there is more to do, WAIT if not ◀────────── frames out ◀───────┘
 //! ```
 //!
-//! The COMMAND is the only exit: it sends the frames, starts the disk write and waits, all at once. So a read on an
-//! idle machine takes one, a write two: one that starts the disk's write, one that sends the reply.
+//! The COMMAND is the only exit: it sends the frames, starts the disk write and waits, all at once. So a read
+//! on an idle machine takes one, a write two: one that starts the disk's write, one that sends the reply.
 
 use alloc::vec::Vec;
 
@@ -214,7 +213,8 @@ impl Server {
                     (count, client.feed(&bytes[..count]).then_some(count))
                 });
                 let Ok(Some(count)) = fed else {
-                    // There is no memory for what it sends, and it cannot be told to wait: it may need all of it.
+                    // There is no memory for what it sends, and it cannot be told to wait: it may need all of
+                    // it.
                     socket.abort();
                     return false;
                 };
@@ -270,8 +270,8 @@ impl Server {
         }
     }
 
-    /// If the buffers of all connections together are too large, gives up the connection with the largest (Redis
-    /// does so under the name of maxmemory-clients).
+    /// If the buffers of all connections together are too large, gives up the connection with the largest
+    /// (Redis does so under the name of maxmemory-clients).
     fn evict(&mut self, network: &mut Network) {
         let sizes = self.clients.iter().map(|client| client.as_ref().map_or(0, Client::memory));
         let (mut total, mut largest) = (0, (0, 0));

@@ -12,7 +12,7 @@ const MAX_WAITING_LEN: usize = 64 << 10;
 /// Capacity above which an emptied buffer is given back.
 const KEEP_CAPACITY: usize = 64 << 10;
 /// Rounds of DEBUG SPIN between two looks at the network: about a millisecond.
-const SPIN_SLICE: u64 = 200_000;
+const SPIN_SLICE: u64 = 100_000;
 
 /// Why `Client::run` came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +181,8 @@ impl Client {
         }
     }
 
-    /// Whether the connection is to be closed: it asked for it, or broke the protocol, and every reply has left.
+    /// Whether the connection is to be closed: it asked for it, or broke the protocol, and every reply has
+    /// left.
     pub fn is_done(&self) -> bool {
         self.closing && self.waiting() == 0
     }

@@ -23,8 +23,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads `ip=A.B.C.D/N gw=A.B.C.D port=P`, each optional. Words with another key are left alone: a command
-    /// line may hold words for others. The error says which word is wrong, and what is right.
+    /// Reads `ip=A.B.C.D/N gw=A.B.C.D port=P`, each optional. Words with another key are left alone: a
+    /// command line may hold words for others. The error says which word is wrong, and what is right.
     pub fn parse(line: &str) -> Result<Self, String> {
         let mut config = Self::default();
         for word in line.split_ascii_whitespace() {

@@ -11,8 +11,8 @@
 //!                 └────── durable ◀──────────┘ ◀──────────── completion
 //! ```
 //!
-//! Invariant: no reply leaves before every write executed earlier is durable, whoever asked for it. So nobody,
-//! not even a reader on another connection, ever sees a state that a crash could take back.
+//! Invariant: no reply leaves before every write executed earlier is durable, whoever asked for it. So
+//! nobody, not even a reader on another connection, ever sees a state that a crash could take back.
 #![no_std]
 #![forbid(unsafe_code)]
 

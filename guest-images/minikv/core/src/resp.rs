@@ -1,4 +1,5 @@
-//! The Redis serialization protocol, version 2, as servers read it: arrays of bulk strings, and inline commands.
+//! The Redis serialization protocol, version 2, as servers read it: arrays of bulk strings, and inline
+//! commands.
 //!
 //! The parser is incremental: it keeps its place in a request that is still arriving, so a request costs time
 //! linear in its length however it is cut into segments. Its memory is bounded by `MAX_REQUEST_LEN` and
@@ -16,8 +17,8 @@ pub const MAX_REQUEST_LEN: usize = MAX_BULK_LEN + (64 << 10);
 pub const MAX_ARGS: usize = 1 << 16;
 /// Longest inline command, and longest line of a header, in bytes (Redis: PROTO_INLINE_MAX_SIZE).
 pub const MAX_LINE_LEN: usize = 64 << 10;
-/// How much of what follows a request is read ahead: more than the longest line, so that one that is too long is
-/// seen.
+/// How much of what follows a request is read ahead: more than the longest line, so that one that is too long
+/// is seen.
 const READ_AHEAD: usize = MAX_LINE_LEN + 1024;
 /// Capacity above which an emptied buffer is given back.
 const KEEP_CAPACITY: usize = 16 << 10;

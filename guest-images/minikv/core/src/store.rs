@@ -1,9 +1,9 @@
 //! The keys and their values.
 //!
 //! Keys are ordered by a 63-bit hash, then by their bytes. So a SCAN cursor is simply the hash to go on at:
-//! stateless, and every key that stays is returned exactly once whatever else comes and goes (Redis' promise is
-//! at least once). The hash has no secret: colliding keys are still told apart by their bytes, in logarithmic
-//! time.
+//! stateless, and every key that stays is returned exactly once whatever else comes and goes (Redis' promise
+//! is at least once). The hash has no secret: colliding keys are still told apart by their bytes, in
+//! logarithmic time.
 //!
 //! Memory is counted as the guest's allocator would give it out (powers of two), so that `used_memory` bounds
 //! what the heap really lost.
@@ -259,8 +259,8 @@ impl Store {
         range.map(|(key, value)| (&*key.bytes, value.as_slice()))
     }
 
-    /// SCAN: from `cursor` on, at least `count` keys if there are so many (more, if hashes collide), each given
-    /// to `visit`. Returns the cursor to go on with, 0 at the end.
+    /// SCAN: from `cursor` on, at least `count` keys if there are so many (more, if hashes collide), each
+    /// given to `visit`. Returns the cursor to go on with, 0 at the end.
     pub fn scan(&self, cursor: u64, count: usize, mut visit: impl FnMut(&[u8])) -> u64 {
         let first = Probe(cursor, &[]);
         let range =

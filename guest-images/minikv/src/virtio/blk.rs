@@ -75,7 +75,8 @@ impl Blk {
         assert!(slot < MAX_REQUESTS, "no more requests than slots");
         self.busy |= 1 << slot;
         let address = self.slots.as_ptr() as usize + slot * SLOT_LEN;
-        // SAFETY: the page has MAX_REQUESTS slots of this alignment; this one is free, so the device does not use it.
+        // SAFETY: the page has MAX_REQUESTS slots of this alignment; this one is free, so the device does not
+        // use it.
         unsafe { (address as *mut Header).write_volatile(Header { kind, reserved: 0, sector }) };
         // SAFETY: as above; a slot is longer than that.
         unsafe { ((address + STATUS_AT) as *mut u8).write_volatile(0xff) };

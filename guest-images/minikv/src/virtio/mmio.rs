@@ -85,8 +85,8 @@ impl Window {
 
     fn read(self, register: usize) -> u32 {
         let value;
-        // SAFETY: the window is mapped, and reading a register changes no memory. A plain `mov`: other forms of
-        // access might be more than a hypervisor decodes.
+        // SAFETY: the window is mapped, and reading a register changes no memory. A plain `mov`: other forms
+        // of access might be more than a hypervisor decodes.
         unsafe {
             asm!("mov {:e}, dword ptr [{}]", out(reg) value, in(reg) self.0 + register,
                 options(nostack, preserves_flags));

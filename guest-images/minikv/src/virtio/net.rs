@@ -65,8 +65,8 @@ impl Receiver {
         }
         let (index, len) = self.queue.next_used()?;
         self.lent = Some(index);
-        // SAFETY: the device gave the buffer back, and gets it again only with the next call, for which this slice
-        // must be gone.
+        // SAFETY: the device gave the buffer back, and gets it again only with the next call, for which this
+        // slice must be gone.
         let bytes = unsafe { self.buffers.bytes(index) };
         Some(&bytes[HEADER_LEN..len.clamp(HEADER_LEN, BUFFER_LEN)])
     }

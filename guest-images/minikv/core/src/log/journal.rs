@@ -7,8 +7,8 @@
 //!      └──────────────────────────────────(superblock durable)────────────────────────────────────┘
 //! ```
 //!
-//! Invariants: durable <= appended <= next; nothing is appended but in state Appending; one write is under way at
-//! most; a write never touches a sector that holds anything acknowledged.
+//! Invariants: durable <= appended <= next; nothing is appended but in state Appending; one write is under
+//! way at most; a write never touches a sector that holds anything acknowledged.
 
 use alloc::vec::Vec;
 use core::mem;
@@ -186,8 +186,8 @@ impl Journal {
         !self.writing && (self.pending_ops > 0 || !matches!(self.state, State::Appending))
     }
 
-    /// The next write, if one is due; `store` holds what the operations so far make. `None` while one is under
-    /// way.
+    /// The next write, if one is due; `store` holds what the operations so far make. `None` while one is
+    /// under way.
     pub fn next_write(&mut self, store: &Store) -> Option<DiskWrite> {
         if !self.wants_write() {
             return None;

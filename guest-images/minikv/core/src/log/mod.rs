@@ -10,12 +10,12 @@
 //! One half is active: its batches, in order, make the data set. A batch is what one disk write carries: all
 //! commands that were executed while the write before it was under way. It is valid as a whole or not at all,
 //! begins at a sector of its own and is padded to whole sectors, so a torn write never touches what was
-//! acknowledged. When the active half is full, the live set is written to the other one, then a superblock that
-//! names it (compaction); the two superblocks take turns, so one of them is always whole.
+//! acknowledged. When the active half is full, the live set is written to the other one, then a superblock
+//! that names it (compaction); the two superblocks take turns, so one of them is always whole.
 //!
-//! A batch belongs to the log if its CRC holds, its sequence number is the next one, and its epoch is not lower
-//! than that of the batch before it. The epoch counts boots, and is durable before the boot's first batch: what a
-//! torn write of an earlier boot left behind can thus never continue a later boot's log.
+//! A batch belongs to the log if its CRC holds, its sequence number is the next one, and its epoch is not
+//! lower than that of the batch before it. The epoch counts boots, and is durable before the boot's first
+//! batch: what a torn write of an earlier boot left behind can thus never continue a later boot's log.
 
 mod format;
 mod journal;

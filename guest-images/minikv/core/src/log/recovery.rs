@@ -1,8 +1,8 @@
-//! Finds the log on a disk, at boot: which half holds, what its batches make, where it ends. Sans-I/O: the caller
-//! carries out each `Step`.
+//! Finds the log on a disk, at boot: which half holds, what its batches make, where it ends. Sans-I/O: the
+//! caller carries out each `Step`.
 //!
-//! It reads both superblocks at once, then the active half in growing pieces until the first batch that is not
-//! valid: that is the end, torn or not. Last, it makes the new epoch durable.
+//! It reads both superblocks at once, then the active half in growing pieces until the first batch that is
+//! not valid: that is the end, torn or not. Last, it makes the new epoch durable.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -118,8 +118,8 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// For a disk of this size, and a data set of at most `max_memory` bytes. `new_disk_id` should differ from
-    /// disk to disk.
+    /// For a disk of this size, and a data set of at most `max_memory` bytes. `new_disk_id` should differ
+    /// from disk to disk.
     pub fn new(disk_sectors: u64, new_disk_id: u32, max_memory: usize) -> Result<Self, RecoveryError> {
         if disk_sectors < MIN_DISK_SECTORS {
             return Err(RecoveryError::TooSmall(disk_sectors));
@@ -216,8 +216,8 @@ impl Recovery {
             .filter_map(|copy| if let Found::Valid(superblock) = copy { Some(superblock) } else { None })
             .max_by_key(|superblock| superblock.serial);
         let Some(superblock) = newest else {
-            // A disk with data had both copies written whole before its first batch. So one that is empty beside
-            // a damaged one is a format that was torn.
+            // A disk with data had both copies written whole before its first batch. So one that is empty
+            // beside a damaged one is a format that was torn.
             if !found.contains(&Found::Empty) {
                 return Err(RecoveryError::Superblocks);
             }
