@@ -9,7 +9,12 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs one virtual machine as a pair: a primary, and a backup that takes over where it stopped.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true, after_help = "Start with: lockstep doctor")]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    after_help = "Start with: lockstep doctor, then lockstep demo"
+)]
 struct Command {
     #[command(subcommand)]
     action: Action,
@@ -17,6 +22,8 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Show it: a pair on this machine, a checked load, the primary killed.
+    Demo(cli::demo::DemoArgs),
     /// Run one machine without a backup.
     Run(cli::run::RunArgs),
     /// Run the half of a pair that executes and talks to the world.
@@ -48,6 +55,7 @@ fn main() -> ExitCode {
         Action::Primary(args) => cli::primary::run(args),
         Action::Backup(args) => cli::backup::run(args),
         Action::Replicate(args) => cli::replicate::run(args),
+        Action::Demo(args) => cli::demo::run(args),
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),
