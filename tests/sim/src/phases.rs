@@ -272,8 +272,11 @@ impl World {
     fn nobody_left(&mut self) {
         let holding = self.disk.holding();
         let holder = self.processes.iter().find(|slot| Some(slot.claimant) == holding.holder);
+        let flipped = holder.is_some_and(|slot| slot.flipped);
         match holder.map(|slot| (slot.crashed, &slot.halted)) {
             Some((true, _)) => self.stats.machines_lost += 1,
+            // It won, and found only while it executed the rest that its state was damaged.
+            Some((false, Some(HaltReason::Diverged))) if flipped => self.stats.machines_lost += 1,
             Some((false, Some(HaltReason::GuestEnded))) if self.switched_off => {
                 self.stats.ended += 1;
                 if self.phase == Phase::Ending {
