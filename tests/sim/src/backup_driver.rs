@@ -1,14 +1,14 @@
 //! Drives a backup: receiver, replayer and protocol, as the process of a virtual machine monitor does.
 
 use ft::{Backup, BackupAction, BackupEvent, BackupState, Config, HaltReason};
-use logchannel::{LogEntry, Output, Seq};
+use logchannel::{Claimant, Endpoint, LogEntry, LogStart, Message, Output, Receiver, Seq};
 use replay::small_machine::SmallMachine;
 use replay::{ClockPolicy, Machine, Progress, PushError, ReplayError, Replayer};
 
 use crate::bug::Bug;
 use crate::effect::{Effect, Snapshot};
 use crate::primary_driver::PrimaryDriver;
-use crate::wire::{Endpoint, LogStart, Message, Receiver};
+use crate::wire::welcome;
 
 /// Entries executed per turn.
 const ENTRIES_PER_TURN: usize = 8;
@@ -24,6 +24,7 @@ enum Channel {
 #[derive(Debug)]
 pub struct BackupDriver {
     ft: Backup<Output>,
+    claimant: Claimant,
     channel: Channel,
     replayer: Option<Replayer<SmallMachine>>,
     entries: Vec<LogEntry>,
@@ -36,6 +37,7 @@ impl BackupDriver {
     /// A backup that was just started and waits for a primary.
     pub fn new(config: Config, local_ns: u64, bug: Option<Bug>) -> Self {
         Self {
+            claimant: config.claimant,
             ft: Backup::new(config, local_ns),
             channel: Channel::Greeting(Endpoint::default()),
             replayer: None,
@@ -103,7 +105,8 @@ impl BackupDriver {
                 match endpoint.next_message() {
                     Ok(Some(Message::Hello(_))) => {
                         let mut bytes = Vec::new();
-                        endpoint.send(Message::Welcome, &mut bytes);
+                        let welcome = welcome(self.claimant);
+                        endpoint.send(&welcome, &mut bytes).expect("a short message");
                         out.push(Effect::Bytes(bytes));
                     }
                     Ok(None) => {}
@@ -181,7 +184,7 @@ impl BackupDriver {
                 BackupAction::SendLeft => {
                     if let Channel::Open(receiver) = &mut self.channel {
                         let mut bytes = Vec::new();
-                        receiver.goodbye("diverged", &mut bytes);
+                        receiver.goodbye("diverged", &mut bytes).expect("a short message");
                         out.push(Effect::Bytes(bytes));
                     }
                 }

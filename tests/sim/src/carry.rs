@@ -1,11 +1,11 @@
 //! Carries out what processes do, and what the disk server does about it.
 
+use disk_server::test_and_set::Decision;
 use ft::{ClaimAnswer, HaltReason};
 use logchannel::{DiskRequest, Generation, Output};
 
 use crate::disk::{Claimed, DiskConnection};
 use crate::effect::Effect;
-use crate::fence::Decision;
 use crate::network::{Item, Node, Time};
 use crate::oracle::Warrant;
 use crate::process::{Interruption, Part};

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use disk_server::test_and_set::{Claimant, Decision, Holding, Refusal, admits, decide};
 use logchannel::{DiskOp, DiskRequest, Generation};
 use replay::small_machine::{KEYS, SECTOR};
 
 use crate::bug::Bug;
-use crate::fence::{Claimant, Decision, Holding, Refusal, admits, decide};
 use crate::primary_driver::DiskAnswer;
 
 /// A connection of a process: it belongs to one life of the server, and each process counts its own.

@@ -13,7 +13,6 @@ pub mod client;
 pub mod disk;
 mod effect;
 pub mod faults;
-pub mod fence;
 pub mod linear;
 pub mod network;
 pub mod oracle;

@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use disk_server::test_and_set::{Claimant, Holding};
 use logchannel::{Generation, Output, OutputKind, Seq};
-
-use crate::fence::{Claimant, Holding};
 
 /// What a process relies on when it lets an output go.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,7 @@
 //! How a run goes: a safety phase with faults, then a liveness phase in which everything left must serve
 //! again.
 
+use disk_server::test_and_set::{Claimant, Decision};
 use ft::{BackupState, HaltReason, Primary, PrimaryState};
 use logchannel::Generation;
 use replay::small_machine::{SmallMachine, sector_value};
@@ -10,7 +11,6 @@ use crate::backup_driver::BackupDriver;
 use crate::client::KEYS_USED;
 use crate::disk::Claimed;
 use crate::faults::Fault;
-use crate::fence::{Claimant, Decision};
 use crate::linear::is_linearizable;
 use crate::network::{Connection, Time};
 use crate::primary_driver::PrimaryDriver;
@@ -101,9 +101,10 @@ impl World {
         self.processes[primary].connection = Some(connection);
         self.processes[primary].backup = Some(backup);
         self.processes[backup].connection = Some(connection);
+        let claimant = self.processes[primary].claimant;
         self.with(primary, |part, _, out| {
             if let Part::Primary(driver) = part {
-                driver.connect(out);
+                driver.connect(claimant, out);
             }
         });
     }

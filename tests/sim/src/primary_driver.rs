@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ft::{ClaimAnswer, HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState, THROTTLE_PERIOD_NS};
-use logchannel::{DiskOp, DiskRequest, DiskStatus, Event, Generation, Output, Seq};
+use logchannel::{
+    Ack, Claimant, DiskOp, DiskRequest, DiskStatus, Endpoint, Event, Generation, Limits, LogStart, Message,
+    Output, Sender, Seq,
+};
 use replay::small_machine::SmallMachine;
 use replay::{Machine, Offer, Recorded, Recorder, Stop};
 
 use crate::bug::Bug;
 use crate::effect::{Effect, Snapshot};
-use crate::wire::{Ack, Endpoint, LogStart, Message, Sender};
+use crate::wire::hello;
 
 const MS: u64 = 1_000_000;
 /// The network card's queue, in frames.
@@ -40,7 +43,7 @@ struct InFlight {
 enum Channel {
     None,
     Greeting(Endpoint),
-    Open(Sender),
+    Open(Box<Sender>),
 }
 
 /// A primary with what surrounds it.
@@ -152,9 +155,10 @@ impl PrimaryDriver {
     }
 
     /// A connection to a new backup is there: greet it.
-    pub fn connect(&mut self, out: &mut Vec<Effect>) {
+    pub fn connect(&mut self, claimant: Claimant, out: &mut Vec<Effect>) {
         let (mut endpoint, mut bytes) = (Endpoint::default(), Vec::new());
-        endpoint.send(Message::Hello(self.generation), &mut bytes);
+        let hello = hello(self.generation, claimant);
+        endpoint.send(&hello, &mut bytes).expect("a short message");
         self.channel = Channel::Greeting(endpoint);
         out.push(Effect::Bytes(bytes));
     }
@@ -224,7 +228,7 @@ impl PrimaryDriver {
             Channel::Greeting(endpoint) => {
                 endpoint.push(bytes);
                 match endpoint.next_message() {
-                    Ok(Some(Message::Welcome)) => self.cut(local_ns, out),
+                    Ok(Some(Message::Welcome(_))) => self.cut(local_ns, out),
                     Ok(None) => {}
                     Ok(Some(_)) | Err(_) => self.on_broken(local_ns, out),
                 }
@@ -253,7 +257,8 @@ impl PrimaryDriver {
         let seq = self.ft.appended();
         assert_eq!(self.recorder.next_seq(), seq + 1, "every entry was told to the protocol");
         let count = self.recorder.machine().position().count;
-        self.channel = Channel::Open(Sender::new(endpoint, LogStart { seq, count }));
+        self.channel =
+            Channel::Open(Box::new(Sender::new(endpoint, Limits::default(), LogStart { seq, count })));
         let outstanding = self.in_flight.values().map(|f| (f.seq, Output::Disk(f.request.clone()))).collect();
         let machine = self.recorder.machine().clone();
         let generation = self.generation;
@@ -381,7 +386,7 @@ impl PrimaryDriver {
         if let Channel::Open(sender) = &mut self.channel {
             let mut bytes = Vec::new();
             sender.flush(self.ft.released(), &mut bytes);
-            sender.goodbye("the guest ended", &mut bytes);
+            sender.goodbye("the guest ended", &mut bytes).expect("a short message");
             out.push(Effect::Bytes(bytes));
         }
         self.channel = Channel::None;
@@ -396,7 +401,7 @@ impl PrimaryDriver {
     fn record(&mut self, local_ns: u64, log: Vec<Recorded>, out: &mut Vec<Effect>) {
         for Recorded { entry, output } in log {
             if let Channel::Open(sender) = &mut self.channel {
-                sender.append(&entry);
+                sender.append(&entry).expect("a short entry");
             }
             if self.bug == Some(Bug::OutputBeforeAck)
                 && let (Some(output), false) = (&output, self.alone)

@@ -3,12 +3,12 @@
 
 use std::collections::VecDeque;
 
+use disk_server::test_and_set::Claimant;
 use ft::{BackupState, HaltReason, PrimaryState};
 
 use crate::backup_driver::BackupDriver;
 use crate::disk::DiskConnection;
 use crate::effect::Effect;
-use crate::fence::Claimant;
 use crate::network::Time;
 use crate::primary_driver::PrimaryDriver;
 

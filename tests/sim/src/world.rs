@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use disk_server::test_and_set::Claimant;
 use ft::{BackupEvent, ClaimAnswer, Config, Heartbeat, PrimaryEvent};
 use logchannel::{DiskRequest, Generation};
 use replay::small_machine::Reply;
@@ -12,7 +13,6 @@ use crate::client::Client;
 use crate::disk::{DiskConnection, DiskServer};
 use crate::effect::Effect;
 use crate::faults::{Fault, Plan};
-use crate::fence::Claimant;
 use crate::network::{Arrival, Connection, Network, Node, Time};
 use crate::oracle::Oracle;
 use crate::phases::Phase;
