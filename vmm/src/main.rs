@@ -24,6 +24,8 @@ struct Command {
 enum Action {
     /// Show it: a pair on this machine, a checked load, the primary killed.
     Demo(cli::demo::DemoArgs),
+    /// Measure what replication costs, and how long a failover takes.
+    Bench(cli::bench::BenchArgs),
     /// Run one machine without a backup.
     Run(cli::run::RunArgs),
     /// Run the half of a pair that executes and talks to the world.
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Action::Backup(args) => cli::backup::run(args),
         Action::Replicate(args) => cli::replicate::run(args),
         Action::Demo(args) => cli::demo::run(args),
+        Action::Bench(args) => cli::bench::run(args),
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::client::{Client, ClientError};
@@ -83,10 +84,19 @@ async fn run_async(load: &Load) -> Result<Throughput, ClientError> {
         connections.push(Client::connect(load.address).await?);
     }
     let start = now();
-    let mut tasks = Vec::new();
+    let (mut tasks, mut pacers) = (Vec::new(), Vec::new());
     for (index, connection) in connections.into_iter().enumerate() {
+        let (pacer, due) = mpsc::unbounded_channel();
+        pacers.push(pacer);
         let load = load.clone();
-        tasks.push(tokio::spawn(async move { drive(connection, index as u32, &load, start).await }));
+        tasks.push(tokio::spawn(async move { drive(connection, index as u32, &load, start, due).await }));
+    }
+    if let Pace::Open { rate } = load.pace {
+        let batches = rate / f64::from(load.pipeline.max(1));
+        let (count, interval) = ((batches * load.duration.as_secs_f64()) as u64, 1e9 / batches.max(0.1));
+        std::thread::Builder::new()
+            .name("pacer".into())
+            .spawn(move || pace(start, count, interval, &pacers))?;
     }
     let mut all = Part { histogram: histogram(), answered: 0, errors: 0 };
     for task in tasks {
@@ -104,38 +114,49 @@ async fn run_async(load: &Load) -> Result<Throughput, ClientError> {
     })
 }
 
+/// Says when each batch is due, `interval_ns` apart, to one connection after the other. A thread of its own,
+/// because the runtime's timers know milliseconds only.
+fn pace(start: Instant, count: u64, interval_ns: f64, connections: &[mpsc::UnboundedSender<Instant>]) {
+    let _ = nix::sys::prctl::set_timerslack(1);
+    for batch in 0..count {
+        let due = start + Duration::from_nanos((batch as f64 * interval_ns) as u64);
+        let left = due.saturating_duration_since(now());
+        if !left.is_zero() {
+            std::thread::sleep(left);
+        }
+        if connections[(batch % connections.len() as u64) as usize].send(due).is_err() {
+            return;
+        }
+    }
+}
+
 fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are possible")
 }
 
-/// The end of the reply at the start of `bytes`, without building it; whether it is an error.
+/// The end of the reply at the start of `bytes`; whether it is an error.
 fn skip(bytes: &[u8]) -> Result<Option<(usize, bool)>, ClientError> {
     Ok(resp::parse(bytes)?.map(|(reply, used)| (used, matches!(reply, resp::Reply::Error(_)))))
 }
 
-async fn drive(connection: Client, index: u32, load: &Load, start: Instant) -> Result<Part, ClientError> {
+async fn drive(
+    connection: Client,
+    index: u32,
+    load: &Load,
+    start: Instant,
+    mut pacer: mpsc::UnboundedReceiver<Instant>,
+) -> Result<Part, ClientError> {
     let mut random = Random::new(load.seed ^ u64::from(index) << 32);
     let mut part = Part { histogram: histogram(), answered: 0, errors: 0 };
     let mut stream = connection.into_stream();
     let (mut out, mut input) = (Vec::new(), Vec::with_capacity(64 << 10));
     let value = vec![b'v'; load.value_bytes];
-    let interval = match load.pace {
-        Pace::Closed => Duration::ZERO,
-        Pace::Open { rate } => {
-            Duration::from_secs_f64(f64::from(load.connections * load.pipeline) / rate.max(1.0))
-        }
-    };
-    // Connections start one after the other within the first interval.
-    let mut due = start + interval.mul_f64(f64::from(index) / f64::from(load.connections));
     loop {
-        if load.pace == Pace::Closed {
-            due = now();
-        } else {
-            tokio::time::sleep_until(due).await;
-        }
-        if due.duration_since(start) >= load.duration {
-            return Ok(part);
-        }
+        let due = match load.pace {
+            Pace::Closed => Some(now()).filter(|now| now.duration_since(start) < load.duration),
+            Pace::Open { .. } => pacer.recv().await,
+        };
+        let Some(due) = due else { return Ok(part) };
         out.clear();
         for _ in 0..load.pipeline {
             let key = format!("bench:{}", random.below(1000));
@@ -160,6 +181,5 @@ async fn drive(connection: Client, index: u32, load: &Load, start: Instant) -> R
         }
         part.answered += u64::from(load.pipeline);
         let _ = part.histogram.record(now().duration_since(due).as_nanos().max(1) as u64);
-        due += interval;
     }
 }

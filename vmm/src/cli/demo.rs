@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use load::{Outcome, Progress, Report, Workload};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -48,9 +49,28 @@ pub struct DemoArgs {
     /// Leave the pair running, without load or kill, and print how to connect.
     #[arg(long)]
     pub keep: bool,
+    /// What happens to the primary: SIGKILL, or SIGSTOP (then it is given up for its silence).
+    #[arg(long, default_value = "SIGKILL", value_name = "SIGNAL")]
+    pub signal: Signal,
     /// Directory for disks, logs and control sockets; a temporary one without it.
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
+}
+
+impl DemoArgs {
+    /// The defaults, without anything printed.
+    pub fn quiet() -> Self {
+        Self {
+            seed: None,
+            json: true,
+            kill_after: None,
+            clients: 16,
+            seconds: 6.0,
+            keep: false,
+            signal: Signal::SIGKILL,
+            directory: None,
+        }
+    }
 }
 
 /// The steps of the failover, milliseconds.
@@ -179,7 +199,10 @@ pub fn pull_the_plug(args: &DemoArgs, mut cluster: Cluster, seed: u64) -> anyhow
     let before = watch(&cluster, Part::Primary, started_ns, kill_after, &progress, &bar, &mut lag_max_ns);
     let fault_ns = HostClock.now_ns();
     let answered_before = progress.answered.load(Ordering::Relaxed);
-    cluster.kill(Part::Primary)?;
+    match args.signal {
+        Signal::SIGKILL => cluster.kill(Part::Primary)?,
+        signal => cluster.signal(Part::Primary, signal)?,
+    }
     bar.set_message("primary killed");
     watch(&cluster, Part::Backup, started_ns, length, &progress, &bar, &mut lag_max_ns);
     progress.stop.store(true, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod backup;
+pub mod bench;
 pub mod demo;
 pub mod disk_server;
 pub mod doctor;

@@ -1,0 +1,117 @@
+//! `lockstep bench`: what replication costs, measured side by side in one run.
+
+mod failover;
+mod service;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::cluster::{Cluster, ClusterOptions};
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Everything.
+    All,
+    /// Requests, latency, CPU and log, unreplicated against replicated; the idle log; exits per request.
+    Service,
+    /// Kills and pauses of the primary.
+    Failover,
+}
+
+/// Options of `lockstep bench`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  lockstep bench                          # everything, about five minutes
+  lockstep bench service --seconds 2
+  lockstep bench failover --kills 50 --pauses 10 --json > failover.json
+
+Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
+pub struct BenchArgs {
+    /// What to measure.
+    #[arg(value_enum, default_value = "all")]
+    pub what: What,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Rounds of each measurement, unreplicated and replicated in turn; the median counts.
+    #[arg(long, default_value_t = 3)]
+    pub rounds: u32,
+    /// How many times the primary is killed.
+    #[arg(long, default_value_t = 50)]
+    pub kills: u32,
+    /// How many times the primary is paused (SIGSTOP).
+    #[arg(long, default_value_t = 10)]
+    pub pauses: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Results {
+    host: crate::cli::doctor::Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<service::Service>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failover: Option<failover::Failovers>,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
+    let host = crate::cli::doctor::examine();
+    if host.verdict.is_none() {
+        eprintln!("lockstep: this host cannot run a virtual machine: {}", host.reasons.join("; "));
+        return Ok(crate::cli::EXIT_NO_KVM);
+    }
+    let mut results = Results { host, service: None, failover: None };
+    if args.what != What::Failover {
+        results.service = Some(service::measure(args)?);
+    }
+    if args.what != What::Service {
+        results.failover = Some(failover::measure(args)?);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+        return Ok(0);
+    }
+    if let Some(service) = &results.service {
+        service.print(&results.host);
+    }
+    if let Some(failover) = &results.failover {
+        failover.print();
+    }
+    Ok(0)
+}
+
+/// A cluster in a directory of its own, which goes with it.
+struct Bench {
+    cluster: Cluster,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn start(replicated: bool) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("lockstep-bench-").tempdir()?;
+        let program: PathBuf = std::env::current_exe()?;
+        let options = ClusterOptions { replicated, ..ClusterOptions::new(program, directory.path()) };
+        Ok(Self { cluster: Cluster::start(options, |_| ())?, _directory: directory })
+    }
+}
+
+/// A line of progress on standard error.
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// The value at a quantile of a few measurements.
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        len => sorted[((len - 1) as f64 * q).round() as usize],
+    }
+}
