@@ -1,6 +1,6 @@
 //! Failovers in virtual time: switch, gateway and a guest run on a clock that the test advances, so "recovers
-//! within milliseconds, not after a retransmission timeout" is a property of the run, not of the host's speed.
-//! Host clients are real sockets on loopback, which deliver at once.
+//! within milliseconds, not after a retransmission timeout" is a property of the run, not of the host's
+//! speed. Host clients are real sockets on loopback, which deliver at once.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};

@@ -82,8 +82,8 @@ fn arp(destination: Mac, repr: ArpRepr, source: Mac) -> [u8; 42] {
     bytes
 }
 
-/// The frame by which a new primary announces its guest's address (an ARP announcement, RFC 5227 section 2.3):
-/// every switch on the way learns the MAC's new port from it.
+/// The frame by which a new primary announces its guest's address (an ARP announcement, RFC 5227 section
+/// 2.3): every switch on the way learns the MAC's new port from it.
 pub fn gratuitous_arp(mac: Mac, ip: Ipv4Addr) -> [u8; 42] {
     let repr = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,

@@ -6,8 +6,8 @@
 //!       ─▶ write each port's queue once ─▶ wait
 //! ```
 //!
-//! All of a turn's frames for a port leave in one write. Nothing here waits for anything but the epoll set, and
-//! every queue is bounded.
+//! All of a turn's frames for a port leave in one write. Nothing here waits for anything but the epoll set,
+//! and every queue is bounded.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;

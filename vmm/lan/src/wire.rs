@@ -8,8 +8,8 @@
 //!    u32 BE    14..=1518 bytes
 //! ```
 //!
-//! That is what QEMU's `-netdev stream` speaks, so a QEMU guest may attach to the switch too. A length outside
-//! the limits means that the peer speaks something else: the stream cannot be used any further.
+//! That is what QEMU's `-netdev stream` speaks, so a QEMU guest may attach to the switch too. A length
+//! outside the limits means that the peer speaks something else: the stream cannot be used any further.
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_LEN: usize = 4;

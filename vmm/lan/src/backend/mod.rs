@@ -131,8 +131,8 @@ impl FrameReader {
 }
 
 impl FrameWriter {
-    /// Sends the frames in order. Frames that the network does not take within a few milliseconds are dropped,
-    /// and so are frames of impossible length; both are counted. Returns how many were sent.
+    /// Sends the frames in order. Frames that the network does not take within a few milliseconds are
+    /// dropped, and so are frames of impossible length; both are counted. Returns how many were sent.
     pub fn write(&mut self, frames: &[&[u8]]) -> Result<usize, BackendError> {
         let sent = match &mut self.kind {
             WriterKind::Stream(writer) => writer.write(frames)?,

@@ -82,18 +82,17 @@ impl Tap {
 }
 
 fn attach(file: &File, name: &[u8]) -> Result<(), Errno> {
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
-        },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
     };
     for (to, from) in request.ifr_name.iter_mut().zip(name) {
         *to = *from as libc::c_char;
     }
     // SAFETY: `file` is an open descriptor for the whole call; `request` is an ifreq with a name that ends in
-    // zero (its length was checked) and flags, which is what TUNSETIFF reads; it lives until the call returns,
-    // and the kernel keeps no pointer to it.
+    // zero (its length was checked) and flags, which is what TUNSETIFF reads; it lives until the call
+    // returns, and the kernel keeps no pointer to it.
     unsafe { ioctl::tunsetiff(file.as_raw_fd(), &request) }.map(drop)
 }
 

@@ -1,8 +1,8 @@
 //! The gateway: a TCP/IP station (smoltcp) on a port of its own that joins host clients to guests.
 //!
 //! It answers ARP and ping for its address, and makes one connection to the guest for each host client that a
-//! forward accepts. Work is found by readiness: epoll names the host sockets, the destination ports of arriving
-//! frames name the smoltcp sockets; only smoltcp's own timers look at all of them.
+//! forward accepts. Work is found by readiness: epoll names the host sockets, the destination ports of
+//! arriving frames name the smoltcp sockets; only smoltcp's own timers look at all of them.
 
 mod connection;
 pub(crate) mod device;
@@ -122,8 +122,8 @@ impl Gateway {
         self.wire.deliver(frame);
     }
 
-    /// A port was connected to the switch: the guests may be there now. Asks for them, so that a connection in
-    /// the making need not wait for smoltcp to ask again.
+    /// A port was connected to the switch: the guests may be there now. Asks for them, so that a connection
+    /// in the making need not wait for smoltcp to ask again.
     pub(crate) fn port_connected(&mut self) {
         for &ip in &self.targets {
             self.wire.sent.push(&packet::arp_request(self.me, ip));

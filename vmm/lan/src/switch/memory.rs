@@ -4,21 +4,21 @@
 //! A frame that was forwarded to a primary whose host then died may never have reached the guest. TCP would
 //! send it again, but only after its retransmission timeout: a second or more in which every client stands
 //! still. So the switch keeps, per TCP flow, the segments that the station has not acknowledged yet, and when
-//! the station announces itself on another port (the new primary went live), delivers them there. It also makes
-//! the station resend what *it* sent and the dead host swallowed:
+//! the station announces itself on another port (the new primary went live), delivers them there. It also
+//! makes the station resend what *it* sent and the dead host swallowed:
 //!
 //! ```text
 //!  switch                                                    new primary's guest
 //!    │ ── segments it never acknowledged, in order ──────────────▶ │  client → guest loss repaired
 //!    │ ── keep-alive probe (one byte before the end) ────────────▶ │  answers with its ACK and window:
-//!    │ ◀─────────────────────────────────────────────────── ACK ── │  lost bare ACKs, window updates repaired
+//!    │ ◀─────────────────────────────────────────────────── ACK ── │  repairs lost bare ACKs and windows
 //!    │ ── the latest acknowledgement, four times ────────────────▶ │  three duplicates: fast retransmit,
 //!    │ ◀────────────────────────── first unacknowledged segment ── │  guest → client loss repaired
 //! ```
 //!
-//! Fast retransmit (RFC 5681) resends one segment. While each one resent is acknowledged alone and more follow
-//! (no PSH), the acknowledgement is again repeated, so a window of lost segments comes back at the pace of round
-//! trips, not of timeouts.
+//! Fast retransmit (RFC 5681) resends one segment. While each one resent is acknowledged alone and more
+//! follow (no PSH), the acknowledgement is again repeated, so a window of lost segments comes back at the
+//! pace of round trips, not of timeouts.
 //!
 //! Duplicates that result are what networks do: TCP drops them. Frames that are not TCP are kept for a short
 //! time and delivered again too.
@@ -55,10 +55,11 @@ impl Default for MemoryLimits {
     }
 }
 
-/// Most rounds of fast retransmit that are provoked per flow and failover: a full window of 64 KiB in segments
-/// of 536 bytes.
+/// Most rounds of fast retransmit that are provoked per flow and failover: a full window of 64 KiB in
+/// segments of 536 bytes.
 const MAX_ROUNDS: u32 = 128;
-/// How often an acknowledgement is repeated: the first copy may bring a new window and not count as duplicate.
+/// How often an acknowledgement is repeated: the first copy may bring a new window and not count as
+/// duplicate.
 const REPEATS: usize = 4;
 
 #[derive(Debug)]
@@ -157,8 +158,8 @@ impl Memory {
         }
         self.ticks += 1;
         let occupies = segment.end != segment.seq;
-        // A bare ACK of a connection that nobody remembers, such as the last one of a closed connection, is not
-        // worth a flow.
+        // A bare ACK of a connection that nobody remembers, such as the last one of a closed connection, is
+        // not worth a flow.
         if !occupies && !self.flows.contains_key(&segment.flow) {
             return;
         }
@@ -244,8 +245,8 @@ impl Memory {
         }
     }
 
-    /// The station announced itself on `port`: everything it may have missed is sent there by `send`, and it is
-    /// made to resend what may have been lost of its own. Returns how many frames were sent.
+    /// The station announced itself on `port`: everything it may have missed is sent there by `send`, and it
+    /// is made to resend what may have been lost of its own. Returns how many frames were sent.
     pub fn redeliver(&mut self, now_ns: u64, port: PortId, send: &mut dyn FnMut(&[u8])) -> u64 {
         let mut count = 0;
         let mut counted = |frame: &[u8]| {
@@ -293,7 +294,8 @@ impl FlowMemory {
         self.retrieval = Some(Retrieval { ack, resent_to: None, rounds: 0 });
     }
 
-    /// The station sent a segment: is it the one that the repeated acknowledgement asked for, and do more follow?
+    /// The station sent a segment: is it the one that the repeated acknowledgement asked for, and do more
+    /// follow?
     fn segment_came(&mut self, segment: &Segment<'_>) {
         let Some(retrieval) = &mut self.retrieval else { return };
         if segment.seq == segment.end {

@@ -1,11 +1,12 @@
 //! An Ethernet switch as a pure state machine: frames in, frames out, no sockets, no clock.
 //!
-//! It learns on which port a MAC is, floods what it does not know, and forgets stations that stay silent. A MAC
-//! seen on another port moves there at once: that is how a new primary takes its guest's traffic over. When a
-//! port goes away its stations stay known, without a port, for a while: frames to them are held.
+//! It learns on which port a MAC is, floods what it does not know, and forgets stations that stay silent. A
+//! MAC seen on another port moves there at once: that is how a new primary takes its guest's traffic over.
+//! When a port goes away its stations stay known, without a port, for a while: frames to them are held.
 //!
-//! When a station that moved announces itself (gratuitous ARP), `Memory` delivers what it missed. A frame other
-//! than an announcement moves the MAC but delivers nothing: the announcement says that the guest is live.
+//! When a station that moved announces itself (gratuitous ARP), `Memory` delivers what it missed. A frame
+//! other than an announcement moves the MAC but delivers nothing: the announcement says that the guest is
+//! live.
 
 pub mod memory;
 

@@ -112,7 +112,8 @@ proptest! {
         (1..4).for_each(|p| switch.add_port(PortId(p)));
         let mac = |i: u8| if i == 0 { Mac::BROADCAST } else { Mac([2, 0, 0, 0, 0, i]) };
         for (port, destination, source, wait) in steps {
-            let (out, _) = input(&mut switch, wait * 100 * SECOND, PortId(port), &frame(mac(destination), mac(source)));
+            let frame = frame(mac(destination), mac(source));
+            let (out, _) = input(&mut switch, wait * 100 * SECOND, PortId(port), &frame);
             prop_assert!(!out.contains(&PortId(port)));
             prop_assert!(out.windows(2).all(|w| w[0] < w[1]), "{:?}", out);
             prop_assert!(switch.stations.len() <= 3);
