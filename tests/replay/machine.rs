@@ -1,0 +1,71 @@
+//! The machine under test, its whole state, and what to do where there is no KVM.
+
+use lockstep::boot;
+use lockstep::engine::CpuState;
+use lockstep::engine::kvm::KvmEngine;
+use lockstep::machine::Machine;
+use lockstep::memory::{PAGE_BYTES, Ram};
+use logchannel::MachineDigest;
+use replay::Machine as _;
+
+pub use crate::guest::kvm_or_skip;
+
+pub type Kvm = Machine<KvmEngine>;
+
+/// Small, because every digest reads all of it.
+pub const RAM_BYTES: u64 = 16 << 20;
+/// Unix time at power-on of every machine here, nanoseconds.
+const WALL_BASE_NS: u64 = 1_700_000_000_000_000_000;
+
+/// A machine with minikv in it, before its first instruction.
+pub fn minikv(disk_bytes: u64) -> Kvm {
+    let ram = Ram::new(RAM_BYTES).expect("guest memory");
+    let command_line = guest_images::MINIKV_COMMAND_LINE;
+    let first =
+        boot::load_elf64(ram.map(), RAM_BYTES, guest_images::MINIKV, command_line).expect("minikv loads");
+    let engine = KvmEngine::new(&ram, false).expect("a KVM virtual machine");
+    let config = devices::DevicesConfig {
+        disk_bytes,
+        wall_base_ns: WALL_BASE_NS,
+        memory_bytes: RAM_BYTES,
+        ..Default::default()
+    };
+    Machine::new(engine, ram, &config, &first).expect("a machine")
+}
+
+/// Everything that a machine is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct State {
+    pub cpu: CpuState,
+    pub ram: Vec<u8>,
+    pub devices: Vec<u8>,
+    pub digest: MachineDigest,
+}
+
+impl State {
+    pub fn of(machine: &mut Kvm) -> Self {
+        let digest = machine.digest().expect("a digest");
+        let cpu = machine.cpu().expect("the vCPU's state");
+        let mut devices = Vec::new();
+        machine.devices().digest_bytes(&mut |bytes| devices.extend_from_slice(bytes));
+        Self { cpu, ram: machine.ram().as_slice().to_vec(), devices, digest }
+    }
+
+    /// What differs, for people; empty when nothing does.
+    pub fn diff(&self, other: &Self) -> Vec<String> {
+        let mut out = self.cpu.diff(&other.cpu);
+        if self.ram != other.ram {
+            let pages = self.ram.chunks(PAGE_BYTES).zip(other.ram.chunks(PAGE_BYTES)).enumerate();
+            let differing = pages.filter(|(_, (a, b))| a != b).map(|(number, _)| number);
+            out.push(format!("pages of RAM {:x?}", differing.collect::<Vec<_>>()));
+        }
+        if self.devices != other.devices {
+            let at = self.devices.iter().zip(&other.devices).position(|(a, b)| a != b);
+            out.push(format!("devices, first at byte {at:?} of {}", self.devices.len()));
+        }
+        if self.digest != other.digest {
+            out.push(format!("digest {} -> {}", self.digest, other.digest));
+        }
+        out
+    }
+}

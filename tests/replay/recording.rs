@@ -1,0 +1,184 @@
+//! Runs minikv in its world and keeps the log, the outputs and the last state.
+
+use logchannel::{Event, LogEntry, Output, Seq};
+use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
+
+use crate::client::Step;
+use crate::disk::Disk;
+use crate::machine::{Kvm, State, minikv};
+use crate::rng::Rng;
+use crate::world::{DISK_BYTES, End, Plan, World};
+
+/// More steps than any run takes.
+const MAX_STEPS: u64 = 300_000;
+
+/// How to record.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Instead of the seed's plan.
+    pub plan: Option<Plan>,
+    /// More clients.
+    pub scripts: Vec<Vec<Step>>,
+    /// Whether digests are logged, but for the last.
+    pub digests: bool,
+    /// Logs a digest after every input: at once, or at the next stop.
+    pub dense: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { plan: None, scripts: Vec::new(), digests: true, dense: false }
+    }
+}
+
+/// A run that is over.
+#[derive(Clone)]
+pub struct Recording {
+    pub seed: u64,
+    pub log: Vec<LogEntry>,
+    pub outputs: Vec<Output>,
+    pub ending: Option<Ending>,
+    pub last: State,
+    pub disk: Disk,
+    pub console: String,
+    /// Answers that clients got.
+    pub answers: u64,
+}
+
+impl Recording {
+    /// How far the guest came.
+    pub fn positions(&self) -> u64 {
+        self.log.last().map_or(0, |entry| entry.at.count)
+    }
+
+    /// How many entries are of this kind.
+    pub fn count(&self, kind: logchannel::EventKind) -> usize {
+        self.log.iter().filter(|entry| entry.event.kind() == kind).count()
+    }
+}
+
+struct Session {
+    recorder: Recorder<Kvm>,
+    world: World,
+    /// Digests and the like, so that they change nothing else.
+    rng: Rng,
+    options: Options,
+    out: Vec<Recorded>,
+    log: Vec<LogEntry>,
+    outputs: Vec<Output>,
+    digest_due: bool,
+    /// Number of the entry after the last digest.
+    digested: Seq,
+}
+
+/// Records the run of a seed.
+pub fn record(seed: u64, options: &Options) -> Recording {
+    let plan = options.plan.clone().unwrap_or_else(|| Plan::random(&mut Rng::new(seed, 0)));
+    let policy = match plan.bound_ns {
+        Some(bound_ns) => ClockPolicy::Host { bound_ns },
+        None => ClockPolicy::Virtual,
+    };
+    let mut session = Session {
+        world: World::new(seed, plan, &options.scripts),
+        recorder: Recorder::new(minikv(DISK_BYTES as u64), policy, 0),
+        rng: Rng::new(seed, 2),
+        options: options.clone(),
+        out: Vec::new(),
+        log: Vec::new(),
+        outputs: Vec::new(),
+        digest_due: false,
+        digested: 1,
+    };
+    session.run();
+    let Session { recorder, world, log, outputs, .. } = session;
+    let ending = recorder.ending().cloned();
+    Recording {
+        seed,
+        log,
+        outputs,
+        ending,
+        last: State::of(&mut recorder.into_machine()),
+        answers: world.answers(),
+        disk: world.disk,
+        console: String::from_utf8_lossy(&world.console).into_owned(),
+    }
+}
+
+impl Session {
+    fn run(&mut self) {
+        for step in 0.. {
+            assert!(step < MAX_STEPS, "the run does not come to its end");
+            let stop = self.recorder.advance(&mut self.out).expect("the guest runs");
+            self.collect();
+            match stop {
+                Stop::Ended(_) => return,
+                Stop::Waiting { .. } => {
+                    let deadline_ns = self.recorder.host_deadline_ns();
+                    let moved = self.world.wait(deadline_ns);
+                    assert!(moved, "guest and clients wait for each other: {}", self.world.describe());
+                }
+                Stop::Ready => {}
+            }
+            let chance = self.rng.chance(self.world.plan.digest_per_mille);
+            let grown = self.recorder.next_seq() > self.digested;
+            if std::mem::take(&mut self.digest_due) || (chance && grown && self.options.digests) {
+                self.digest();
+            }
+            self.world.step();
+            if self.world.tells_time() {
+                self.recorder.clock(self.world.host_ns, &mut self.out).expect("the clock moves");
+            }
+            self.deliver();
+            if self.world.plan.go_live && step == 100 {
+                self.recorder.go_live(2, &mut self.out);
+            }
+            self.collect();
+            let abrupt = matches!(self.world.plan.end, End::Abrupt(at) if step >= at);
+            if abrupt || self.world.is_settled() {
+                self.recorder.shutdown(&mut self.out).expect("a last digest");
+                self.collect();
+                return;
+            }
+        }
+    }
+
+    fn digest(&mut self) {
+        self.recorder.digest(&mut self.out).expect("a digest");
+        self.digested = self.recorder.next_seq();
+    }
+
+    fn deliver(&mut self) {
+        let mut applied = self.out.iter().any(|recorded| matches!(recorded.entry.event, Event::Clock { .. }));
+        while let Some(event) = self.world.next_input() {
+            match self.recorder.offer(event, &mut self.out).expect("an input") {
+                Offer::Applied => applied = true,
+                Offer::Refused(event) => self.world.refused(event),
+            }
+            if applied && self.options.dense {
+                self.check_soon();
+                applied = false;
+            }
+        }
+        if applied && self.options.dense {
+            self.check_soon();
+        }
+    }
+
+    /// A digest now or at the next stop.
+    fn check_soon(&mut self) {
+        match self.rng.chance(500) {
+            true => self.digest(),
+            false => self.digest_due = true,
+        }
+    }
+
+    fn collect(&mut self) {
+        for Recorded { entry, output } in self.out.drain(..) {
+            self.log.push(entry);
+            if let Some(output) = output {
+                self.outputs.push(output.clone());
+                self.world.take(output);
+            }
+        }
+    }
+}
