@@ -1,4 +1,5 @@
-//! Heartbeats: small datagrams both ways that say "alive", and the judgement when to stop believing it.
+//! Heartbeats: small datagrams both ways that say "alive". When to stop believing it is the protocol's affair
+//! (`ft`).
 //!
 //! ```text
 //!  0      4         6      7      8     16           24         40         48         56         64       68
@@ -144,103 +145,6 @@ impl Heartbeat {
             received: word(48),
             executed: word(56),
         })
-    }
-}
-
-/// Why a heartbeat says nothing about the peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Ignored {
-    /// Of another virtual machine.
-    #[error("it is of another virtual machine")]
-    OtherVm,
-    /// Our own, come back.
-    #[error("it is our own")]
-    Own,
-    /// From somebody who is not the peer: a process that was, or wants to be.
-    #[error("it is of a process that is not the peer")]
-    Stranger,
-    /// Of a generation that is past.
-    #[error("it is of generation {0}, which is past")]
-    OldGeneration(Generation),
-    /// Repeated, or overtaken by a later one.
-    #[error("it is a repeated or late one, number {0}")]
-    OldSequence(u64),
-}
-
-/// Judges whether the peer is alive: from its heartbeats, and from the flow of the channel itself. Times are
-/// nanoseconds on any clock that does not go back; the monitor itself reads none.
-#[derive(Debug, Clone)]
-pub struct PeerMonitor {
-    vm: u64,
-    own: Claimant,
-    peer: Claimant,
-    generation: Generation,
-    timeout_ns: u64,
-    last_heard_ns: u64,
-    last_sequence: Option<u64>,
-}
-
-impl PeerMonitor {
-    /// A monitor of `peer`, as the handshake named it, by `own`; the peer counts as heard at `now_ns`.
-    pub fn new(
-        vm: u64,
-        generation: Generation,
-        own: Claimant,
-        peer: Claimant,
-        timeout_ns: u64,
-        now_ns: u64,
-    ) -> Self {
-        Self { vm, own, peer, generation, timeout_ns, last_heard_ns: now_ns, last_sequence: None }
-    }
-
-    /// Something came from the peer: entries or acks on the channel.
-    pub fn heard(&mut self, now_ns: u64) {
-        self.last_heard_ns = self.last_heard_ns.max(now_ns);
-    }
-
-    /// A heartbeat came. If it is the peer's latest, the peer counts as heard. A later generation in it is
-    /// the caller's to act on: somebody went live.
-    pub fn on_heartbeat(&mut self, heartbeat: &Heartbeat, now_ns: u64) -> Result<(), Ignored> {
-        if heartbeat.vm != self.vm {
-            return Err(Ignored::OtherVm);
-        }
-        if heartbeat.claimant == self.own {
-            return Err(Ignored::Own);
-        }
-        if heartbeat.claimant != self.peer {
-            return Err(Ignored::Stranger);
-        }
-        if heartbeat.generation < self.generation {
-            return Err(Ignored::OldGeneration(heartbeat.generation));
-        }
-        if self.last_sequence.is_some_and(|last| heartbeat.sequence <= last) {
-            return Err(Ignored::OldSequence(heartbeat.sequence));
-        }
-        self.last_sequence = Some(heartbeat.sequence);
-        self.heard(now_ns);
-        Ok(())
-    }
-
-    /// The generation that the pair lives in now; older heartbeats are ignored from here on. Panics if it
-    /// goes back.
-    pub fn set_generation(&mut self, generation: Generation) {
-        assert!(self.generation <= generation, "generation goes back from {}", self.generation);
-        self.generation = generation;
-    }
-
-    /// Whether nothing was heard of the peer for the timeout.
-    pub fn suspect(&self, now_ns: u64) -> bool {
-        now_ns >= self.deadline_ns()
-    }
-
-    /// When the peer becomes suspect if nothing more is heard of it.
-    pub fn deadline_ns(&self) -> u64 {
-        self.last_heard_ns.saturating_add(self.timeout_ns)
-    }
-
-    /// How long nothing was heard.
-    pub fn silent_ns(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_sub(self.last_heard_ns)
     }
 }
 

@@ -34,7 +34,7 @@ pub use batch::LogStart;
 pub use buffer::{Limits, LogStats, ReceiveQueue, SendBuffer};
 pub use endpoint::{ChannelError, Endpoint};
 pub use entry::{DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq};
-pub use heartbeat::{Heartbeat, PeerMonitor, Role};
+pub use heartbeat::{Heartbeat, Role};
 pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};
 pub use pair::{Mismatch, PairConfig};

@@ -221,7 +221,8 @@ fn command(rng: &mut Rng, prefix: &str, keys: &mut BTreeMap<Vec<u8>, Vec<u8>>) -
         }
         55..67 => {
             let k = [&k[..], b":n"].concat();
-            let number = keys.get(&k).map_or(0, |v| String::from_utf8_lossy(v).parse::<i64>().expect("a number"));
+            let number =
+                keys.get(&k).map_or(0, |v| String::from_utf8_lossy(v).parse::<i64>().expect("a number"));
             keys.insert(k.clone(), (number + 1).to_string().into_bytes());
             (request(&[b"INCR", &k]), integer(number + 1))
         }

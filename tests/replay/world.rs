@@ -255,7 +255,12 @@ impl World {
 
     /// Where it stands, for the message of a run that stands still.
     pub fn describe(&mut self) -> String {
-        format!("{:?}, {}, console {:?}", self.plan, self.peer.describe(), String::from_utf8_lossy(&self.console))
+        format!(
+            "{:?}, {}, console {:?}",
+            self.plan,
+            self.peer.describe(),
+            String::from_utf8_lossy(&self.console)
+        )
     }
 
     /// The guest waits: makes the next thing happen that can. False if nothing ever will.

@@ -1,11 +1,12 @@
 //! The backup's side: `ft::Backup`, the channel's receiver and the received entries behind one lock, and the vCPU
 //! thread's replay loop.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ft::{Backup, BackupAction, BackupEvent, HaltReason};
+use logchannel::batch::LogStart;
+use logchannel::buffer::{Limits, ReceiveQueue};
 use logchannel::heartbeat::Role;
 use logchannel::receiver::Receiver;
 use logchannel::tcp::{ChannelWriter, Closer};
@@ -16,8 +17,6 @@ use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
 use crate::pair::leader::{HeartbeatLink, send_heartbeat};
 
-/// Entries held before the reader stops reading, so that TCP pushes back.
-const MAX_QUEUED: usize = 1 << 17;
 /// Most entries taken at once by the vCPU thread.
 const BATCH: usize = 1024;
 /// Longest block without a look around.
@@ -75,7 +74,7 @@ struct Inner {
     writer: Option<ChannelWriter>,
     closer: Option<Closer>,
     heartbeat: Option<HeartbeatLink>,
-    queue: VecDeque<LogEntry>,
+    queue: ReceiveQueue,
     actions: Vec<BackupAction<Output>>,
     bytes: Vec<u8>,
     verdict: Option<Verdict>,
@@ -98,6 +97,8 @@ pub struct Follower {
 pub struct FollowLink {
     /// Which machine this backup has.
     pub joined: BackupEvent<Output>,
+    /// Where its log continues.
+    pub log: LogStart,
     /// Decodes entries, encodes acks.
     pub receiver: Receiver,
     /// Where acks go.
@@ -139,7 +140,7 @@ pub enum FollowEnd<M> {
 impl Follower {
     /// A backup that has a machine of the primary.
     pub fn new(mut backup: Backup<Output>, link: FollowLink, claims: Claims, clock: HostClock) -> Self {
-        let FollowLink { joined, receiver, writer, closer, heartbeat } = link;
+        let FollowLink { joined, log, receiver, writer, closer, heartbeat } = link;
         backup.step(clock.now_ns(), joined, &mut Vec::new());
         let inner = Inner {
             backup: Some(backup),
@@ -147,7 +148,7 @@ impl Follower {
             writer: Some(writer),
             closer: Some(closer),
             heartbeat: Some(heartbeat),
-            queue: VecDeque::new(),
+            queue: ReceiveQueue::new(Limits::default(), log),
             actions: Vec::new(),
             bytes: Vec::new(),
             verdict: None,
@@ -173,14 +174,14 @@ impl Follower {
     /// Blocks while too much is held.
     pub fn on_bytes(&self, bytes: &[u8], entries: &mut Vec<LogEntry>) -> bool {
         let mut inner = self.lock();
-        while inner.queue.len() > MAX_QUEUED && inner.verdict.is_none() {
+        while inner.queue.is_full() && inner.verdict.is_none() {
             inner = self.changed.wait_timeout(inner, LOOK_AROUND).unwrap_or_else(PoisonError::into_inner).0;
         }
         if inner.closer.is_none() {
             return false;
         }
         let result = inner.receiver.on_bytes(bytes, entries);
-        inner.queue.extend(entries.drain(..));
+        inner.queue.push_all(entries);
         let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
         self.step(&mut inner, BackupEvent::Received { up_to, released });
         match result {
@@ -270,8 +271,7 @@ impl Follower {
                 return Some(verdict);
             }
             if !inner.queue.is_empty() {
-                let count = inner.queue.len().min(BATCH);
-                into.extend(inner.queue.drain(..count));
+                into.extend(std::iter::from_fn(|| inner.queue.pop()).take(BATCH));
                 self.changed.notify_all();
                 return None;
             }

@@ -433,6 +433,7 @@ fn join(
     let receiver = ChannelReceiver::new(endpoint, log);
     let link = FollowLink {
         joined: joined(hello.generation, log, in_flight),
+        log,
         receiver,
         writer,
         closer,
