@@ -88,6 +88,19 @@ impl CpuState {
         XxHash3_64::oneshot(&bytes)
     }
 
+    /// The registers, for people, a few to a line.
+    pub fn describe(&self) -> Vec<String> {
+        let named = |names: &[&str], values: &[u64]| {
+            let words: Vec<String> =
+                names.iter().zip(values).map(|(name, value)| format!("{name} {value:016x}")).collect();
+            words.chunks(4).map(|line| line.join("  ")).collect::<Vec<_>>()
+        };
+        let mut lines = named(&["rip", "rflags", "efer"], &[self.rip, self.rflags, self.efer]);
+        lines.extend(named(&GPR_NAMES, &self.gpr));
+        lines.extend(named(&["cr0", "cr2", "cr3", "cr4"], &self.cr));
+        lines
+    }
+
     /// The fields that differ, for people: `rax 0x1 -> 0x2`.
     pub fn diff(&self, other: &Self) -> Vec<String> {
         let mut out = Vec::new();

@@ -353,8 +353,12 @@ pub fn run_backup(
     })?;
     host.status(|parts| parts.follower = Some(follower.clone()));
     match follower.follow(replayer)? {
-        FollowEnd::Halted { reason, divergence, .. } => {
-            if let Some(divergence) = divergence {
+        FollowEnd::Halted { reason, divergence, mut replayer } => {
+            if let Some(mut divergence) = divergence {
+                match replayer.machine_mut().cpu() {
+                    Ok(cpu) => divergence.notes.extend(cpu.describe()),
+                    Err(error) => divergence.notes.push(format!("the registers cannot be read: {error}")),
+                }
                 report(&divergence)?;
             }
             Ok(ProcessEnd::Backup(reason))
