@@ -1,3 +1,5 @@
+//! A disk: reads, writes, group commit, failures.
+
 use super::*;
 use crate::faults::Fault;
 

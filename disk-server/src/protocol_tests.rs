@@ -1,3 +1,5 @@
+//! Messages of the disk protocol, right and wrong ones.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The generation record: round trips and damage.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The data directory: names, locks, what survives.
+
 use super::*;
 
 fn open(root: &Path) -> Result<Store, StoreError> {

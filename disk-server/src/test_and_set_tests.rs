@@ -1,3 +1,5 @@
+//! Test-and-set and the fence as pure functions.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Heartbeats: round trips and datagrams that are none.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What two halves must agree on.
+
 use super::*;
 
 fn change(config: &PairConfig, change: impl FnOnce(&mut PairConfig)) -> Option<Mismatch> {

@@ -14,7 +14,8 @@ const EXITS: u64 = 400;
 
 extern "C" fn ignore(_: i32) {}
 
-/// One run: an input byte before every seventh entry, an interrupt at every fifth exit. Digests along the way.
+/// One run: an input byte before every seventh entry, an interrupt at every fifth exit. Digests along the
+/// way.
 fn run(guest: &mut Guest) -> Vec<(u64, u64)> {
     let mut digests = Vec::new();
     for exit in 1..=EXITS {

@@ -23,7 +23,7 @@ pub fn minikv(disk_bytes: u64) -> Kvm {
     let command_line = guest_images::MINIKV_COMMAND_LINE;
     let first =
         boot::load_elf64(ram.map(), RAM_BYTES, guest_images::MINIKV, command_line).expect("minikv loads");
-    let engine = KvmEngine::new(&ram, false).expect("a KVM virtual machine");
+    let engine = KvmEngine::new(&ram).expect("a KVM virtual machine");
     let config = devices::DevicesConfig {
         disk_bytes,
         wall_base_ns: WALL_BASE_NS,

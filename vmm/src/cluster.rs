@@ -1,8 +1,8 @@
-//! A whole pair on this machine, as the separate processes that it would be on three hosts: disk server, network,
-//! primary, backup. For `demo`, `bench` and the tests.
+//! A whole pair on this machine, as the separate processes that it would be on three hosts: disk server,
+//! network, primary, backup. For `demo`, `bench` and the tests.
 //!
-//! Everything lives in one directory: disks, control sockets, one log file per process. Dropping the cluster ends
-//! its processes, and only those.
+//! Everything lives in one directory: disks, control sockets, one log file per process. Dropping the cluster
+//! ends its processes, and only those.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

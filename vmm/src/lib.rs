@@ -1,7 +1,7 @@
 //! Lockstep: runs one virtual machine as a primary and a backup that takes over where the primary stopped.
 //!
-//! See docs/ARCHITECTURE.md for the map. This crate holds what touches KVM, memory and the host; the parts that
-//! must be pure live in crates of their own (devices, replay, ft, logchannel).
+//! See docs/ARCHITECTURE.md for the map. This crate holds what touches KVM, memory and the host; the parts
+//! that must be pure live in crates of their own (devices, replay, ft, logchannel).
 
 pub mod boot;
 pub mod cli;

@@ -6,8 +6,8 @@
 //!            └─────────────────────────┘
 //! ```
 //!
-//! Interrupts are injected only here, between two exits, from the PIC's state: a function of the machine's own
-//! state and of the inputs applied at this position, hence the same on a replica.
+//! Interrupts are injected only here, between two exits, from the PIC's state: a function of the machine's
+//! own state and of the inputs applied at this position, hence the same on a replica.
 
 use std::hash::Hasher as _;
 

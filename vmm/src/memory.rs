@@ -1,5 +1,5 @@
-//! Guest RAM: one private anonymous mapping, 2 MiB aligned so that the host can back it with huge pages (0.03 µs
-//! instead of 0.75 µs for the first touch of a 4 KiB page), and its digest.
+//! Guest RAM: one private anonymous mapping, 2 MiB aligned so that the host can back it with huge pages (0.03
+//! µs instead of 0.75 µs for the first touch of a 4 KiB page), and its digest.
 //!
 //! Invariant: the bytes change only while the vCPU runs, or by a device that copies at a logged position.
 

@@ -129,7 +129,7 @@ pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
         if ready() {
             return;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1)); // tidy: allow(sleep) between two looks
     }
     panic!("waited in vain: {what}");
 }

@@ -10,6 +10,7 @@ const MAX_COMMAND_LINE: usize = 2048;
 /// The entry maps what is below 1 MiB, but for the first page, to be read.
 const READABLE: core::ops::Range<usize> = 0x1000..0x10_0000;
 
+// SAFETY: a symbol of the linker script; only its address is taken.
 unsafe extern "C" {
     /// The linker script puts it behind the image.
     #[link_name = "image_end"]

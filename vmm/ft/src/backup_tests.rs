@@ -1,3 +1,5 @@
+//! The backup's side of the protocol, event by event.
+
 use logchannel::{DiskOp, DiskRequest, Output};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The primary's side of the protocol, event by event.
+
 use logchannel::Output;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Packets: what is built, and what is read out of them.
+
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpRepr, Ipv4Repr, TcpControl, TcpRepr};

@@ -1,17 +1,17 @@
 //! Could one machine, serving one request after the other, have told the clients what they were told?
 //!
-//! Linearizability (Herlihy and Wing, 1990), decided exactly, in O(n log n), for the objects that the workload
-//! uses:
+//! Linearizability (Herlihy and Wing, 1990), decided exactly, in O(n log n), for the objects that the
+//! workload uses:
 //!
 //! - **counter**: every answer to INCR names its place in the order, so only that order can be right;
-//! - **registers** with unique writes: the zones of Gibbons and Korach (*Testing Shared Memories*, 1997). A write
-//!   and the reads of its value are a cluster; between its earliest answer and its latest invocation the value
-//!   must have been there. Such forward zones may not overlap, and no cluster that fits into a moment (backward
-//!   zone) may lie inside one;
+//! - **registers** with unique writes: the zones of Gibbons and Korach (*Testing Shared Memories*, 1997). A
+//! write and the reads of its value are a cluster; between its earliest answer and its latest invocation the
+//! value   must have been there. Such forward zones may not overlap, and no cluster that fits into a moment
+//! (backward   zone) may lie inside one;
 //! - **appends** to a key of one client: sequential, so each answer is known beforehand.
 //!
-//! Operations without answer may have happened at any time after they were sent, or never. The final reads are
-//! reads after everything: an acknowledged write that is gone shows there at the latest.
+//! Operations without answer may have happened at any time after they were sent, or never. The final reads
+//! are reads after everything: an acknowledged write that is gone shows there at the latest.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,8 @@ pub enum Violation {
     },
     /// Two values were each there at the same time.
     #[error(
-        "key {key}: values {first} and {second} were current at the same time: a write was lost or a read is stale"
+        "key {key}: values {first} and {second} were current at the same time: a write was lost or a \
+         read is stale"
     )]
     Overlap {
         /// The key.
@@ -151,8 +152,8 @@ fn check_counter(history: &History, violations: &mut Vec<Violation>) {
     check_gaps(&answered, &pending, history.final_counter.unwrap_or(acknowledged), violations);
 }
 
-/// Every value up to `last` was given to an answered INCR, or to one without answer that was sent before every
-/// larger value was answered.
+/// Every value up to `last` was given to an answered INCR, or to one without answer that was sent before
+/// every larger value was answered.
 fn check_gaps(answered: &[(u64, u64, u64)], pending: &[u64], last: u64, violations: &mut Vec<Violation>) {
     let mut deadline = vec![u64::MAX; answered.len() + 1];
     for (index, entry) in answered.iter().enumerate().rev() {
@@ -257,8 +258,8 @@ fn check_zones(key: u32, zones: Vec<Cluster>, violations: &mut Vec<Violation>) {
         }
     }
     for zone in backward {
-        // Its whole extent is [last_invocation, first_answer]; forward zones do not overlap, so at most the one
-        // that begins last before it can contain it.
+        // Its whole extent is [last_invocation, first_answer]; forward zones do not overlap, so at most the
+        // one that begins last before it can contain it.
         let after = forward.partition_point(|f| f.first_answer < zone.last_invocation);
         let Some(candidate) = after.checked_sub(1).map(|index| forward[index]) else { continue };
         if zone.first_answer < candidate.last_invocation {

@@ -1,5 +1,5 @@
-//! One connection to a server that speaks RESP. It never reconnects: whether a connection survives is what the
-//! load is there to find out.
+//! One connection to a server that speaks RESP. It never reconnects: whether a connection survives is what
+//! the load is there to find out.
 
 use std::net::SocketAddr;
 

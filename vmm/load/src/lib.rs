@@ -1,5 +1,6 @@
-//! Client load for `lockstep demo`, `bench` and the tests: real TCP connections that speak the Redis protocol, a
-//! history of what they were told, and the judgement whether one machine could have told them that.
+//! Client load for `lockstep demo`, `bench` and the tests: real TCP connections that speak the Redis
+//! protocol, a history of what they were told, and the judgement whether one machine could have told them
+//! that.
 //!
 //! ```text
 //!   workload ──▶ history (invoked, answered, result) ──▶ checker ──▶ Verdict

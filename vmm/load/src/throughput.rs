@@ -1,5 +1,6 @@
-//! Throughput and latency for benches: closed loop (as much as goes), or open loop at a fixed rate, where latency
-//! counts from when a request should have been sent, so that a stalled server cannot hide what it delays.
+//! Throughput and latency for benches: closed loop (as much as goes), or open loop at a fixed rate, where
+//! latency counts from when a request should have been sent, so that a stalled server cannot hide what it
+//! delays.
 
 use std::net::SocketAddr;
 use std::time::Duration;

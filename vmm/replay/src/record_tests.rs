@@ -1,3 +1,5 @@
+//! The recorder, on a small deterministic machine.
+
 use logchannel::Event;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The replayer: equal runs, and every planted fault caught.
+
 use logchannel::{DiskStatus, MachineDigest};
 use proptest::prelude::*;
 

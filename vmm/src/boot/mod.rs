@@ -40,7 +40,8 @@ const LOADER_UNDEFINED: u8 = 0xff;
 pub enum BootError {
     /// The image is no such ELF file, or does not fit.
     #[error(
-        "cannot load the guest image: {0}. It must be a static 64-bit ELF that loads between 1 MiB and the end of RAM"
+        "cannot load the guest image: {0}. It must be a static 64-bit ELF that loads between 1 MiB and the \
+         end of RAM"
     )]
     Image(#[source] linux_loader::loader::Error),
     /// The image loads where the boot tables are.

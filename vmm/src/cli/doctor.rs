@@ -117,12 +117,12 @@ fn module() -> Option<String> {
 
 fn advice(errno: i32) -> String {
     match errno {
-        libc::ENOENT => "there is no /dev/kvm: enable virtualisation in the firmware, or nested virtualisation in \
-                         the cloud machine's settings, and load kvm_intel or kvm_amd"
+        libc::ENOENT => "there is no /dev/kvm: enable virtualisation in the firmware, or nested \
+                         virtualisation in the cloud machine's settings, and load kvm_intel or kvm_amd"
             .into(),
         libc::EACCES | libc::EPERM => {
-            "this user may not open /dev/kvm: add it to the group kvm (`sudo usermod -aG kvm $USER`) and log in \
-             again"
+            "this user may not open /dev/kvm: add it to the group kvm (`sudo usermod -aG kvm $USER`) and log \
+             in again"
                 .into()
         }
         _ => "see the kernel's log for why /dev/kvm cannot be opened".into(),
@@ -217,8 +217,8 @@ fn conclude(report: &mut Report) {
     });
     if report.cpl0_instruction_ns.is_some_and(|ns| ns > 50.0) {
         report.reasons.push(
-            "guest code at CPL0 is emulated here (about 1000 times slower than at CPL3): stock Linux does not run \
-             on this KVM; guests made for it, as minikv, do"
+            "guest code at CPL0 is emulated here (about 1000 times slower than at CPL3): stock Linux does \
+             not run on this KVM; guests made for it, as minikv, do"
                 .into(),
         );
     }

@@ -100,8 +100,8 @@ fn print_status(status: &Value, previous: Option<&Value>) {
     }
     if status.get("backup").is_some_and(|backup| !backup.is_null()) {
         println!(
-            "  backup: {} generation {}: entry {} received, {} executed, lag {:.3} ms; {} outputs and {} digests \
-             compared, last {}",
+            "  backup: {} generation {}: entry {} received, {} executed, lag {:.3} ms; {} outputs and {} \
+             digests compared, last {}",
             text("/backup/state"),
             number(status, "/backup/generation"),
             number(status, "/backup/received"),

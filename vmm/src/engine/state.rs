@@ -62,7 +62,8 @@ pub struct CpuState {
     pub apic_base: u64,
     /// XCR0; 0 where the CPU model has no XSAVE.
     pub xcr0: u64,
-    /// XSAVE area in standard format, components that are in their initial state zeroed (see `canonical_xsave`).
+    /// XSAVE area in standard format, components that are in their initial state zeroed (see
+    /// `canonical_xsave`).
     pub xsave: Vec<u8>,
     /// DR0–DR3, DR6, DR7.
     pub dr: [u64; 6],
@@ -153,9 +154,10 @@ const XSTATE_BV: usize = 512;
 /// Offset and length of the AVX component in the standard format (SDM vol. 1, 13.4.2; AMD and Intel alike).
 const AVX: std::ops::Range<usize> = 576..832;
 
-/// Makes two XSAVE areas equal when they describe equal register contents (SDM vol. 1, 13.4–13.7): a component
-/// whose XSTATE_BV bit is clear is in its initial state whatever its bytes say, and one whose bytes are initial
-/// may have its bit set or clear. Whether a host shows the bit is no function of the guest's execution.
+/// Makes two XSAVE areas equal when they describe equal register contents (SDM vol. 1, 13.4–13.7): a
+/// component whose XSTATE_BV bit is clear is in its initial state whatever its bytes say, and one whose bytes
+/// are initial may have its bit set or clear. Whether a host shows the bit is no function of the guest's
+/// execution.
 pub fn canonical_xsave(mut area: Vec<u8>) -> Vec<u8> {
     if area.len() < AVX.end {
         return area;

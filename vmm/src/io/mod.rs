@@ -1,4 +1,5 @@
-//! The real world: clock, sockets, entropy. Nothing outside this module and the process drivers reads host time.
+//! The real world: clock, sockets, entropy. Nothing outside this module and the process drivers reads host
+//! time.
 
 pub mod clock;
 pub mod control;

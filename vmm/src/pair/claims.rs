@@ -41,8 +41,8 @@ impl Claims {
 }
 
 impl ClaimServer {
-    /// Answers claims through `answer` until the queue is dropped. Connects beforehand, so that a failover does
-    /// not wait for it.
+    /// Answers claims through `answer` until the queue is dropped. Connects beforehand, so that a failover
+    /// does not wait for it.
     pub fn serve(mut self, mut answer: impl FnMut(Generation, ClaimAnswer)) {
         self.client = DiskClient::connect(&self.server, CONNECT).ok();
         while let Ok((expect, claimant)) = self.queue.recv() {

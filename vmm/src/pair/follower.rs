@@ -1,5 +1,5 @@
-//! The backup's side: `ft::Backup`, the channel's receiver and the received entries behind one lock, and the vCPU
-//! thread's replay loop.
+//! The backup's side: `ft::Backup`, the channel's receiver and the received entries behind one lock, and the
+//! vCPU thread's replay loop.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -170,8 +170,8 @@ impl Follower {
         self.step(&mut self.lock(), event);
     }
 
-    /// Takes bytes of the logging channel: holds the entries, acks them. Whether the connection is still good.
-    /// Blocks while too much is held.
+    /// Takes bytes of the logging channel: holds the entries, acks them. Whether the connection is still
+    /// good. Blocks while too much is held.
     pub fn on_bytes(&self, bytes: &[u8], entries: &mut Vec<LogEntry>) -> bool {
         let mut inner = self.lock();
         while inner.queue.is_full() && inner.verdict.is_none() {

@@ -1,4 +1,5 @@
-//! The live copy's side: `ft::Primary` and the logging channel's sender behind one lock, and their actions done.
+//! The live copy's side: `ft::Primary` and the logging channel's sender behind one lock, and their actions
+//! done.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -177,8 +178,8 @@ impl Leader {
         }
     }
 
-    /// Appends what the recorder made. With `flush`, or when enough is pending, `bytes` then holds what the vCPU
-    /// thread must write to the channel.
+    /// Appends what the recorder made. With `flush`, or when enough is pending, `bytes` then holds what the
+    /// vCPU thread must write to the channel.
     pub fn append(&self, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
         let mut inner = self.lock();
         for Recorded { entry, output } in recorded.drain(..) {

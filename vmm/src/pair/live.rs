@@ -1,7 +1,7 @@
 //! The vCPU thread of a live copy: run the guest, log what it puts out, offer it what arrived.
 //!
 //! ```text
-//!   advance ──▶ append + flush ──▶ clock, inputs ──▶ (waits? flush, block until input or deadline) ──▶ advance
+//!   advance ──▶ append + flush ──▶ clock, inputs ──▶ (waits? flush, block until input or due) ──▶ advance
 //! ```
 //!
 //! A batch goes to the channel when it holds an output, when enough is pending, and before blocking: no timer
@@ -43,7 +43,8 @@ pub struct Inputs {
     pub control: Receiver<Control>,
 }
 
-/// Called when a backup has the whole machine: starts replicating to it, and gives the vCPU thread its writer.
+/// Called when a backup has the whole machine: starts replicating to it, and gives the vCPU thread its
+/// writer.
 pub type JoinedCall = Box<dyn FnMut(Joined) -> anyhow::Result<ChannelWriter> + Send>;
 
 /// The loop's state.
@@ -65,8 +66,8 @@ pub struct Live<M: Transferable> {
 }
 
 impl<M: Transferable> Live<M> {
-    /// Runs `recorder`'s machine; with `digest_every_ns` > 0 a digest of the machine is logged that often while
-    /// the log grows.
+    /// Runs `recorder`'s machine; with `digest_every_ns` > 0 a digest of the machine is logged that often
+    /// while the log grows.
     pub fn new(
         recorder: Recorder<M>,
         leader: Arc<Leader>,

@@ -1,5 +1,5 @@
-//! A virtual machine's process: the pure protocol (`ft`), recorder or replayer, and the threads that join them to
-//! sockets.
+//! A virtual machine's process: the pure protocol (`ft`), recorder or replayer, and the threads that join
+//! them to sockets.
 //!
 //! ```text
 //!                 net-rx ──┐                       ┌─ channel reader ── TCP ◀── primary

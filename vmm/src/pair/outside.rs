@@ -1,8 +1,8 @@
 //! The world as the guest's outputs reach it: network port, disk server, console.
 //!
 //! Nothing here decides whether an output may go: that is the protocol's word (`ft::Primary`), and what comes
-//! here goes at once. Disk requests are kept until they complete, and repeated when the connection to the disk
-//! server is replaced or the generation changes: they are idempotent (DESIGN 4).
+//! here goes at once. Disk requests are kept until they complete, and repeated when the connection to the
+//! disk server is replaced or the generation changes: they are idempotent (DESIGN 4).
 
 use std::collections::BTreeMap;
 use std::io::Write;

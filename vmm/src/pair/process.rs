@@ -214,8 +214,8 @@ impl Host {
         let state = opened.state;
         if state.holder_connected && !take_over {
             bail!(
-                "virtual machine {} is live elsewhere: generation {} is held by {:032x}, which is connected to the \
-                 disk server. If that copy must end, repeat with --take-over",
+                "virtual machine {} is live elsewhere: generation {} is held by {:032x}, which is connected \
+                 to the disk server. If that copy must end, repeat with --take-over",
                 address.vm,
                 state.holding.generation,
                 state.holding.holder.unwrap_or(0)

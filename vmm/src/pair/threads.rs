@@ -72,8 +72,8 @@ impl DiskAddress {
     }
 }
 
-/// Completions from the disk server to the guest; connects anew for as long as it takes. Requests in flight are
-/// repeated on each connection.
+/// Completions from the disk server to the guest; connects anew for as long as it takes. Requests in flight
+/// are repeated on each connection.
 pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, first: Option<DiskClient>) {
     let mut first = first;
     loop {

@@ -138,8 +138,8 @@ impl Outgoing {
         Ok(self.channel)
     }
 
-    /// Sends at most `most` of the pages to do; whether there were any. Zero pages of the first round are left
-    /// out: the backup's memory begins as zeroes.
+    /// Sends at most `most` of the pages to do; whether there were any. Zero pages of the first round are
+    /// left out: the backup's memory begins as zeroes.
     fn send_pages(&mut self, ram: &Ram, most: usize) -> anyhow::Result<bool> {
         let mut sent = 0;
         while sent < most {

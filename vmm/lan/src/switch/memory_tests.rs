@@ -1,3 +1,5 @@
+//! What the switch remembers for a failover.
+
 use smoltcp::wire::TcpControl;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The switch: learning, flooding, moving.
+
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;

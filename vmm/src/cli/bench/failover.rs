@@ -71,8 +71,8 @@ impl Failovers {
         println!("\nFailover, from the signal to the first answer after it, on connections that stay");
         for (name, kind) in [("SIGKILL", &self.sigkill), ("SIGSTOP", &self.sigstop)] {
             println!(
-                "  {name} × {}: first answer p50 {:.1} ms p99 {:.1} ms; every connection p50 {:.1} ms p99 {:.1} ms; \
-                 {} violations",
+                "  {name} × {}: first answer p50 {:.1} ms p99 {:.1} ms; every connection p50 {:.1} ms \
+                 p99 {:.1} ms; {} violations",
                 kind.count,
                 kind.first_answer_p50_ms,
                 kind.first_answer_p99_ms,

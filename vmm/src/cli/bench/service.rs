@@ -293,29 +293,31 @@ impl Service {
 
 fn print_rows(rows: &[Row]) {
     println!(
-        "             conns pipe |  unreplicated: req/s   p50 µs   p99 µs |  replicated: req/s   p50 µs   p99 µs |  ratio  added p50 | log B/req  Mbit/s | CPU/s of primary, backup"
+        "  {:<4} {:>5} {:>4} | {:^29} | {:^29} | {:>5} {:>9} | {:>7} {:>7} | CPU/s: alone, primary, backup",
+        "", "conns", "pipe", "unreplicated", "replicated", "ratio", "added p50", "log B/r", "Mbit/s"
+    );
+    println!(
+        "{:17} | {:>9} {:>9} {:>9} | {:>9} {:>9} {:>9} |",
+        "", "req/s", "p50 µs", "p99 µs", "req/s", "p50 µs", "p99 µs"
     );
     for row in rows {
         let (u, r) = (&row.unreplicated, &row.replicated);
-        let cpu = |name: &str| r.cpu.get(name).copied().unwrap_or(0.0);
+        let system = |m: &Measured| format!("{:>9.0} {:>9.0} {:>9.0}", m.requests_per_s, m.p50_us, m.p99_us);
+        let cpu = |m: &Measured, name: &str| m.cpu.get(name).copied().unwrap_or(0.0);
         println!(
-            "  {:<8}  {:>6} {:>4} | {:>20.0} {:>8.0} {:>8.0} | {:>18.0} {:>8.0} {:>8.0} | {:>6.2} {:>7.0} µs | {:>9.0} {:>7.2} | {:.2} (alone {:.2}), {:.2}",
+            "  {:<4} {:>5} {:>4} | {} | {} | {:>5.2} {:>6.0} µs | {:>7.0} {:>7.2} | {:.2}, {:.2}, {:.2}",
             row.command,
             row.connections,
             row.pipeline,
-            u.requests_per_s,
-            u.p50_us,
-            u.p99_us,
-            r.requests_per_s,
-            r.p50_us,
-            r.p99_us,
+            system(u),
+            system(r),
             row.ratio,
             row.added_p50_us,
             r.log_bytes_per_request,
             r.log_mbit_per_s,
-            cpu("primary"),
-            u.cpu.get("primary").copied().unwrap_or(0.0),
-            cpu("backup"),
+            cpu(u, "primary"),
+            cpu(r, "primary"),
+            cpu(r, "backup"),
         );
     }
 }

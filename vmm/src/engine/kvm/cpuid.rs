@@ -1,7 +1,8 @@
 //! The CPU model `x86-64-v1`: one set of CPUID leaves for every host that lets them be set.
 //!
-//! Hidden: everything whose result or effect depends on hidden host state (TSC deadline, RDRAND, RDSEED, XSAVE
-//! variants, performance counters, KVM's paravirtual leaves, the local APIC) and whatever x86-64-v1 lacks.
+//! Hidden: everything whose result or effect depends on hidden host state (TSC deadline, RDRAND, RDSEED,
+//! XSAVE variants, performance counters, KVM's paravirtual leaves, the local APIC) and whatever x86-64-v1
+//! lacks.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
@@ -50,7 +51,8 @@ fn masked(mut entry: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
     (entry.index == 0 || entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0).then_some(entry)
 }
 
-/// Sets the model's leaves. On a KVM that ignores them the guest sees the host's: the handshake compares hosts.
+/// Sets the model's leaves. On a KVM that ignores them the guest sees the host's: the handshake compares
+/// hosts.
 pub fn set(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), EngineError> {
     let supported = super::ioctl("KVM_GET_SUPPORTED_CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
     let entries: Vec<_> = supported.as_slice().iter().copied().filter_map(masked).collect();

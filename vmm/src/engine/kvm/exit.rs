@@ -12,8 +12,8 @@ use crate::engine::{EngineError, VmEntry, VmExit};
 /// The shared page, to look at.
 pub fn run_page(vcpu: &VcpuFd) -> &kvm_run {
     let vcpu: *const VcpuFd = vcpu;
-    // SAFETY: get_kvm_run takes &mut self only to hand out &mut; the page is mapped as long as the VcpuFd lives,
-    // the kernel writes it only during KVM_RUN, and a shared borrow of the VcpuFd excludes that.
+    // SAFETY: get_kvm_run takes &mut self only to hand out &mut; the page is mapped as long as the VcpuFd
+    // lives, the kernel writes it only during KVM_RUN, and a shared borrow of the VcpuFd excludes that.
     unsafe { (*vcpu.cast_mut()).get_kvm_run() }
 }
 
@@ -77,7 +77,8 @@ pub fn read(vcpu: &mut VcpuFd) -> Result<VmExit, EngineError> {
             let words = &internal.data[..(internal.ndata as usize).min(internal.data.len())];
             let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
             VmExit::Unsupported(format!(
-                "an instruction that this KVM cannot execute, at RIP {rip:#x} (internal error {}, data {words:x?})",
+                "an instruction that this KVM cannot execute, at RIP {rip:#x} (internal error {}, \
+                 data {words:x?})",
                 internal.suberror
             ))
         }

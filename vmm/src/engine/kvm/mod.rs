@@ -43,6 +43,8 @@ pub struct KvmEngine {
     vm: VmFd,
     vcpu: VcpuFd,
     exits: u64,
+    /// The last exit was a triple fault. kvm_amd resets the vCPU then, other KVMs leave it as it was.
+    shut_down: bool,
     region: kvm_userspace_memory_region,
 }
 
@@ -81,7 +83,7 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        Ok(Self { vm, vcpu, exits: 0, region })
+        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region })
     }
 
     /// Runs until something happens that the guest did.
@@ -112,6 +114,11 @@ impl Engine for KvmEngine {
     }
 
     fn run(&mut self, entry: VmEntry, _until: Option<Position>) -> Result<VmExit, EngineError> {
+        if self.shut_down {
+            return Err(EngineError::Failed(
+                "it has shut down by a triple fault: restore a state first".into(),
+            ));
+        }
         exit::answer(&mut self.vcpu, entry);
         loop {
             let exit = self.enter()?;
@@ -130,6 +137,7 @@ impl Engine for KvmEngine {
                 | VmExit::Hlt => self.exits += 1,
                 VmExit::Reached => unreachable!("KVM stops at exits only"),
             }
+            self.shut_down = exit == VmExit::Shutdown;
             return Ok(exit);
         }
     }
@@ -171,6 +179,7 @@ impl Engine for KvmEngine {
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
         regs::restore(&mut self.vcpu, state)?;
         self.exits = position.count;
+        self.shut_down = false;
         Ok(())
     }
 

@@ -16,8 +16,8 @@ const FS_BASE: u32 = 0xc000_0100;
 pub const SAVED: [u32; 9] =
     [SYSENTER, SYSENTER + 1, SYSENTER + 2, PAT, EFER + 1, EFER + 2, EFER + 3, EFER + 4, FS_BASE + 2];
 
-/// Makes every MSR outside the model exit to the machine. A KVM without the filter answers them itself (most of
-/// them with #GP); `doctor` says so.
+/// Makes every MSR outside the model exit to the machine. A KVM without the filter answers them itself (most
+/// of them with #GP); `doctor` says so.
 pub fn trap_unknown(vm: &VmFd) {
     let cap = kvm_enable_cap {
         cap: KVM_CAP_X86_USER_SPACE_MSR,

@@ -1,5 +1,7 @@
 //! The vCPU's whole state, between KVM's structures and `CpuState`.
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{
     KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
     kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -53,8 +55,8 @@ fn events(e: &kvm_vcpu_events) -> PendingEvents {
     }
 }
 
-/// Reads everything. SYNC_REGS has brought the general and system registers with the last exit; they are asked
-/// anew here because the exit has been completed since.
+/// Reads everything. SYNC_REGS has brought the general and system registers with the last exit; they are
+/// asked anew here because the exit has been completed since.
 pub fn save(vcpu: &VcpuFd) -> Result<CpuState, EngineError> {
     let r = ioctl("KVM_GET_REGS", vcpu.get_regs())?;
     let s = ioctl("KVM_GET_SREGS", vcpu.get_sregs())?;
@@ -87,6 +89,18 @@ pub fn save(vcpu: &VcpuFd) -> Result<CpuState, EngineError> {
     })
 }
 
+/// The bit that tells a busy TSS from an available one (SDM vol. 3, 8.2.2).
+const TSS_BUSY: u8 = 2;
+
+/// Whether the host's processor is QEMU's software emulation (`tests/nested`). Its I/O permission check asks
+/// for an *available* TSS in TR (`helper_check_io`), which LTR leaves there in QEMU, but on no processor:
+/// there TR is always busy, and VMX refuses any other. kvm_amd reads TR back as busy whatever it is, so that
+/// no saved state can tell.
+fn emulated_by_qemu() -> bool {
+    let hypervisor = __cpuid(0x4000_0000);
+    [hypervisor.ebx, hypervisor.ecx, hypervisor.edx].map(u32::to_le_bytes) == [*b"TCGT", *b"CGTC", *b"GTCG"]
+}
+
 /// Writes everything, and forgets whatever the vCPU had queued.
 pub fn restore(vcpu: &mut VcpuFd, state: &CpuState) -> Result<(), EngineError> {
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
@@ -111,7 +125,10 @@ pub fn restore(vcpu: &mut VcpuFd, state: &CpuState) -> Result<(), EngineError> {
         rip,
         rflags,
     };
-    let [es, cs, ss, ds, fs, gs, ldt, tr] = state.segments.each_ref().map(kvm_segment_of);
+    let [es, cs, ss, ds, fs, gs, ldt, mut tr] = state.segments.each_ref().map(kvm_segment_of);
+    if emulated_by_qemu() {
+        tr.type_ &= !TSS_BUSY;
+    }
     let table = |t: &TableRegister| kvm_dtable { base: t.base, limit: t.limit, ..Default::default() };
     let sregs = kvm_sregs {
         cs,
