@@ -255,6 +255,8 @@ pub fn run_live(
         writer = Some(replicate(&host, &leader, connection, welcome, heartbeats)?);
         eprintln!("lockstep: replicating {} under generation {generation}", host.config.args.vm);
     }
+    // A network may still know the address at the place of a copy that is gone.
+    announce(&host, &leader);
     host.status(|parts| parts.leader = Some(leader.clone()));
     let live = Live::new(recorder, leader, writer, host.inputs(), host.config.digest_every_ns());
     Ok(ProcessEnd::Live(live.run()?))
