@@ -82,6 +82,13 @@ struct StatusParts {
     failover: Option<FailoverTimes>,
 }
 
+impl StatusParts {
+    /// Whether the live copy is here; else what this process is.
+    fn live_role(&self) -> Result<(), &'static str> {
+        self.leader.is_some().then_some(()).ok_or(self.role)
+    }
+}
+
 impl Host {
     fn new(config: VmConfig, role: &'static str) -> anyhow::Result<Self> {
         let host = Self {
@@ -114,8 +121,18 @@ impl Host {
         let queue = self.control.0.clone();
         let answer = move |request: &str| match request {
             "shutdown" => {
-                let _ = queue.send(Control::Shutdown);
-                "{}".to_string()
+                let role = status.lock().unwrap_or_else(PoisonError::into_inner).live_role();
+                match role {
+                    Ok(()) => {
+                        let _ = queue.send(Control::Shutdown);
+                        "{}".to_string()
+                    }
+                    // Kept for later, it would end the machine at the next failover.
+                    Err(role) => serde_json::json!({
+                        "error": format!("no live copy runs in this {role}: ask the primary")
+                    })
+                    .to_string(),
+                }
             }
             _ => {
                 let parts = status.lock().unwrap_or_else(PoisonError::into_inner);
