@@ -264,8 +264,10 @@ pub fn run_live(
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
-        claim_server
-            .serve(|expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }));
+        claim_server.serve(
+            |expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+            |generation| of_claims.event(ft::PrimaryEvent::Fenced { generation }),
+        );
     })?;
     let mut writer = None;
     if let Some(((connection, welcome), heartbeats)) = channel {
@@ -331,12 +333,19 @@ pub fn run_backup(
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
     let (of_claims, successor) = (follower.clone(), slot.clone());
     start("claims", move || {
-        claim_server.serve(|expect, answer| {
-            match successor.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        let leader = || successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        claim_server.serve(
+            |expect, answer| match leader() {
                 Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
                 None => of_claims.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
-            }
-        });
+            },
+            // A backup needs no word of it: it asks when its primary is gone.
+            |generation| {
+                if let Some(leader) = leader() {
+                    leader.event(ft::PrimaryEvent::Fenced { generation });
+                }
+            },
+        );
     })?;
     host.status(|parts| parts.follower = Some(follower.clone()));
     match follower.follow(replayer)? {
