@@ -97,6 +97,20 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all processes and waits until the guest answers. `progress` is told each step.
     pub fn start(options: ClusterOptions, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
+        let mut cluster = Self::start_services(options, &mut progress)?;
+        if cluster.options.replicated {
+            progress("backup");
+            cluster.start_backup()?;
+        }
+        progress("primary");
+        cluster.start_primary()?;
+        progress("guest");
+        cluster.wait_for_guest()?;
+        Ok(cluster)
+    }
+
+    /// Starts the disk server and the network only: the halves are the caller's to start.
+    pub fn start_services(options: ClusterOptions, mut progress: impl FnMut(&str)) -> anyhow::Result<Self> {
         let mut cluster = Self {
             options,
             children: BTreeMap::new(),
@@ -108,14 +122,6 @@ impl Cluster {
         cluster.start_disk_server("127.0.0.1:0")?;
         progress("network");
         cluster.start_lan()?;
-        if cluster.options.replicated {
-            progress("backup");
-            cluster.start_backup()?;
-        }
-        progress("primary");
-        cluster.start_primary()?;
-        progress("guest");
-        cluster.wait_for_guest()?;
         Ok(cluster)
     }
 
@@ -254,6 +260,16 @@ impl Cluster {
     /// Address on which the backup waits, or waited.
     pub fn backup_address(&self) -> &str {
         &self.backup_address
+    }
+
+    /// Tells the next primary another address for the backup: of something that stands between the two.
+    pub fn reach_backup_at(&mut self, address: impl Into<String>) {
+        self.backup_address = address.into();
+    }
+
+    /// Where the network is.
+    pub fn network(&self) -> String {
+        self.lan_endpoint()
     }
 
     /// Where everything is kept.

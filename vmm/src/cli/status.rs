@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::Value;
 
@@ -34,7 +34,11 @@ pub struct StatusArgs {
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
     if args.shutdown {
-        control::ask(&args.sockets[0], "shutdown")?;
+        let answer = control::ask(&args.sockets[0], "shutdown")?;
+        let answer: Value = serde_json::from_str(&answer).context("the answer is no JSON")?;
+        if let Some(error) = answer.get("error").and_then(Value::as_str) {
+            bail!("{}: {error}", args.sockets[0].display());
+        }
         return Ok(0);
     }
     let mut previous: Vec<Option<Value>> = vec![None; args.sockets.len()];

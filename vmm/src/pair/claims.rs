@@ -1,13 +1,17 @@
 //! Claims: test-and-set at the disk server, on a thread of its own because the answer may take any time.
+//!
+//! The same thread watches the generation while there is nothing to claim: a copy that was taken over by hand
+//! learns it even if its guest leaves the disk alone, and the connection is known to be good when it is needed.
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use disk_server::client::{Claim, ClientError, DiskClient};
 use ft::ClaimAnswer;
 use logchannel::Generation;
 
 const CONNECT: Duration = Duration::from_secs(2);
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// Where claims are asked.
 #[derive(Debug, Clone)]
@@ -41,12 +45,34 @@ impl Claims {
 }
 
 impl ClaimServer {
-    /// Answers claims through `answer` until the queue is dropped. Connects beforehand, so that a failover
-    /// does not wait for it.
-    pub fn serve(mut self, mut answer: impl FnMut(Generation, ClaimAnswer)) {
-        self.client = DiskClient::connect(&self.server, CONNECT).ok();
-        while let Ok((expect, claimant)) = self.queue.recv() {
-            answer(expect, self.claim(expect, claimant));
+    /// Answers claims through `answer` until the queue is dropped; in between, tells `watch` the generation there
+    /// is. Connects beforehand, so that a failover does not wait for it.
+    pub fn serve(
+        mut self,
+        mut answer: impl FnMut(Generation, ClaimAnswer),
+        mut watch: impl FnMut(Generation),
+    ) {
+        let mut wait = Duration::ZERO;
+        loop {
+            match self.queue.recv_timeout(wait) {
+                Ok((expect, claimant)) => answer(expect, self.claim(expect, claimant)),
+                Err(RecvTimeoutError::Timeout) => self.current().into_iter().for_each(&mut watch),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            wait = WATCH_EVERY;
+        }
+    }
+
+    /// The generation there is, if the server says so.
+    fn current(&mut self) -> Option<Generation> {
+        let vm = self.vm.clone();
+        match self.client().and_then(|client| client.query(&vm)) {
+            Ok(state) => Some(state.holding.generation),
+            Err(error) => {
+                tracing::debug!(%error, "watching the generation");
+                self.client = None;
+                None
+            }
         }
     }
 
@@ -71,10 +97,15 @@ impl ClaimServer {
     }
 
     fn try_claim(&mut self, expect: Generation, claimant: u128) -> Result<Claim, ClientError> {
+        let vm = self.vm.clone();
+        self.client()?.test_and_set(&vm, expect, claimant)
+    }
+
+    fn client(&mut self) -> Result<&mut DiskClient, ClientError> {
         let client = match self.client.take() {
             Some(client) => client,
             None => DiskClient::connect(&self.server, CONNECT)?,
         };
-        self.client.insert(client).test_and_set(&self.vm, expect, claimant)
+        Ok(self.client.insert(client))
     }
 }

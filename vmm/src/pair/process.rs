@@ -83,11 +83,18 @@ struct StatusParts {
     failover: Option<FailoverTimes>,
 }
 
+impl StatusParts {
+    /// Whether the live copy is here; else what this process is.
+    fn live_role(&self) -> Result<(), &'static str> {
+        self.leader.is_some().then_some(()).ok_or(self.role)
+    }
+}
+
 impl Host {
-    fn new(config: VmConfig, role: &'static str) -> anyhow::Result<Self> {
+    fn new(config: VmConfig, role: &'static str, claimant: u128) -> anyhow::Result<Self> {
         let host = Self {
             clock: HostClock,
-            claimant: crate::io::random_u128().context("cannot read /dev/urandom")?,
+            claimant,
             control: bounded(CONTROL_QUEUE),
             net: bounded(NET_QUEUE),
             live: Arc::new(AtomicBool::new(false)),
@@ -114,19 +121,24 @@ impl Host {
         let (config, claimant) = (self.config.clone(), self.claimant);
         let started_ns = clock.now_ns();
         let queue = self.control.0.clone();
+        let fail = |error: String| serde_json::json!({ "error": error }).to_string();
         let answer = move |request: &str| match request.split_once(' ') {
             Some(("replicate", to)) => {
                 let leader = status.lock().unwrap_or_else(PoisonError::into_inner).leader.clone();
                 let joining = greet_backup(&config, claimant, leader.as_deref(), to);
                 let sent = joining.and_then(|joining| Ok(queue.send(Control::Replicate(Box::new(joining)))?));
-                match sent {
-                    Ok(()) => "{}".to_string(),
-                    Err(error) => serde_json::json!({ "error": format!("{error:#}") }).to_string(),
-                }
+                sent.map_or_else(|error| fail(format!("{error:#}")), |()| "{}".to_string())
             }
             _ if request == "shutdown" => {
-                let _ = queue.send(Control::Shutdown);
-                "{}".to_string()
+                let role = status.lock().unwrap_or_else(PoisonError::into_inner).live_role();
+                match role {
+                    Ok(()) => {
+                        let _ = queue.send(Control::Shutdown);
+                        "{}".to_string()
+                    }
+                    // Kept for later, it would end the machine at the next failover.
+                    Err(role) => fail(format!("no live copy runs in this {role}: ask the primary")),
+                }
             }
             _ => {
                 let parts = status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -230,6 +242,11 @@ impl Host {
     }
 }
 
+/// Who this process is in claims: unique for each start.
+fn claimant() -> anyhow::Result<u128> {
+    crate::io::random_u128().context("cannot read /dev/urandom")
+}
+
 /// Runs an unreplicated machine, or with `backup` the primary of a pair.
 pub fn run_live(
     config: VmConfig,
@@ -237,7 +254,8 @@ pub fn run_live(
     take_over: bool,
 ) -> anyhow::Result<ProcessEnd> {
     let wait_for_backup = Duration::from_secs(60);
-    let host = Host::new(config, if backup.is_some() { "primary" } else { "run" })?;
+    let role = if backup.is_some() { "primary" } else { "run" };
+    let host = Host::new(config, role, claimant()?)?;
     let (generation, disk) = host.win_generation(take_over)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let protocol = match backup {
@@ -263,8 +281,10 @@ pub fn run_live(
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
-        claim_server
-            .serve(|expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }));
+        claim_server.serve(
+            |expect, answer| of_claims.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+            |generation| of_claims.event(ft::PrimaryEvent::Fenced { generation }),
+        );
     })?;
     let mut writer = None;
     if let Some(((connection, welcome), heartbeats)) = channel {
@@ -274,6 +294,8 @@ pub fn run_live(
         let joined = Joined { endpoint, writer: channel, reader, welcome, heartbeats, to, start };
         writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
+    // A network may still know the address at the place of a copy that is gone.
+    announce(&host, &leader);
     host.status(|parts| parts.leader = Some(leader.clone()));
     Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
 }
@@ -332,24 +354,30 @@ pub fn run_backup(
     let heartbeats = Arc::new(HeartbeatSocket::bind(&format!("{}:0", listener.local_addr().ip()))?);
     println!("lockstep: backup listening on {}", listener.local_addr());
     std::io::stdout().flush()?;
-    let claimant = crate::io::random_u128().context("cannot read /dev/urandom")?;
+    let claimant = claimant()?;
     let (hello, connection) = accept(&listener, &config, claimant, &heartbeats)?;
     drop(listener);
     config.wall_base_ns = hello.config.wall_base_ns;
-    let mut host = Host::new(config, "backup")?;
-    host.claimant = claimant;
+    let host = Host::new(config, "backup", claimant)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
     let (replayer, follower) = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
     let (of_claims, successor) = (follower.clone(), slot.clone());
     start("claims", move || {
-        claim_server.serve(|expect, answer| {
-            match successor.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        let leader = || successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        claim_server.serve(
+            |expect, answer| match leader() {
                 Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
                 None => of_claims.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
-            }
-        });
+            },
+            // A backup needs no word of it: it asks when its primary is gone.
+            |generation| {
+                if let Some(leader) = leader() {
+                    leader.event(ft::PrimaryEvent::Fenced { generation });
+                }
+            },
+        );
     })?;
     host.status(|parts| parts.follower = Some(follower.clone()));
     match follower.follow(replayer)? {
