@@ -95,15 +95,17 @@ fn durable_writers(address: &str, threads: usize) -> anyhow::Result<()> {
     first.test_and_set(&vm, 0, 1)?;
     let begin = now();
     std::thread::scope(|scope| {
-        let write = || -> anyhow::Result<()> {
+        let (address, vm) = (&address, &vm);
+        // A claimant each: of one claimant, only the newest connection is served.
+        let write = |claimant: u128| -> anyhow::Result<()> {
             let mut client = DiskClient::connect(address, DEADLINE)?;
-            let disk = client.open(&vm, "disk", None, 1)?.disk;
+            let disk = client.open(vm, "disk", None, claimant)?.disk;
             for round in 0..ROUNDS {
                 client.write(disk, 1, offset(round), &[round as u8; 512], true)?;
             }
             Ok(())
         };
-        let writers: Vec<_> = (0..threads).map(|_| scope.spawn(write)).collect();
+        let writers: Vec<_> = (0..threads as u128).map(|n| scope.spawn(move || write(n + 2))).collect();
         writers.into_iter().try_for_each(|writer| writer.join().expect("a writer"))
     })?;
     let rate = (threads * ROUNDS) as f64 / begin.elapsed().as_secs_f64();

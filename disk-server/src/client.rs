@@ -271,6 +271,9 @@ impl DiskClient {
 
     /// Opens a disk. With `create_bytes` it is created first if it does not exist; if it does, it must have
     /// that size. While this connection lasts, the server counts `claimant` as connected.
+    ///
+    /// Older connections on which `claimant` opened this disk are closed, and nothing of them is executed
+    /// once this returns: what they left unanswered can be repeated here, and followed by other requests.
     pub fn open(
         &mut self,
         vm: &str,

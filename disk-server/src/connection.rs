@@ -20,6 +20,7 @@ use crate::protocol::{
     self, Answer, AnswerBody, ErrorCode, Handle, KIND_ANSWER, KIND_CLOSING, MAX_TRANSFER, MessageError,
     Opened, PROTOCOL, Request, RequestBody,
 };
+use crate::seat::{Number, Place, Superseded};
 use crate::server::Shared;
 use crate::store::StoreError;
 use crate::test_and_set::{Claimant, Decision};
@@ -49,8 +50,39 @@ pub(crate) enum ConnectionError {
     Silent,
     #[error("the server has its {0} connections already: close others, or raise --max-connections")]
     Full(usize),
+    #[error(
+        "superseded: a newer connection of this claimant opened the same disk; \
+         repeat there what was not answered here"
+    )]
+    Superseded,
     #[error("connection: {0}")]
     Io(#[from] io::Error),
+}
+
+impl From<Superseded> for ConnectionError {
+    fn from(_: Superseded) -> Self {
+        ConnectionError::Superseded
+    }
+}
+
+/// Why a request was not executed.
+enum Failure {
+    /// It is told, and the connection lives.
+    Request(StoreError),
+    /// There is no answer: the connection ends.
+    Connection(Superseded),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Request(error)
+    }
+}
+
+impl From<Superseded> for Failure {
+    fn from(error: Superseded) -> Self {
+        Failure::Connection(error)
+    }
 }
 
 /// An answer that may still have to wait for something.
@@ -63,22 +95,44 @@ enum Pending {
     Commit(Arc<Disk>, Ticket),
 }
 
+/// A disk that this connection opened.
+struct OpenDisk {
+    vm: Arc<Vm>,
+    disk: Arc<Disk>,
+    place: Place,
+}
+
+impl OpenDisk {
+    /// Runs `action` if `generation` is current and no newer connection of the claimant has the disk; both
+    /// stay so until `action` returns.
+    fn admitted<T>(
+        &self,
+        generation: Generation,
+        action: impl FnOnce(&Disk) -> Result<T, StoreError>,
+    ) -> Result<T, Failure> {
+        let _inside = self.place.enter()?;
+        Ok(self.vm.fenced(generation, || action(&self.disk))?)
+    }
+}
+
 pub(crate) struct Connection<'a> {
     shared: &'a Shared,
     stream: &'a TcpStream,
+    number: Number,
     reader: FrameReader,
     writer: FrameWriter,
-    disks: Vec<(Arc<Vm>, Arc<Disk>)>,
+    disks: Vec<OpenDisk>,
     claimants: Vec<(Arc<Vm>, Claimant)>,
     payload: Vec<u8>,
     out: Vec<u8>,
 }
 
 impl<'a> Connection<'a> {
-    pub(crate) fn new(shared: &'a Shared, stream: &'a TcpStream) -> Self {
+    pub(crate) fn new(shared: &'a Shared, stream: &'a TcpStream, number: Number) -> Self {
         Self {
             shared,
             stream,
+            number,
             reader: FrameReader::new(PROTOCOL),
             writer: FrameWriter::new(PROTOCOL),
             disks: Vec::new(),
@@ -110,7 +164,7 @@ impl<'a> Connection<'a> {
         let mut chunk = vec![0; READ_CHUNK];
         loop {
             let count = match self.stream.read(&mut chunk) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(self.still_newest()?),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ConnectionError::Silent),
@@ -154,11 +208,23 @@ impl<'a> Connection<'a> {
     fn next(&mut self) -> Result<Option<(u64, Pending)>, ConnectionError> {
         let Some(frame) = self.reader.next_frame()? else { return Ok(None) };
         let (Request { tag, body }, data) = protocol::decode_request(frame.kind, &frame.payload)?;
-        let pending = self.execute(body, data).unwrap_or_else(|error| Pending::Ready(error.into()));
-        Ok(Some((tag, pending)))
+        self.still_newest()?;
+        match self.execute(body, data) {
+            Ok(pending) => Ok(Some((tag, pending))),
+            Err(Failure::Request(error)) => Ok(Some((tag, Pending::Ready(error.into())))),
+            Err(Failure::Connection(superseded)) => Err(superseded.into()),
+        }
     }
 
-    fn execute(&mut self, body: RequestBody, data: &[u8]) -> Result<Pending, StoreError> {
+    /// Ends the connection once a newer one has any of its disks, also if nothing asks for that disk.
+    fn still_newest(&self) -> Result<(), Superseded> {
+        match self.disks.iter().any(|open| open.place.is_superseded()) {
+            true => Err(Superseded),
+            false => Ok(()),
+        }
+    }
+
+    fn execute(&mut self, body: RequestBody, data: &[u8]) -> Result<Pending, Failure> {
         let done = match body {
             RequestBody::Open { vm, disk, create_bytes, claimant } => {
                 self.open(&vm, &disk, create_bytes, claimant)?
@@ -166,23 +232,23 @@ impl<'a> Connection<'a> {
             RequestBody::TestAndSet { vm, expect, claimant } => self.claim(&vm, expect, claimant)?,
             RequestBody::Query { vm } => AnswerBody::State(self.shared.store.query(&vm)?),
             RequestBody::Read { disk, generation, offset, len } => {
-                let (vm, disk) = self.disk(disk)?;
-                let data = vm.fenced(generation, || Ok(disk.read(offset, len)?))?;
-                return Ok(Pending::Data(Arc::clone(vm), generation, data));
+                let open = self.disk(disk)?;
+                let data = open.admitted(generation, |disk| Ok(disk.read(offset, len)?))?;
+                return Ok(Pending::Data(Arc::clone(&open.vm), generation, data));
             }
             RequestBody::Write { disk, generation, offset, durable } => {
-                let (vm, disk) = self.disk(disk)?;
-                let ticket = vm.fenced(generation, || Ok(disk.write(offset, data)?))?;
+                let open = self.disk(disk)?;
+                let ticket = open.admitted(generation, |disk| Ok(disk.write(offset, data)?))?;
                 if durable {
-                    return Ok(Pending::Commit(Arc::clone(disk), ticket));
+                    return Ok(Pending::Commit(Arc::clone(&open.disk), ticket));
                 }
                 self.shared.faults.reach(CrashPoint::BeforeAnswer);
                 AnswerBody::Done
             }
             RequestBody::Flush { disk, generation } => {
-                let (vm, disk) = self.disk(disk)?;
-                let ticket = vm.fenced(generation, || Ok(disk.now()))?;
-                return Ok(Pending::Commit(Arc::clone(disk), ticket));
+                let open = self.disk(disk)?;
+                let ticket = open.admitted(generation, |disk| Ok(disk.now()))?;
+                return Ok(Pending::Commit(Arc::clone(&open.disk), ticket));
             }
             RequestBody::Status => return Ok(Pending::Json(self.shared.status_json())),
         };
@@ -195,19 +261,34 @@ impl<'a> Connection<'a> {
         disk: &str,
         create_bytes: Option<u64>,
         claimant: Claimant,
-    ) -> Result<AnswerBody, StoreError> {
+    ) -> Result<AnswerBody, Failure> {
         if self.disks.len() >= MAX_HANDLES {
-            return Err(StoreError::Limit { what: "disks of one connection", limit: MAX_HANDLES });
+            return Err(StoreError::Limit { what: "disks of one connection", limit: MAX_HANDLES }.into());
         }
         let (vm, disk) = self.shared.store.open_disk(vm, disk, create_bytes)?;
         self.belongs_to(&vm, claimant);
+        let same = |open: &OpenDisk| Arc::ptr_eq(&open.disk, &disk) && open.place.claimant() == claimant;
+        let handle = match self.disks.iter().position(same) {
+            Some(known) => known,
+            None => self.take_seat(&vm, &disk, claimant)?,
+        };
         let (state, bytes) = (vm.state()?, disk.bytes());
-        let known = self.disks.iter().position(|(_, other)| Arc::ptr_eq(other, &disk));
-        let handle = known.unwrap_or_else(|| {
-            self.disks.push((vm, disk));
-            self.disks.len() - 1
-        });
         Ok(AnswerBody::Opened(Opened { disk: handle as Handle, bytes, state }))
+    }
+
+    /// Supersedes older connections of `claimant` at the disk. When this returns, nothing of them is being
+    /// executed any more.
+    fn take_seat(&mut self, vm: &Arc<Vm>, disk: &Arc<Disk>, claimant: Claimant) -> Result<usize, Superseded> {
+        let (place, older) = disk.seats.take(claimant, self.number)?;
+        // From here on it is left when this connection ends, whatever happens.
+        let handle = self.disks.len();
+        self.disks.push(OpenDisk { vm: Arc::clone(vm), disk: Arc::clone(disk), place });
+        if let Some(older) = older {
+            tracing::info!(older, newer = self.number, "a newer connection supersedes an older one");
+            self.shared.supersede(older);
+        }
+        self.disks[handle].place.settle()?;
+        Ok(handle)
     }
 
     fn claim(&mut self, vm: &str, expect: Generation, claimant: Claimant) -> Result<AnswerBody, StoreError> {
@@ -231,7 +312,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn disk(&self, handle: Handle) -> Result<&(Arc<Vm>, Arc<Disk>), StoreError> {
+    fn disk(&self, handle: Handle) -> Result<&OpenDisk, StoreError> {
         self.disks.get(handle as usize).ok_or(StoreError::Disk {
             code: ErrorCode::NotFound,
             message: format!("no disk {handle} on this connection: open it first"),
@@ -293,12 +374,17 @@ impl<'a> Connection<'a> {
         while left > 0 && matches!(self.stream.read(&mut chunk), Ok(1..)) {
             left -= 1;
         }
-        self.shared.closed_for_errors.fetch_add(1, Relaxed);
+        if !matches!(error, ConnectionError::Superseded) {
+            self.shared.closed_for_errors.fetch_add(1, Relaxed);
+        }
     }
 }
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
+        for open in &self.disks {
+            open.disk.seats.leave(&open.place);
+        }
         for (vm, claimant) in &self.claimants {
             vm.disconnect(*claimant);
         }

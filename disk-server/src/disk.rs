@@ -18,6 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::clock;
 use crate::faults::{CrashPoint, Faults};
 use crate::protocol::{ErrorCode, MAX_TRANSFER, SECTOR};
+use crate::seat::Seats;
 use crate::status::DiskStatistics;
 
 /// Why a disk did not do what it was asked.
@@ -83,6 +84,8 @@ pub(crate) struct Disk {
     changed: Condvar,
     out_of_service: AtomicBool,
     counters: Counters,
+    /// Whose connection may use it.
+    pub(crate) seats: Seats,
 }
 
 impl Disk {
@@ -101,6 +104,7 @@ impl Disk {
             changed: Condvar::new(),
             out_of_service: AtomicBool::new(false),
             counters: Counters::default(),
+            seats: Seats::default(),
         }
     }
 

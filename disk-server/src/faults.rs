@@ -134,7 +134,10 @@ impl Faults {
         for fault in &self.lasting {
             match fault {
                 Fault::SlowWrite(name) if name == vm => std::thread::sleep(SLOW_WRITE),
-                Fault::StallWrite(name) if name == vm => park_forever(),
+                Fault::StallWrite(name) if name == vm => {
+                    tracing::info!(vm, "fault injection: a write stalls");
+                    park_forever()
+                }
                 _ => {}
             }
         }

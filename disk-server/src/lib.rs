@@ -15,6 +15,7 @@
 //! - one generation of a VM has one holder, and its generation never decreases, also across restarts;
 //! - a write of an older generation is finished before the test-and-set that fences it is answered, or it is
 //!   refused: it is never executed afterwards;
+//! - once a claimant's newer connection has opened a disk, nothing of its older ones is executed on it;
 //! - a write acknowledged as durable is on stable storage; any acknowledged write survives the server's
 //!   death;
 //! - no bytes of a peer make the server panic, hold unbounded memory or touch a file outside its directory.
@@ -29,6 +30,7 @@ mod generation_file;
 mod options;
 pub mod protocol;
 pub mod record;
+mod seat;
 mod server;
 mod socket;
 mod status;

@@ -13,6 +13,7 @@
 //! The head is a `Request` or an `Answer` in the encoding of `logchannel::codec`. Data stays outside of it,
 //! so that it is copied, not decoded. Tags are the client's; an answer carries the tag of its request.
 //! Requests of one connection are executed in the order they were sent; answers may come in another order.
+//! After an `Opened`, nothing of the claimant's older connections is executed on that disk any more.
 
 use logchannel::frame::Protocol;
 use logchannel::{Generation, codec};
@@ -59,6 +60,8 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestBody {
     /// 0: opens a disk, and creates it (and its VM) first if it does not exist and `create_bytes` is given.
+    /// Supersedes older connections on which the same claimant opened the same disk: they are closed, and
+    /// nothing of them is executed after the answer.
     Open {
         /// The VM's name.
         vm: String,
@@ -66,7 +69,8 @@ pub enum RequestBody {
         disk: String,
         /// Size of a disk to create. A disk that exists must have this size.
         create_bytes: Option<u64>,
-        /// Who asks; counts as connected while this connection lasts.
+        /// Who asks; counts as connected while this connection lasts. Not to be shared by connections that
+        /// are to use one disk at the same time.
         claimant: Claimant,
     },
     /// 1: the test-and-set.

@@ -17,6 +17,7 @@ use crate::connection::{Connection, ConnectionError};
 use crate::faults::Faults;
 use crate::options::{Limits, Options};
 use crate::protocol::PROTOCOL_VERSION;
+use crate::seat::Number;
 use crate::status::Status;
 use crate::store::{Store, StoreError};
 
@@ -81,13 +82,22 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) faults: Arc<Faults>,
     pub(crate) closed_for_errors: AtomicU64,
+    superseded: AtomicU64,
     accepted: AtomicU64,
-    sockets: Mutex<BTreeMap<u64, Arc<TcpStream>>>,
+    sockets: Mutex<BTreeMap<Number, Arc<TcpStream>>>,
 }
 
 impl Shared {
-    fn sockets(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<TcpStream>>> {
+    fn sockets(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<TcpStream>>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the connection `number`, which a newer one superseded, should it wait for requests.
+    pub(crate) fn supersede(&self, number: Number) {
+        self.superseded.fetch_add(1, Relaxed);
+        if let Some(socket) = self.sockets().get(&number) {
+            let _ = socket.shutdown(Shutdown::Read);
+        }
     }
 
     pub(crate) fn status_json(&self) -> Vec<u8> {
@@ -97,6 +107,7 @@ impl Shared {
             connections: self.sockets().len(),
             accepted: self.accepted.load(Relaxed),
             closed_for_errors: self.closed_for_errors.load(Relaxed),
+            superseded: self.superseded.load(Relaxed),
             vm_count,
             vms,
         };
@@ -125,6 +136,7 @@ impl Server {
             limits: options.limits,
             faults,
             closed_for_errors: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             sockets: Mutex::default(),
         };
@@ -192,14 +204,14 @@ impl Server {
 /// A connection's place among the server's sockets; given back when its thread ends, however it ends.
 struct Entry {
     shared: Arc<Shared>,
-    id: u64,
+    id: Number,
     _alive: mpsc::Sender<()>,
 }
 
 impl Entry {
     fn run(self, stream: &TcpStream, peer: SocketAddr, full: bool) {
         tracing::debug!(%peer, "connected");
-        let mut connection = Connection::new(&self.shared, stream);
+        let mut connection = Connection::new(&self.shared, stream, self.id);
         if full {
             let error = ConnectionError::Full(self.shared.limits.max_connections);
             tracing::warn!(%peer, %error, "connection refused");

@@ -17,6 +17,9 @@ pub struct Status {
     pub accepted: u64,
     /// Connections that were closed because of what they sent.
     pub closed_for_errors: u64,
+    /// How often a claimant's newer connection superseded an older one.
+    #[serde(default)]
+    pub superseded: u64,
     /// How many VMs there are.
     pub vm_count: usize,
     /// The VMs, by name; with very many disks, only the first ones.

@@ -20,6 +20,8 @@ use logchannel::{DiskOp, DiskRequest};
 const A: u128 = 0xaaaa;
 const B: u128 = 0xbbbb;
 const BYTES: u64 = 1 << 20;
+/// Claimants of connections that only write: each its own, or the newest would supersede the others.
+const OLD_WRITERS: u128 = 0xcccc_0000;
 
 #[test]
 fn of_two_claimants_at_once_exactly_one_wins_a_thousand_times() {
@@ -96,7 +98,7 @@ fn race(more: &[&str], generations: u64, head_start: u64) {
 /// Keeps writes of `generation` in flight until they are fenced, and a few more after that.
 fn hammer(server: &common::Server, generation: u64, writer: u64, written: &AtomicU64) -> Holding {
     let mut client = server.client();
-    let disk = client.open("vm", "disk", None, 0).unwrap().disk;
+    let disk = client.open("vm", "disk", None, OLD_WRITERS + u128::from(writer)).unwrap().disk;
     let (sender, mut reader) = client.split(disk).unwrap();
     let mut tag = 0;
     let mut submit = || {
@@ -209,7 +211,7 @@ fn whether_the_holder_is_connected() {
     let mut other = server.client();
     assert!(other.open("vm", "disk", None, B).unwrap().state.holder_connected);
     let mut second = server.client();
-    second.open("vm", "disk", None, A).unwrap();
+    second.open("vm", "second", Some(BYTES), A).unwrap();
     drop(holder);
     until("one connection gone", || server.client().status().unwrap().connections <= 3);
     assert!(other.query("vm").unwrap().holder_connected, "the holder has one more");

@@ -14,6 +14,7 @@ use logchannel::frame::{FrameReader, FrameWriter, Protocol};
 use proptest::prelude::*;
 
 const A: u128 = 0xaaaa;
+const B: u128 = 0xbbbb;
 const BYTES: u64 = 4 << 20;
 
 fn frame(writer: &mut FrameWriter, tag: u64, body: RequestBody, data: &[u8]) -> Vec<u8> {
@@ -154,7 +155,7 @@ fn a_write_larger_than_allowed_is_refused_by_the_server_too() {
     let mut client = server.client();
     new_vm(&mut client, "vm", BYTES, A);
     let mut writer = FrameWriter::new(PROTOCOL);
-    let open = RequestBody::Open { vm: "vm".into(), disk: "disk".into(), create_bytes: None, claimant: A };
+    let open = RequestBody::Open { vm: "vm".into(), disk: "disk".into(), create_bytes: None, claimant: B };
     let mut bytes = frame(&mut writer, 0, open, &[]);
     let write = RequestBody::Write { disk: 0, generation: 1, offset: 0, durable: true };
     bytes.extend(frame(&mut writer, 1, write, &vec![9; (1 << 20) + 512]));
@@ -213,7 +214,7 @@ fn a_client_that_reads_no_answers_is_held_back_and_harms_nobody() {
     let mut client = server.client();
     new_vm(&mut client, "vm", BYTES, A);
     let mut greedy = DiskClient::connect(&server.address, std::time::Duration::from_secs(1)).unwrap();
-    let disk = greedy.open("vm", "disk", None, A).unwrap().disk;
+    let disk = greedy.open("vm", "disk", None, B).unwrap().disk;
     let (sender, reader) = greedy.split(disk).unwrap();
     let op = logchannel::DiskOp::Read { offset: 0, len: 1 << 20 };
     let request = logchannel::DiskRequest { id: 0, op };

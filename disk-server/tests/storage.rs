@@ -188,8 +188,9 @@ fn a_failed_fdatasync_takes_the_disk_out_of_service() {
         assert_eq!(refused(client.write(bad, 1, 0, &[1; 512], false)), ErrorCode::Failed);
     }
     // Opening it again, from elsewhere too, does not make it well.
-    let again = server.client().open("bad", "disk", None, A).unwrap().disk;
-    assert_eq!(refused(client.write(again, 1, 0, &[1; 512], true)), ErrorCode::Failed);
+    let mut elsewhere = server.client();
+    let again = elsewhere.open("bad", "disk", None, B).unwrap().disk;
+    assert_eq!(refused(elsewhere.write(again, 1, 0, &[1; 512], true)), ErrorCode::Failed);
     client.write(good, 1, 0, &[1; 512], true).unwrap();
     assert_eq!(client.test_and_set("bad", 1, B).unwrap(), Claim::Won(2));
     assert_eq!(server.terminate().code(), Some(6), "not everything is durable: {}", server.log());
