@@ -112,6 +112,21 @@ impl<E: Engine> Machine<E> {
         self.devices.interrupt_pending() && self.engine.interruptible()
     }
 
+    /// Injects the pending interrupt if the guest takes one here.
+    ///
+    /// That is asked only when the last exit is complete: its completion may raise an exception, which comes first,
+    /// or end the shadow of an STI. So the answer is also the same whether or not a digest has completed it before.
+    fn inject(&mut self) -> Result<(), MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        if self.can_inject() {
+            let vector = self.devices.acknowledge_interrupt();
+            self.engine.inject(vector)?;
+            self.halted = false;
+        }
+        Ok(())
+    }
+
     fn stop(&self) -> Stop {
         if let Some(ending) = &self.ended {
             return Stop::Ended(ending.clone());
@@ -204,10 +219,8 @@ impl<E: Engine> replay::Machine for Machine<E> {
         if there || self.stop() != Stop::Ready {
             return Ok(self.stop());
         }
-        if self.can_inject() {
-            let vector = self.devices.acknowledge_interrupt();
-            self.engine.inject(vector)?;
-            self.halted = false;
+        if self.devices.interrupt_pending() {
+            self.inject()?;
         }
         let entry = std::mem::take(&mut self.entry);
         let exit = self.engine.run(entry, until)?;
