@@ -18,14 +18,14 @@
 
 mod client;
 mod disk;
-//mod exits;
-//mod faults;
+mod exits;
+mod faults;
 #[path = "../engine/guest.rs"]
 #[allow(dead_code)]
 mod guest;
-//mod history;
-//mod idle;
-//mod interrupts;
+mod history;
+mod idle;
+mod interrupts;
 mod machine;
 //mod measure;
 mod peer;

@@ -90,7 +90,8 @@ pub fn replay(log: &[LogEntry], machine: Kvm, how: How) -> Result<Replay, Box<Di
         How::Batches(seed) => {
             let (mut rng, mut rest) = (Rng::new(seed, 3), log);
             while !rest.is_empty() {
-                let count = rng.within(1, *rng.clone().pick(&[1, 3, 20, 400])).min(rest.len() as u64) as usize;
+                let count =
+                    rng.within(1, *rng.clone().pick(&[1, 3, 20, 400])).min(rest.len() as u64) as usize;
                 replay.push(&rest[..count])?;
                 rest = &rest[count..];
                 let steps = *rng.pick(&[0, 1, 5, u64::MAX]);
@@ -116,7 +117,8 @@ pub fn replay(log: &[LogEntry], machine: Kvm, how: How) -> Result<Replay, Box<Di
 /// Replays a recording and asserts that everything is equal: outputs, ending, registers, devices, every byte of
 /// RAM. The digests on the way are compared by the replayer.
 pub fn assert_same(recording: &Recording, machine: Kvm, how: How) {
-    let mut replay = replay(&recording.log, machine, how).unwrap_or_else(|divergence| panic!("{how:?}: {divergence}"));
+    let mut replay =
+        replay(&recording.log, machine, how).unwrap_or_else(|divergence| panic!("{how:?}: {divergence}"));
     assert_eq!(replay.replayer.executed(), recording.log.len() as u64, "{how:?}: every entry was executed");
     assert!(replay.outputs == recording.outputs, "{how:?}: outputs differ");
     assert_eq!(replay.ending(), recording.ending, "{how:?}");

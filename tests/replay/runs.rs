@@ -15,7 +15,8 @@ fn machine() -> crate::machine::Kvm {
 
 fn summary(recording: &Recording) -> String {
     let kinds = EventKind::ALL.iter().map(|&kind| (kind.name(), recording.count(kind)));
-    let counts: Vec<_> = kinds.filter(|(_, count)| *count > 0).map(|(name, n)| format!("{n} {name}")).collect();
+    let counts: Vec<_> =
+        kinds.filter(|(_, count)| *count > 0).map(|(name, n)| format!("{n} {name}")).collect();
     format!("{} exits, {} answers: {}", recording.positions(), recording.answers, counts.join(", "))
 }
 
@@ -48,8 +49,7 @@ fn a_run_is_a_function_of_its_seed_whatever_signals_arrive() {
         return;
     }
     for seed in seeds() {
-        let mut repeat =
-            Repeat::new("runs::a_run_is_a_function_of_its_seed_whatever_signals_arrive", seed);
+        let mut repeat = Repeat::new("runs::a_run_is_a_function_of_its_seed_whatever_signals_arrive", seed);
         let dry = record(seed, &Options::default());
         repeat.log.clone_from(&dry.log);
         let (wet, signals) = in_the_rain(|| record(seed, &Options::default()));
