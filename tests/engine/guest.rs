@@ -97,13 +97,14 @@ impl Guest {
 
 fn tables(ram: &mut Ram) {
     let mut put = |at: u64, value: u64| ram.write(at as usize, &value.to_le_bytes());
-    // Identity map of the first 4 GiB with user access; 2 MiB pages.
-    put(TABLES, (TABLES + 0x1000) | 7);
+    // Identity map of the first 4 GiB with user access; 2 MiB pages. Accessed and dirty are set, so that the
+    // CPU writes none of it.
+    put(TABLES, (TABLES + 0x1000) | 0x67);
     for gib in 0..4u64 {
         let directory = TABLES + 0x2000 + gib * 0x1000;
-        put(TABLES + 0x1000 + gib * 8, directory | 7);
+        put(TABLES + 0x1000 + gib * 8, directory | 0x67);
         for slot in 0..512 {
-            put(directory + slot * 8, gib << 30 | slot << 21 | 0x87);
+            put(directory + slot * 8, gib << 30 | slot << 21 | 0xe7);
         }
     }
     // 0x10 kernel code, 0x18 kernel data, 0x28 user data, 0x30 user code, 0x40 TSS.

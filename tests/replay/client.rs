@@ -110,8 +110,9 @@ impl Client {
         )
     }
 
-    /// Takes in answers and sends what is next.
-    pub fn serve(&mut self, socket: &mut Socket<'_>, now_ns: u64) {
+    /// Takes in answers and sends what is next. Where frames get lost, a connection may break: whoever loses
+    /// several in a row waits so long that the other side gives up.
+    pub fn serve(&mut self, socket: &mut Socket<'_>, now_ns: u64, lossy: bool) {
         while socket.can_recv() {
             let mut part = vec![0; 4096];
             let count = socket.recv_slice(&mut part).expect("there is something");
@@ -121,8 +122,10 @@ impl Client {
         let open = matches!(socket.state(), State::Established | State::CloseWait);
         if self.opened && socket.state() == State::Closed {
             let left = self.awaited.iter().filter(|reply| !matches!(reply, Reply::Nothing)).count();
-            assert_eq!(left, 0, "{}: the connection broke with {left} answers due", self.name);
+            assert!(left == 0 || lossy, "{}: the connection broke with {left} answers due", self.name);
             self.awaited.clear();
+            self.unsent.clear();
+            self.script.clear();
         }
         while open && self.awaited.is_empty() && self.unsent.is_empty() && now_ns >= self.idle_until_ns {
             match self.script.pop_front() {

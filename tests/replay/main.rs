@@ -18,16 +18,17 @@
 
 mod client;
 mod disk;
-//mod exits;
-//mod faults;
+mod exits;
+mod faults;
 #[path = "../engine/guest.rs"]
 #[allow(dead_code)]
 mod guest;
-//mod history;
-//mod idle;
-//mod interrupts;
+mod history;
+mod idle;
+mod interrupt_guest;
+mod interrupts;
 mod machine;
-//mod measure;
+mod measure;
 mod peer;
 mod recording;
 mod replaying;

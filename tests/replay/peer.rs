@@ -73,10 +73,11 @@ pub struct Peer {
     interface: Interface,
     sockets: SocketSet<'static>,
     clients: Vec<Client>,
+    lossy: bool,
 }
 
 impl Peer {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, lossy: bool) -> Self {
         let mut wire = Wire::default();
         let mut config = Config::new(EthernetAddress(HOST_MAC).into());
         config.random_seed = seed;
@@ -84,7 +85,7 @@ impl Peer {
         interface.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(IpAddress::Ipv4(HOST), 24)).expect("room for one address");
         });
-        Self { wire, interface, sockets: SocketSet::new(Vec::new()), clients: Vec::new() }
+        Self { wire, interface, sockets: SocketSet::new(Vec::new()), clients: Vec::new(), lossy }
     }
 
     /// Adds a client that connects at `start_ns`.
@@ -110,7 +111,7 @@ impl Peer {
                 let local = FIRST_LOCAL_PORT + index as u16;
                 socket.connect(self.interface.context(), (GUEST, PORT), local).expect("a new connection");
             }
-            client.serve(socket, now_ns);
+            client.serve(socket, now_ns, self.lossy);
         }
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         std::mem::take(&mut self.wire.sent)

@@ -34,13 +34,11 @@ impl Default for Options {
 /// A run that is over.
 #[derive(Clone)]
 pub struct Recording {
-    pub seed: u64,
     pub log: Vec<LogEntry>,
     pub outputs: Vec<Output>,
     pub ending: Option<Ending>,
     pub last: State,
     pub disk: Disk,
-    pub console: String,
     /// Answers that clients got.
     pub answers: u64,
 }
@@ -57,12 +55,14 @@ impl Recording {
     }
 }
 
-struct Session {
-    recorder: Recorder<Kvm>,
-    world: World,
+/// A run under way.
+pub struct Session {
+    pub recorder: Recorder<Kvm>,
+    pub world: World,
     /// Digests and the like, so that they change nothing else.
     rng: Rng,
     options: Options,
+    steps: u64,
     out: Vec<Recorded>,
     log: Vec<LogEntry>,
     outputs: Vec<Output>,
@@ -73,73 +73,88 @@ struct Session {
 
 /// Records the run of a seed.
 pub fn record(seed: u64, options: &Options) -> Recording {
-    let plan = options.plan.clone().unwrap_or_else(|| Plan::random(&mut Rng::new(seed, 0)));
-    let policy = match plan.bound_ns {
-        Some(bound_ns) => ClockPolicy::Host { bound_ns },
-        None => ClockPolicy::Virtual,
-    };
-    let mut session = Session {
-        world: World::new(seed, plan, &options.scripts),
-        recorder: Recorder::new(minikv(DISK_BYTES as u64), policy, 0),
-        rng: Rng::new(seed, 2),
-        options: options.clone(),
-        out: Vec::new(),
-        log: Vec::new(),
-        outputs: Vec::new(),
-        digest_due: false,
-        digested: 1,
-    };
-    session.run();
+    let mut session = Session::new(seed, options);
+    while session.step() {}
     let Session { recorder, world, log, outputs, .. } = session;
     let ending = recorder.ending().cloned();
     Recording {
-        seed,
         log,
         outputs,
         ending,
         last: State::of(&mut recorder.into_machine()),
         answers: world.answers(),
         disk: world.disk,
-        console: String::from_utf8_lossy(&world.console).into_owned(),
     }
 }
 
 impl Session {
-    fn run(&mut self) {
-        for step in 0.. {
-            assert!(step < MAX_STEPS, "the run does not come to its end");
-            let stop = self.recorder.advance(&mut self.out).expect("the guest runs");
-            self.collect();
-            match stop {
-                Stop::Ended(_) => return,
-                Stop::Waiting { .. } => {
-                    let deadline_ns = self.recorder.host_deadline_ns();
-                    let moved = self.world.wait(deadline_ns);
-                    assert!(moved, "guest and clients wait for each other: {}", self.world.describe());
-                }
-                Stop::Ready => {}
-            }
-            let chance = self.rng.chance(self.world.plan.digest_per_mille);
-            let grown = self.recorder.next_seq() > self.digested;
-            if std::mem::take(&mut self.digest_due) || (chance && grown && self.options.digests) {
-                self.digest();
-            }
-            self.world.step();
-            if self.world.tells_time() {
-                self.recorder.clock(self.world.host_ns, &mut self.out).expect("the clock moves");
-            }
-            self.deliver();
-            if self.world.plan.go_live && step == 100 {
-                self.recorder.go_live(2, &mut self.out);
-            }
-            self.collect();
-            let abrupt = matches!(self.world.plan.end, End::Abrupt(at) if step >= at);
-            if abrupt || self.world.is_settled() {
-                self.recorder.shutdown(&mut self.out).expect("a last digest");
-                self.collect();
-                return;
-            }
+    /// The run of `seed`, at its beginning.
+    pub fn new(seed: u64, options: &Options) -> Self {
+        let plan = options.plan.clone().unwrap_or_else(|| Plan::random(&mut Rng::new(seed, 0)));
+        let policy = match plan.bound_ns {
+            Some(bound_ns) => ClockPolicy::Host { bound_ns },
+            None => ClockPolicy::Virtual,
+        };
+        Self {
+            world: World::new(seed, plan, &options.scripts),
+            recorder: Recorder::new(minikv(DISK_BYTES as u64), policy, 0),
+            rng: Rng::new(seed, 2),
+            options: options.clone(),
+            steps: 0,
+            out: Vec::new(),
+            log: Vec::new(),
+            outputs: Vec::new(),
+            digest_due: false,
+            digested: 1,
         }
+    }
+
+    /// Goes on to the guest's next stop and lets in what is due there; false when the run is over.
+    pub fn step(&mut self) -> bool {
+        let stop = self.advance();
+        self.react(stop)
+    }
+
+    /// Runs the guest to its next stop.
+    pub fn advance(&mut self) -> Stop {
+        let stop = self.recorder.advance(&mut self.out).expect("the guest runs");
+        self.collect();
+        stop
+    }
+
+    /// Lets in what is due at a stop; false when the run is over.
+    pub fn react(&mut self, stop: Stop) -> bool {
+        self.steps += 1;
+        assert!(self.steps < MAX_STEPS, "the run does not come to its end: {}", self.world.describe());
+        match stop {
+            Stop::Ended(_) => return false,
+            Stop::Waiting { .. } => {
+                let moved = self.world.wait(self.recorder.host_deadline_ns());
+                assert!(moved, "guest and clients wait for each other: {}", self.world.describe());
+            }
+            Stop::Ready => {}
+        }
+        let chance = self.rng.chance(self.world.plan.digest_per_mille);
+        let grown = self.recorder.next_seq() > self.digested;
+        if std::mem::take(&mut self.digest_due) || (chance && grown && self.options.digests) {
+            self.digest();
+        }
+        self.world.step();
+        if self.world.tells_time() {
+            self.recorder.clock(self.world.host_ns, &mut self.out).expect("the clock moves");
+        }
+        self.deliver();
+        if self.world.plan.go_live && self.steps == 100 {
+            self.recorder.go_live(2, &mut self.out);
+        }
+        self.collect();
+        let abrupt = matches!(self.world.plan.end, End::Abrupt(at) if self.steps >= at);
+        if abrupt || self.world.is_settled() {
+            self.recorder.shutdown(&mut self.out).expect("a last digest");
+            self.collect();
+            return false;
+        }
+        true
     }
 
     fn digest(&mut self) {
@@ -149,18 +164,15 @@ impl Session {
 
     fn deliver(&mut self) {
         let mut applied = self.out.iter().any(|recorded| matches!(recorded.entry.event, Event::Clock { .. }));
-        while let Some(event) = self.world.next_input() {
+        loop {
+            if std::mem::take(&mut applied) && self.options.dense {
+                self.check_soon();
+            }
+            let Some(event) = self.world.next_input() else { break };
             match self.recorder.offer(event, &mut self.out).expect("an input") {
                 Offer::Applied => applied = true,
                 Offer::Refused(event) => self.world.refused(event),
             }
-            if applied && self.options.dense {
-                self.check_soon();
-                applied = false;
-            }
-        }
-        if applied && self.options.dense {
-            self.check_soon();
         }
     }
 

@@ -131,7 +131,7 @@ impl World {
     /// The world of `seed`, whose clients do what the plan says, and one more for each of `scripts`.
     pub fn new(seed: u64, plan: Plan, scripts: &[Vec<Step>]) -> Self {
         let mut rng = Rng::new(seed, 1);
-        let mut peer = Peer::new(rng.next());
+        let mut peer = Peer::new(rng.next(), plan.loss_per_mille > 0);
         for number in 0..plan.clients {
             let start_ns = rng.below(5_000_000);
             peer.add(script(&mut rng, &format!("{seed}:{number}"), plan.steps), start_ns);
@@ -252,6 +252,11 @@ impl World {
         if !matches!(event, Event::ConsoleRx(_)) {
             self.schedule(self.tick + 1, Incoming::Input(event));
         }
+    }
+
+    /// Whether anything is on its way.
+    pub fn is_busy(&self) -> bool {
+        !self.incoming.is_empty()
     }
 
     /// Where it stands, for the message of a run that stands still.

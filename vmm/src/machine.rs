@@ -101,6 +101,13 @@ impl<E: Engine> Machine<E> {
         Ok(MachineState { cpu, at, devices, halted })
     }
 
+    /// Whether the guest is between two instructions, so that it can be saved and go on elsewhere.
+    pub fn is_movable(&mut self) -> Result<bool, MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        Ok(self.engine.between_instructions())
+    }
+
     /// Starts or stops noting which pages change.
     pub fn track_pages(&mut self, on: bool) -> Result<(), MachineError> {
         self.engine.track_dirty_pages(on)?;
@@ -157,6 +164,22 @@ impl<E: Engine> Machine<E> {
 
     fn can_inject(&self) -> bool {
         self.devices.interrupt_pending() && self.engine.interruptible()
+    }
+
+    /// Injects the pending interrupt if the guest takes one here.
+    ///
+    /// That is asked only when the last exit is complete: its completion may raise an exception, which comes
+    /// first, or end the shadow of an STI. So the answer is also the same whether or not a digest has
+    /// completed it before.
+    fn inject(&mut self) -> Result<(), MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        if self.can_inject() {
+            let vector = self.devices.acknowledge_interrupt();
+            self.engine.inject(vector)?;
+            self.halted = false;
+        }
+        Ok(())
     }
 
     fn stop(&self) -> Stop {
@@ -251,10 +274,8 @@ impl<E: Engine> replay::Machine for Machine<E> {
         if there || self.stop() != Stop::Ready {
             return Ok(self.stop());
         }
-        if self.can_inject() {
-            let vector = self.devices.acknowledge_interrupt();
-            self.engine.inject(vector)?;
-            self.halted = false;
+        if self.devices.interrupt_pending() {
+            self.inject()?;
         }
         let entry = std::mem::take(&mut self.entry);
         let exit = self.engine.run(entry, until)?;

@@ -27,7 +27,9 @@ const COMMAND_LINE_MAX: usize = 4096;
 const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
 
-const PRESENT_WRITABLE: u64 = 3;
+/// Present, writable, and accessed and dirty from the start: a CPU that sets these bits by itself does so
+/// also speculatively, which no log determines, and RAM would differ between replicas.
+const PRESENT_WRITABLE: u64 = 0x63;
 const HUGE: u64 = 1 << 7;
 
 const E820_RAM: u32 = 1;

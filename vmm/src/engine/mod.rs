@@ -177,6 +177,9 @@ pub trait Engine {
     fn inject(&mut self, vector: u8) -> Result<(), EngineError>;
     /// Completes the instruction of the last exit with `entry` without running any further.
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError>;
+    /// Whether the completed exit ended its instruction. Some take several exits (string I/O, accesses that
+    /// cross a page): in between, the state alone does not say how they go on.
+    fn between_instructions(&self) -> bool;
     /// The whole architectural state; the last exit must be completed.
     fn save(&mut self) -> Result<CpuState, EngineError>;
     /// Sets the whole architectural state and the position.

@@ -42,6 +42,8 @@ pub trait Transferable: replay::Machine {
     fn track_pages(&mut self, on: bool) -> Result<(), Self::Error>;
     /// Pages changed since the last call, a bit each.
     fn take_changed_pages(&mut self) -> Result<Vec<u64>, Self::Error>;
+    /// Whether the state alone says how the guest goes on.
+    fn is_movable(&mut self) -> Result<bool, Self::Error>;
     /// Guest memory.
     fn memory(&self) -> &Ram;
     /// Everything else, encoded.
@@ -55,6 +57,10 @@ impl<E: Engine> Transferable for Machine<E> {
 
     fn take_changed_pages(&mut self) -> Result<Vec<u64>, MachineError> {
         Machine::take_changed_pages(self)
+    }
+
+    fn is_movable(&mut self) -> Result<bool, MachineError> {
+        Machine::is_movable(self)
     }
 
     fn memory(&self) -> &Ram {
@@ -125,7 +131,7 @@ impl Outgoing {
         self.todo = machine.take_changed_pages()?;
         self.round += 1;
         let left: u32 = self.todo.iter().map(|word| word.count_ones()).sum();
-        Ok(left as usize <= FEW_PAGES || self.round >= MAX_ROUNDS)
+        Ok((left as usize <= FEW_PAGES || self.round >= MAX_ROUNDS) && machine.is_movable()?)
     }
 
     /// Copies the rest, with the guest standing still after entry `seq`.

@@ -38,6 +38,19 @@ fn ioctl<T>(call: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<
     result.map_err(|source| EngineError::Ioctl { call, source })
 }
 
+/// As `ioctl`, again when a signal has interrupted it before it did anything: making a VM or a vCPU may be.
+fn ioctl_uninterrupted<T>(
+    call: &'static str,
+    make: impl Fn() -> Result<T, kvm_ioctls::Error>,
+) -> Result<T, EngineError> {
+    loop {
+        match make() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return ioctl(call, result),
+        }
+    }
+}
+
 /// One vCPU of one virtual machine.
 pub struct KvmEngine {
     vm: VmFd,
@@ -46,6 +59,10 @@ pub struct KvmEngine {
     /// The last exit was a triple fault. kvm_amd resets the vCPU then, other KVMs leave it as it was.
     shut_down: bool,
     region: kvm_userspace_memory_region,
+    /// The exit that completing the last one came to. KVM takes some instructions in several steps: string
+    /// I/O, and accesses to devices that are wider than eight bytes or cross a page. It counts when `run`
+    /// hands it out, so that a completion moves no position.
+    next: Option<VmExit>,
 }
 
 impl KvmEngine {
@@ -65,7 +82,7 @@ impl KvmEngine {
                 return Err(EngineError::Missing(what));
             }
         }
-        let vm = ioctl("KVM_CREATE_VM", kvm.create_vm())?;
+        let vm = ioctl_uninterrupted("KVM_CREATE_VM", || kvm.create_vm())?;
         if let Err(error) = vm.set_tss_address(VMX_TSS_ADDRESS) {
             tracing::debug!(%error, "KVM_SET_TSS_ADDR");
         }
@@ -79,11 +96,11 @@ impl KvmEngine {
         // SAFETY: the region is the whole mapping of `ram`, which outlives the VM (see above).
         ioctl("KVM_SET_USER_MEMORY_REGION", unsafe { vm.set_user_memory_region(region) })?;
         msr::trap_unknown(&vm);
-        let mut vcpu = ioctl("KVM_CREATE_VCPU", vm.create_vcpu(0))?;
+        let mut vcpu = ioctl_uninterrupted("KVM_CREATE_VCPU", || vm.create_vcpu(0))?;
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region })
+        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None })
     }
 
     /// Runs until something happens that the guest did.
@@ -119,27 +136,24 @@ impl Engine for KvmEngine {
                 "it has shut down by a triple fault: restore a state first".into(),
             ));
         }
-        exit::answer(&mut self.vcpu, entry);
-        loop {
-            let exit = self.enter()?;
-            match exit {
-                VmExit::Kicked => continue,
-                VmExit::PioRead { .. }
-                | VmExit::PioWrite { .. }
-                | VmExit::PioReadString { .. }
-                | VmExit::PioWriteString { .. }
-                | VmExit::MmioRead { .. }
-                | VmExit::MmioWrite { .. }
-                | VmExit::MsrRead { .. }
-                | VmExit::MsrWrite { .. }
-                | VmExit::Shutdown
-                | VmExit::Unsupported(_)
-                | VmExit::Hlt => self.exits += 1,
-                VmExit::Reached => unreachable!("KVM stops at exits only"),
+        let exit = match self.next.take() {
+            Some(exit) => {
+                assert_eq!(entry, VmEntry::Resume, "the last exit was answered when it was completed");
+                exit
             }
-            self.shut_down = exit == VmExit::Shutdown;
-            return Ok(exit);
-        }
+            None => {
+                exit::answer(&mut self.vcpu, entry);
+                loop {
+                    match self.enter()? {
+                        VmExit::Kicked => {}
+                        exit => break exit,
+                    }
+                }
+            }
+        };
+        self.exits += 1;
+        self.shut_down = exit == VmExit::Shutdown;
+        Ok(exit)
     }
 
     fn interruptible(&self) -> bool {
@@ -162,14 +176,23 @@ impl Engine for KvmEngine {
     }
 
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
+        if self.next.is_some() {
+            assert_eq!(entry, VmEntry::Resume, "the last exit was answered when it was completed");
+            return Ok(());
+        }
         exit::answer(&mut self.vcpu, entry);
         self.vcpu.set_kvm_immediate_exit(1);
         let result = self.enter();
         self.vcpu.set_kvm_immediate_exit(0);
         match result? {
-            VmExit::Kicked => Ok(()),
-            other => Err(EngineError::Failed(format!("completing the last exit ended in {other:x?}"))),
+            VmExit::Kicked => {}
+            further => self.next = Some(further),
         }
+        Ok(())
+    }
+
+    fn between_instructions(&self) -> bool {
+        self.next.is_none()
     }
 
     fn save(&mut self) -> Result<CpuState, EngineError> {
@@ -178,6 +201,7 @@ impl Engine for KvmEngine {
 
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
         regs::restore(&mut self.vcpu, state)?;
+        self.next = None;
         self.exits = position.count;
         self.shut_down = false;
         Ok(())
