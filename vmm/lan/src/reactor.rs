@@ -421,6 +421,7 @@ impl Reactor {
                 held: counters.held,
                 filtered: counters.filtered,
                 moves: counters.moves,
+                outdated: counters.outdated,
                 redelivered: counters.redelivered,
                 forgotten: counters.forgotten,
                 garbage: self.garbage,

@@ -53,6 +53,8 @@ pub struct SwitchStatus {
     pub filtered: u64,
     /// Stations that moved to another port.
     pub moves: u64,
+    /// Frames of a station from a port that it had left for a newer one: forwarded, nothing learned.
+    pub outdated: u64,
     /// Frames delivered again, or made up, for a station that moved.
     pub redelivered: u64,
     /// Frames kept for a failover and given up because a limit was reached.

@@ -1,5 +1,3 @@
-//! Frames on a stream, split anywhere, or no frames at all.
-
 use proptest::prelude::*;
 
 use super::*;

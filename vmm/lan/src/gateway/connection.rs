@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  host socket ──read──▶ smoltcp send buffer ──▶ guest      read only while the send buffer has room
-//!  host socket ◀─write── smoltcp receive buffer ◀── guest   an unread receive buffer closes the guest's
-//! window  EOF ⇔ FIN, RST ⇔ RST, each direction by itself
+//!  host socket ◀─write── smoltcp receive buffer ◀── guest   full, it closes the guest's window
+//!  EOF ⇔ FIN, RST ⇔ RST, each direction by itself
 //! ```
 
 use std::io::{self, Read as _, Write as _};

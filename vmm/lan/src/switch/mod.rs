@@ -6,7 +6,8 @@
 //!
 //! When a station that moved announces itself (gratuitous ARP), `Memory` delivers what it missed. A frame
 //! other than an announcement moves the MAC but delivers nothing: the announcement says that the guest is
-//! live.
+//! live. From then on frames with that MAC on an older port do not move it back: they are what a primary that
+//! was only paused had released before it learns that it was replaced.
 
 pub mod memory;
 
@@ -59,6 +60,8 @@ pub struct Counters {
     pub filtered: u64,
     /// Stations that moved from one port to another.
     pub moves: u64,
+    /// Frames of a station from a port that it had left for a newer one.
+    pub outdated: u64,
     /// Frames sent again, or made up, for a station that moved.
     pub redelivered: u64,
     /// Frames for a failover that were given up because a limit was reached.
@@ -80,6 +83,8 @@ struct Station {
     seen_ns: u64,
     /// Moved, and not announced since.
     moved: bool,
+    /// Where it announced itself last; ports are numbered in the order in which they connected.
+    announced: Option<PortId>,
     memory: Option<Memory>,
 }
 
@@ -149,12 +154,13 @@ impl Switch {
         let segment = packet::tcp_segment(frame);
         let mut announced = None;
         if !inside {
-            self.learn(now_ns, source, from);
+            let who = packet::announcement(frame);
+            self.learn(now_ns, source, from, who.is_some());
             if let Some(station) = self.stations.get_mut(&source) {
                 if let (Some(memory), Some(segment)) = (&mut station.memory, &segment) {
                     memory.received(segment);
                 }
-                announced = packet::announcement(frame).map(|who| Announced { who, moved: station.moved });
+                announced = who.map(|who| Announced { who, moved: station.moved });
                 if announced.is_some_and(|a| a.moved) {
                     station.moved = false;
                     if let Some(memory) = &mut station.memory {
@@ -168,9 +174,17 @@ impl Switch {
         announced
     }
 
-    fn learn(&mut self, now_ns: u64, source: Mac, from: PortId) {
+    fn learn(&mut self, now_ns: u64, source: Mac, from: PortId, announces: bool) {
         if let Some(station) = self.stations.get_mut(&source) {
+            let replaced = station.port.is_some() && station.announced.is_some_and(|port| from < port);
+            if replaced && !announces {
+                self.counters.outdated += 1;
+                return;
+            }
             station.seen_ns = now_ns;
+            if announces {
+                station.announced = Some(from);
+            }
             if station.port != Some(from) {
                 station.port = Some(from);
                 station.moved = true;
@@ -183,7 +197,9 @@ impl Switch {
         }
         let remembered = self.stations.values().filter(|s| s.memory.is_some()).count();
         let memory = (remembered < self.limits.memories).then(|| Memory::new(self.limits.memory));
-        self.stations.insert(source, Station { port: Some(from), seen_ns: now_ns, moved: false, memory });
+        let announced = announces.then_some(from);
+        let station = Station { port: Some(from), seen_ns: now_ns, moved: false, announced, memory };
+        self.stations.insert(source, station);
     }
 
     /// Forgets the station that was silent longest.

@@ -96,6 +96,25 @@ fn a_station_that_moves_gets_what_it_missed_when_it_announces_itself() {
 }
 
 #[test]
+fn a_primary_that_was_replaced_does_not_take_its_guest_back() {
+    let mut switch = switch();
+    let ip = Ipv4Addr::new(10, 77, 0, 2);
+    input(&mut switch, 0, A, &frame(INNER, GUEST));
+    input(&mut switch, 1, B, &gratuitous_arp(GUEST, ip));
+    // What it had released before it was paused is forwarded; the guest stays where it is.
+    assert_eq!(input(&mut switch, 2, A, &frame(INNER, GUEST)).0, [INSIDE]);
+    assert_eq!(input(&mut switch, 3, INSIDE, &frame(GUEST, INNER)).0, [B]);
+    assert_eq!((switch.counters().moves, switch.counters().outdated), (1, 1));
+    // An announcement, or the end of the newer port, moves it all the same.
+    assert!(input(&mut switch, 4, A, &gratuitous_arp(GUEST, ip)).1.unwrap().moved);
+    assert_eq!(input(&mut switch, 5, INSIDE, &frame(GUEST, INNER)).0, [A]);
+    input(&mut switch, 6, B, &gratuitous_arp(GUEST, ip));
+    switch.remove_port(7, B);
+    input(&mut switch, 8, A, &frame(INNER, GUEST));
+    assert_eq!(switch.stations_on(Some(A)).collect::<Vec<_>>(), [GUEST]);
+}
+
+#[test]
 fn an_orphan_is_forgotten_after_its_time() {
     let mut switch = switch();
     input(&mut switch, 0, A, &frame(INNER, GUEST));
