@@ -299,9 +299,14 @@ impl Leader {
         self.lock().outside.completed(id)
     }
 
-    /// Sends frames that no guest made: announcements of its address.
+    /// Sends a frame that no guest made, an announcement of its address; unless another copy may be live.
     pub fn announce(&self, frame: &[u8]) {
-        self.lock().outside.frame(frame);
+        let mut inner = self.lock();
+        // Whoever slept learns it now, not after this frame.
+        self.step(&mut inner, PrimaryEvent::Tick);
+        if matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::Alone) {
+            inner.outside.frame(frame);
+        }
     }
 
     /// Sends outputs again that the dead primary may not have let go.

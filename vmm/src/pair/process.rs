@@ -41,8 +41,10 @@ use crate::pair::transfer::{self, Joined, Joining};
 const NET_QUEUE: usize = 1024;
 /// Completions and requests that wait for the guest: more than a disk has in flight.
 const CONTROL_QUEUE: usize = 4096;
-/// How often an announcement of the guest's address is sent.
+/// How often an announcement of the guest's address is sent at once.
 const ANNOUNCEMENTS: usize = 2;
+/// Waits before it is sent again: a copy that was replaced, and did not know it yet, may have sent since.
+const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 type Kvm = Machine<KvmEngine>;
 
@@ -295,7 +297,7 @@ pub fn run_live(
         writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
     // A network may still know the address at the place of a copy that is gone.
-    announce(&host, &leader);
+    announce(&host, &leader)?;
     host.status(|parts| parts.leader = Some(leader.clone()));
     Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
 }
@@ -395,7 +397,7 @@ pub fn run_backup(
             let outside = Outside::new(net, host.console()?, generation);
             let leader = host.lead(backup.into_primary(), outside, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
-            announce(&host, &leader);
+            announce(&host, &leader)?;
             let recorder = replayer.into_recorder(ClockPolicy::default(), host.clock.now_ns());
             leader.resend(resend.into_iter().map(|(_, output)| output));
             times.live_ns = host.clock.now_ns();
@@ -514,8 +516,16 @@ fn joined(
 }
 
 /// Tells the network where the guest's MAC address is now (DESIGN 5.5).
-fn announce(host: &Host, leader: &Leader) {
-    let Some(ip) = host.config.guest_ip() else { return };
+fn announce(host: &Host, leader: &Arc<Leader>) -> anyhow::Result<()> {
+    let Some(ip) = host.config.guest_ip() else { return Ok(()) };
     let frame = lan::gratuitous_arp(lan::Mac(host.config.args.mac), ip);
     (0..ANNOUNCEMENTS).for_each(|_| leader.announce(&frame));
+    let leader = leader.clone();
+    start("announce", move || {
+        for wait in AGAIN_AFTER {
+            std::thread::sleep(wait);
+            leader.announce(&frame);
+        }
+    })?;
+    Ok(())
 }

@@ -80,6 +80,8 @@ pub struct Announced {
 #[derive(Debug)]
 struct Station {
     port: Option<PortId>,
+    /// Where it was before it moved there, while that port is connected.
+    before: Option<PortId>,
     seen_ns: u64,
     /// Moved, and not announced since.
     moved: bool,
@@ -116,11 +118,19 @@ impl Switch {
         assert!(self.ports.insert(port), "{port:?} was there already");
     }
 
-    /// Removes a port; frames to its stations are held from now on.
+    /// Removes a port; frames to its stations are held from now on. A station that was on another port before,
+    /// which is still connected, is there again: a copy that was replaced and did not know it yet may have sent
+    /// a last frame, after the one that replaced it had announced itself.
     pub fn remove_port(&mut self, now_ns: u64, port: PortId) {
         assert!(self.ports.remove(&port), "{port:?} was not there");
-        for station in self.stations.values_mut().filter(|s| s.port == Some(port)) {
-            (station.port, station.seen_ns) = (None, now_ns);
+        for station in self.stations.values_mut() {
+            station.before = station.before.filter(|before| *before != port);
+            if station.port == Some(port) {
+                station.port = station.before.take();
+                station.seen_ns = now_ns;
+                station.moved |= station.port.is_some();
+                self.counters.moves += u64::from(station.port.is_some());
+            }
         }
     }
 
@@ -186,7 +196,7 @@ impl Switch {
                 station.announced = Some(from);
             }
             if station.port != Some(from) {
-                station.port = Some(from);
+                station.before = station.port.replace(from);
                 station.moved = true;
                 self.counters.moves += 1;
             }
@@ -198,7 +208,8 @@ impl Switch {
         let remembered = self.stations.values().filter(|s| s.memory.is_some()).count();
         let memory = (remembered < self.limits.memories).then(|| Memory::new(self.limits.memory));
         let announced = announces.then_some(from);
-        let station = Station { port: Some(from), seen_ns: now_ns, moved: false, announced, memory };
+        let (port, before) = (Some(from), None);
+        let station = Station { port, before, seen_ns: now_ns, moved: false, announced, memory };
         self.stations.insert(source, station);
     }
 
@@ -269,3 +280,7 @@ impl Switch {
 #[cfg(test)]
 #[path = "switch_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "stale_tests.rs"]
+mod stale_tests;
