@@ -84,10 +84,11 @@ struct StatusParts {
 }
 
 impl Host {
-    fn new(config: VmConfig, role: &'static str) -> anyhow::Result<Self> {
+    /// `claimant` is who this process is, to its peer as to the disk server.
+    fn new(config: VmConfig, role: &'static str, claimant: u128) -> anyhow::Result<Self> {
         let host = Self {
             clock: HostClock,
-            claimant: crate::io::random_u128().context("cannot read /dev/urandom")?,
+            claimant,
             control: bounded(CONTROL_QUEUE),
             net: bounded(NET_QUEUE),
             live: Arc::new(AtomicBool::new(false)),
@@ -230,6 +231,11 @@ impl Host {
     }
 }
 
+/// Who a process is: unique for each start.
+fn new_claimant() -> anyhow::Result<u128> {
+    crate::io::random_u128().context("cannot read /dev/urandom")
+}
+
 /// Runs an unreplicated machine, or with `backup` the primary of a pair.
 pub fn run_live(
     config: VmConfig,
@@ -237,7 +243,8 @@ pub fn run_live(
     take_over: bool,
 ) -> anyhow::Result<ProcessEnd> {
     let wait_for_backup = Duration::from_secs(60);
-    let host = Host::new(config, if backup.is_some() { "primary" } else { "run" })?;
+    let role = if backup.is_some() { "primary" } else { "run" };
+    let host = Host::new(config, role, new_claimant()?)?;
     let (generation, disk) = host.win_generation(take_over)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let protocol = match backup {
@@ -332,12 +339,11 @@ pub fn run_backup(
     let heartbeats = Arc::new(HeartbeatSocket::bind(&format!("{}:0", listener.local_addr().ip()))?);
     println!("lockstep: backup listening on {}", listener.local_addr());
     std::io::stdout().flush()?;
-    let claimant = crate::io::random_u128().context("cannot read /dev/urandom")?;
+    let claimant = new_claimant()?;
     let (hello, connection) = accept(&listener, &config, claimant, &heartbeats)?;
     drop(listener);
     config.wall_base_ns = hello.config.wall_base_ns;
-    let mut host = Host::new(config, "backup")?;
-    host.claimant = claimant;
+    let host = Host::new(config, "backup", claimant)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
     let (replayer, follower) = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
