@@ -281,6 +281,8 @@ pub fn run_live(
         let joined = Joined { endpoint, writer: channel, reader, welcome, heartbeats, to, start };
         writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
+    // A network may still know the address at the place of a copy that is gone.
+    announce(&host, &leader);
     host.status(|parts| parts.leader = Some(leader.clone()));
     Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
 }
