@@ -44,10 +44,17 @@ impl ClaimServer {
     /// Answers claims through `answer` until the queue is dropped. Connects beforehand, so that a failover does
     /// not wait for it.
     pub fn serve(mut self, mut answer: impl FnMut(Generation, ClaimAnswer)) {
-        self.client = DiskClient::connect(&self.server, CONNECT).ok();
+        self.client = self.connected().ok();
         while let Ok((expect, claimant)) = self.queue.recv() {
             answer(expect, self.claim(expect, claimant));
         }
+    }
+
+    /// A connection that has asked something: the server closes those that never do.
+    fn connected(&self) -> Result<DiskClient, ClientError> {
+        let mut client = DiskClient::connect(&self.server, CONNECT)?;
+        client.query(&self.vm)?;
+        Ok(client)
     }
 
     fn claim(&mut self, expect: Generation, claimant: u128) -> ClaimAnswer {
