@@ -348,6 +348,12 @@ impl ChannelWriter {
         self.stream.write_all(bytes).map_err(|source| broke(self.peer, "writing", source))
     }
 
+    /// How long a write may find no room before it fails; for ever (`None`) at first.
+    pub fn set_patience(&self, patience: Option<Duration>) -> Result<(), TcpError> {
+        let set = self.stream.set_write_timeout(patience);
+        set.map_err(|source| broke(self.peer, "setting a timeout", source))
+    }
+
     /// A handle that ends the connection from elsewhere.
     pub fn closer(&self) -> Result<Closer, TcpError> {
         Ok(Closer { stream: clone(&self.stream, self.peer)? })
@@ -372,6 +378,12 @@ impl ChannelReader {
                 Err(source) => return Err(broke(self.peer, "reading", source)),
             }
         }
+    }
+
+    /// How long a read may find nothing before it fails; for ever (`None`) at first.
+    pub fn set_patience(&self, patience: Option<Duration>) -> Result<(), TcpError> {
+        let set = self.stream.set_read_timeout(patience);
+        set.map_err(|source| broke(self.peer, "setting a timeout", source))
     }
 
     /// A handle that ends the connection from elsewhere.
@@ -405,6 +417,10 @@ fn broke(peer: SocketAddr, doing: &'static str, source: io::Error) -> TcpError {
     match source.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
             TcpError::Closed { peer }
+        }
+        _ if is_timeout(&source) => {
+            let source = io::Error::new(io::ErrorKind::TimedOut, "nothing moved in the time allowed");
+            TcpError::Io { peer, doing, source }
         }
         _ => TcpError::Io { peer, doing, source },
     }

@@ -26,7 +26,8 @@ pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// Which process.
+/// Which process, by what it does at the moment: a backup that went live is the primary once the cluster was told
+/// so (`Cluster::promote_backup`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// `lockstep disk-server`
@@ -40,7 +41,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Its name in file names and messages.
+    /// Its name in messages, and in the file names of the first process of the kind.
     pub fn name(self) -> &'static str {
         match self {
             Part::DiskServer => "disk-server",
@@ -89,6 +90,9 @@ impl ClusterOptions {
 pub struct Cluster {
     options: ClusterOptions,
     children: BTreeMap<Part, Child>,
+    /// File names of processes that do not have those of their part's first process.
+    names: BTreeMap<Part, String>,
+    backups_started: u32,
     disk_address: String,
     backup_address: String,
     port: u16,
@@ -114,6 +118,8 @@ impl Cluster {
         let mut cluster = Self {
             options,
             children: BTreeMap::new(),
+            names: BTreeMap::new(),
+            backups_started: 0,
             disk_address: String::new(),
             backup_address: String::new(),
             port: 0,
@@ -181,8 +187,12 @@ impl Cluster {
         arguments
     }
 
-    /// Starts the backup.
+    /// Starts a backup; each has files of its own.
     pub fn start_backup(&mut self) -> anyhow::Result<()> {
+        self.backups_started += 1;
+        if self.backups_started > 1 {
+            self.names.insert(Part::Backup, format!("{}-{}", Part::Backup.name(), self.backups_started));
+        }
         let from = self.log_len(Part::Backup);
         let reports = self.options.directory.display().to_string();
         let mut arguments = words(&["backup", "--listen", "127.0.0.1:0", "--reports", &reports]);
@@ -198,8 +208,20 @@ impl Cluster {
             true => words(&["primary", "--backup", &self.backup_address]),
             false => words(&["run"]),
         };
+        self.names.remove(&Part::Primary);
         arguments.extend(self.vm_arguments(Part::Primary));
         self.spawn(Part::Primary, &arguments)
+    }
+
+    /// The backup went live in the place of a primary that is gone: it is the primary from here on, so that
+    /// another backup may be started.
+    pub fn promote_backup(&mut self) -> anyhow::Result<()> {
+        ensure!(!self.children.contains_key(&Part::Primary), "the primary has not ended");
+        let child = self.children.remove(&Part::Backup).context("there is no backup")?;
+        self.children.insert(Part::Primary, child);
+        let name = self.names.remove(&Part::Backup).unwrap_or_else(|| Part::Backup.name().into());
+        self.names.insert(Part::Primary, name);
+        Ok(())
     }
 
     /// Waits until the guest answers a PING.
@@ -219,8 +241,7 @@ impl Cluster {
             if done(self)? {
                 return Ok(());
             }
-            let parts: Vec<Part> = self.children.keys().copied().collect();
-            for part in parts {
+            for part in self.parts() {
                 if let Some(status) = self.ended(part)? {
                     bail!(
                         "{} ended ({status}) while waiting for {what}:\n{}",
@@ -284,7 +305,11 @@ impl Cluster {
 
     /// A process' log file.
     pub fn log(&self, part: Part) -> PathBuf {
-        self.options.directory.join(format!("{}.log", part.name()))
+        self.options.directory.join(format!("{}.log", self.file_name(part)))
+    }
+
+    fn file_name(&self, part: Part) -> &str {
+        self.names.get(&part).map_or(part.name(), String::as_str)
     }
 
     fn log_len(&self, part: Part) -> u64 {
@@ -300,7 +325,7 @@ impl Cluster {
 
     /// A process' control socket.
     pub fn control(&self, part: Part) -> PathBuf {
-        self.options.directory.join(format!("{}.sock", part.name()))
+        self.options.directory.join(format!("{}.sock", self.file_name(part)))
     }
 
     /// Process id.
@@ -326,6 +351,11 @@ impl Cluster {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// The processes that were started and not forgotten.
+    pub fn parts(&self) -> Vec<Part> {
+        self.children.keys().copied().collect()
     }
 
     /// Whether a process ended by itself.

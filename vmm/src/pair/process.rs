@@ -435,12 +435,18 @@ fn accept(
         };
         if let Some(mismatch) = ours.mismatch(&incoming.hello.config) {
             eprintln!("lockstep: refused the primary at {}: {mismatch}", incoming.peer());
-            incoming.refuse(Refusal::Mismatch(mismatch))?;
+            if let Err(error) = incoming.refuse(Refusal::Mismatch(mismatch)) {
+                tracing::debug!(%error, "it went away first");
+            }
             continue;
         }
         let hello = incoming.hello.clone();
         let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
-        return Ok((hello, incoming.welcome(welcome)?));
+        match incoming.welcome(welcome) {
+            Ok(connection) => return Ok((hello, connection)),
+            // It has not joined: the next primary is as welcome.
+            Err(error) => eprintln!("lockstep: a primary went away: {error}"),
+        }
     }
 }
 

@@ -10,10 +10,12 @@
 //! ```
 //!
 //! The vCPU thread copies, between two runs of the guest, so pages never change under the copy. A backup that
-//! did not get `State` has not joined and never goes live.
+//! takes nothing for a while is given up, and the machine runs on alone. A backup that did not get `State` has
+//! not joined and never goes live.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use logchannel::batch::LogStart;
@@ -35,6 +37,10 @@ const PAGES_PER_MESSAGE: usize = 64;
 const FEW_PAGES: usize = 256;
 /// After so many rounds it does in any case: the guest writes faster than the channel carries.
 const MAX_ROUNDS: u32 = 8;
+/// A backup that takes nothing for so long is given up: the guest stands still meanwhile.
+const MAX_STALL: Duration = Duration::from_millis(500);
+/// A primary that sends nothing for so long is gone, whatever TCP still believes.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 /// What a transfer needs of a machine, besides running it.
 pub trait Transferable: replay::Machine {
@@ -116,6 +122,7 @@ impl Outgoing {
         let Joining { connection, welcome, heartbeats } = joining;
         let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
         let (endpoint, writer, reader) = connection.split()?;
+        writer.set_patience(Some(MAX_STALL))?;
         let pages = machine.memory().pages();
         let todo = vec![u64::MAX; pages.div_ceil(64)];
         let start = LogStart::default();
@@ -140,6 +147,7 @@ impl Outgoing {
         let (count, state) = (machine.position().count, machine.save_state()?);
         self.send(&Message::State(State { seq, count, machine: state }))?;
         machine.track_pages(false)?;
+        self.channel.writer.set_patience(None)?;
         self.channel.start = LogStart { seq, count };
         Ok(self.channel)
     }
@@ -200,6 +208,7 @@ pub fn receive(
     ram: &mut Ram,
 ) -> anyhow::Result<(MachineState, LogStart)> {
     let mut buffer = vec![0; 256 << 10];
+    reader.set_patience(Some(MAX_SILENCE))?;
     loop {
         while let Some(message) = endpoint.next_message()? {
             match message {
@@ -207,6 +216,7 @@ pub fn receive(
                 Message::State(State { seq, count, machine }) => {
                     let state: MachineState = codec::decode(&machine).context("the transferred state")?;
                     ensure!(state.at.count == count, "state at {} where {count} is said", state.at);
+                    reader.set_patience(None)?;
                     return Ok((state, LogStart { seq, count }));
                 }
                 other => bail!("message kind {} during state transfer", other.kind()),
