@@ -133,7 +133,8 @@ impl PairConfig {
         let pairs = self.comparable().into_iter().zip(other.comparable());
         let ((field, ours), (_, theirs)) =
             pairs.into_iter().find(|((_, ours), (_, theirs))| ours != theirs)?;
-        Some(Mismatch { field, ours, theirs })
+        let same = ours.chars().zip(theirs.chars()).take_while(|(ours, theirs)| ours == theirs).count();
+        Some(Mismatch { field, ours: excerpt(&ours, same), theirs: excerpt(&theirs, same) })
     }
 
     /// What is compared, in the order in which a difference is told: the likeliest cause first. Equal texts
@@ -161,6 +162,20 @@ impl PairConfig {
 /// Text from a peer: quoted and escaped, so that it cannot steer a terminal or hide its end.
 fn quoted(text: &str) -> String {
     format!("{text:?}")
+}
+
+/// A value that is short enough for a message and for people: where it begins to differ, after `same`
+/// characters.
+fn excerpt(text: &str, same: usize) -> String {
+    const MOST: usize = 400;
+    const BEFORE: usize = 40;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    let start = if same < MOST / 2 { 0 } else { same - BEFORE };
+    let part: String = text.chars().skip(start).take(MOST).collect();
+    let (before, rest) = (if start > 0 { "…" } else { "" }, text.chars().count() - start > MOST);
+    format!("{before}{part}{}", if rest { "…" } else { "" })
 }
 
 fn size(bytes: u64) -> String {

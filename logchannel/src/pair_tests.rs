@@ -63,3 +63,15 @@ fn sizes_are_exact() {
     ];
     assert_eq!(shown, expected);
 }
+
+#[test]
+fn long_values_are_told_by_where_they_differ() {
+    let with = |command_line: String| PairConfig { command_line, ..PairConfig::default() };
+    let long = "é".repeat(30_000);
+    let mismatch = with(long.clone() + "here").mismatch(&with(long + "there")).unwrap();
+    assert!(mismatch.ours.starts_with('…') && mismatch.ours.ends_with("éhere\""), "{}", mismatch.ours);
+    assert!(mismatch.theirs.starts_with('…') && mismatch.theirs.ends_with("éthere\""), "{}", mismatch.theirs);
+    let mismatch = with("a".repeat(500)).mismatch(&with("b".into())).unwrap();
+    assert_eq!((mismatch.ours.chars().count(), mismatch.theirs.as_str()), (401, "\"b\""));
+    assert!(mismatch.ours.starts_with("\"aaa") && mismatch.ours.ends_with("aaa…"));
+}

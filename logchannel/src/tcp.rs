@@ -139,7 +139,11 @@ pub fn connect(address: &str, hello: &Hello, deadline: Duration) -> Result<(Conn
             None => return Err(TcpError::Connect { address: address.to_owned(), waited: deadline, source }),
         }
     };
-    let mut connection = Connection::new(stream, address, deadline)?;
+    let mut connection = Connection::new(stream, deadline).map_err(|source| TcpError::Connect {
+        address: address.to_owned(),
+        waited: deadline,
+        source,
+    })?;
     connection.send(&Message::Hello(Box::new(hello.clone())))?;
     let peer = connection.peer;
     match connection.receive("answer the greeting", start, deadline)? {
@@ -205,7 +209,9 @@ impl Listener {
     pub fn accept(&self, wait: Option<Duration>, handshake: Duration) -> Result<Incoming, TcpError> {
         let stream = self.wait(wait)?;
         let start = now();
-        let mut connection = Connection::new(stream, "a primary", handshake)?;
+        // It may be gone already.
+        let gone = |source| broke(self.address, "accepting a primary", source);
+        let mut connection = Connection::new(stream, handshake).map_err(gone)?;
         let peer = connection.peer;
         let message = match connection.receive("say hello", start, handshake) {
             Err(error) => {
@@ -274,14 +280,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, address: &str, timeout: Duration) -> Result<Self, TcpError> {
-        let waited = Duration::ZERO;
-        let error = |source| TcpError::Connect { address: address.to_owned(), waited, source };
-        let peer = stream.peer_addr().map_err(error)?;
-        stream.set_nodelay(true).map_err(error)?;
-        let connection = Self { stream, peer, endpoint: Endpoint::new() };
-        connection.timeouts(Some(timeout.max(POLL)))?;
-        Ok(connection)
+    fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
+        let peer = stream.peer_addr()?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout.max(POLL)))?;
+        stream.set_write_timeout(Some(timeout.max(POLL)))?;
+        Ok(Self { stream, peer, endpoint: Endpoint::new() })
     }
 
     /// Who is at the other end.

@@ -41,6 +41,8 @@ use crate::pair::transfer::{self, Joined, Joining};
 const NET_QUEUE: usize = 1024;
 /// Completions and requests that wait for the guest: more than a disk has in flight.
 const CONTROL_QUEUE: usize = 4096;
+/// How long a backup asks its disk server about a primary.
+const ASK_HOLDER: Duration = Duration::from_secs(2);
 /// How often an announcement of the guest's address is sent at once.
 const ANNOUNCEMENTS: usize = 2;
 /// Waits before it is sent again: a copy that was replaced, and did not know it yet, may have sent since.
@@ -433,21 +435,48 @@ fn accept(
                 continue;
             }
         };
-        if let Some(mismatch) = ours.mismatch(&incoming.hello.config) {
-            eprintln!("lockstep: refused the primary at {}: {mismatch}", incoming.peer());
-            if let Err(error) = incoming.refuse(Refusal::Mismatch(mismatch)) {
-                tracing::debug!(%error, "it went away first");
+        let (peer, hello) = (incoming.peer(), incoming.hello.clone());
+        let refusal = match ours.mismatch(&hello.config) {
+            Some(mismatch) => Some(Refusal::Mismatch(mismatch)),
+            None => check_holder(config, &hello).err().map(Refusal::Other),
+        };
+        // Whatever becomes of the answer, the next primary may be the right one.
+        let answered = match refusal {
+            Some(refusal) => {
+                eprintln!("lockstep: refused the primary at {peer}: {refusal}");
+                incoming.refuse(refusal)
             }
-            continue;
-        }
-        let hello = incoming.hello.clone();
-        let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
-        match incoming.welcome(welcome) {
-            Ok(connection) => return Ok((hello, connection)),
-            // It has not joined: the next primary is as welcome.
-            Err(error) => eprintln!("lockstep: a primary went away: {error}"),
+            None => {
+                let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
+                match incoming.welcome(welcome) {
+                    Ok(connection) => return Ok((hello, connection)),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        if let Err(error) = answered {
+            tracing::warn!(%error, "the primary did not wait for its answer");
         }
     }
+}
+
+/// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair that
+/// asks two servers could go live twice.
+fn check_holder(config: &VmConfig, hello: &Hello) -> Result<(), String> {
+    let (server, vm) = (&config.args.disk_server, &config.args.vm);
+    let state = DiskClient::connect(server, ASK_HOLDER).and_then(|mut client| client.query(vm));
+    let holding = state.map_err(|error| format!("the backup has no disk server: {error}"))?.holding;
+    if (holding.generation, holding.holder) == (hello.generation, Some(hello.claimant)) {
+        return Ok(());
+    }
+    Err(format!(
+        "the backup's disk server {server} has generation {} of {vm}, held by {:032x}; the primary is {:032x} \
+         generation {}: give both the same disk server",
+        holding.generation,
+        holding.holder.unwrap_or(0),
+        hello.claimant,
+        hello.generation
+    ))
 }
 
 /// Gets the machine, as it boots or by state transfer, and starts following.

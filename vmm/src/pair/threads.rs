@@ -158,7 +158,8 @@ pub fn acks(leader: Arc<Leader>, mut reader: ChannelReader, mut acks: AckReader)
 /// Entries from the primary.
 pub fn entries(follower: Arc<Follower>, mut reader: ChannelReader) {
     let (mut buffer, mut entries) = (vec![0; READ_BYTES], Vec::new());
-    // The first of them may have come with the end of a state transfer: nothing else may come before their ack.
+    // The first of them may have come with the end of a state transfer: nothing else may come before their
+    // ack.
     if !follower.on_bytes(&[], &mut entries) {
         return;
     }

@@ -1,0 +1,176 @@
+//! The two hosts of a pair as two network namespaces, the disk server in a third: the link between the hosts
+//! goes down, so that entries, acks and heartbeats are lost together, while both still reach the disk server.
+//!
+//! ```text
+//!   namespace A            namespace C              namespace B
+//!   primary ── 10.99.0.1   bridge 10.99.0.3   10.99.0.2 ── backup
+//!                  └──────── port   port ────────┘            ports isolated from each other: the cut
+//! ```
+//!
+//! The network of the guest is a Unix socket, which every namespace reaches, and so do the clients.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use disk_server::client::DiskClient;
+use disk_server::protocol::VmState;
+use lockstep::io::control;
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+use crate::harness::{OTHER_LIVE, PATIENCE, Pair, Process, VM, scale, wait_until};
+use crate::load::Load;
+
+const CONNECTIONS: usize = 4;
+const SOME: u64 = 200;
+
+fn run(words: &str) -> Option<Output> {
+    let words: Vec<&str> = words.split_whitespace().collect();
+    Command::new(words[0]).args(&words[1..]).output().ok()
+}
+
+fn must(words: &str) {
+    let output = run(words).unwrap_or_else(|| panic!("cannot run {words}"));
+    assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Three namespaces, removed when dropped.
+struct Hosts {
+    names: [String; 3],
+}
+
+impl Hosts {
+    /// None where this process may not make any.
+    fn new(test: &str) -> Option<Self> {
+        let id = std::process::id();
+        let names = ["a", "b", "c"].map(|name| format!("lockstep-{id}-{name}"));
+        let hosts = Self { names };
+        let made = hosts
+            .names
+            .iter()
+            .all(|name| run(&format!("ip netns add {name}")).is_some_and(|output| output.status.success()));
+        let bridged = made && hosts.inside(2, "ip link add bridge0 type bridge");
+        if !bridged || run("bridge -V").is_none() {
+            eprintln!("SKIPPED {test}: network namespaces need root, iproute2 and a kernel with bridges");
+            return None;
+        }
+        hosts.connect();
+        Some(hosts)
+    }
+
+    fn inside(&self, host: usize, words: &str) -> bool {
+        let output = run(&format!("ip netns exec {} {words}", self.names[host]));
+        output.is_some_and(|output| output.status.success())
+    }
+
+    fn must(&self, host: usize, words: &str) {
+        must(&format!("ip netns exec {} {words}", self.names[host]));
+    }
+
+    fn connect(&self) {
+        let bridge = &self.names[2];
+        self.must(2, "ip addr add 10.99.0.3/24 dev bridge0");
+        self.must(2, "ip link set bridge0 up");
+        self.must(2, "ip link set lo up");
+        for host in [0, 1] {
+            let port = format!("port{host}");
+            self.must(host, &format!("ip link add eth0 type veth peer name {port} netns {bridge}"));
+            self.must(host, &format!("ip addr add 10.99.0.{}/24 dev eth0", host + 1));
+            self.must(host, "ip link set eth0 up");
+            self.must(host, "ip link set lo up");
+            self.must(2, &format!("ip link set {port} master bridge0 up"));
+        }
+    }
+
+    /// Lets the two hosts reach each other, or not. Both always reach the third.
+    fn link(&self, up: bool) {
+        for host in [0, 1] {
+            let isolated = if up { "off" } else { "on" };
+            self.must(2, &format!("bridge link set dev port{host} isolated {isolated}"));
+        }
+    }
+
+    fn spawn(&self, host: usize, directory: &Path, name: &str, arguments: &[&str]) -> Process {
+        Process::spawn(directory, name, &["ip", "netns", "exec", &self.names[host]], arguments)
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = run(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+fn state(directory: &Path, name: &str) -> Value {
+    let text = control::ask(&directory.join(format!("{name}.sock")), "status").unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+#[test]
+fn the_link_between_the_hosts_goes_down_and_one_copy_goes_on() {
+    let test = "the_link_between_the_hosts_goes_down";
+    for _ in 0..scale() {
+        // Only its network is used, and its turn.
+        let Some(pair) = Pair::services(test, |_| {}) else { return };
+        let Some(hosts) = Hosts::new(test) else { return };
+        one_round(&pair, &hosts);
+    }
+}
+
+fn one_round(pair: &Pair, hosts: &Hosts) {
+    let directory = pair.directory();
+    let (data, network) = (directory.join("far-disks").display().to_string(), pair.network());
+    let sockets = ["far-primary", "far-backup"].map(|name| directory.join(format!("{name}.sock")));
+    let [primary_socket, backup_socket] = sockets.map(|path| path.display().to_string());
+    let disk_server = ["disk-server", "--listen", "10.99.0.3:7411", "--data", &data];
+    let mut disks = hosts.spawn(2, directory, "far-disk-server", &disk_server);
+    disks.wait_for_line("disk-server listening on ");
+    let machine = ["--disk-server", "10.99.0.3:7411", "--net", &network, "--disk-size", "16", "--control"];
+    let backup = [&["backup", "--listen", "10.99.0.2:7700"][..], &machine, &[&backup_socket]].concat();
+    let mut backup = hosts.spawn(1, directory, "far-backup", &backup);
+    backup.wait_for_line("backup listening on ");
+    let primary = [&["primary", "--backup", "10.99.0.2:7700"][..], &machine, &[&primary_socket]].concat();
+    let mut primary = hosts.spawn(0, directory, "far-primary", &primary);
+    wait_until("the pair to be one", || {
+        assert!(primary.runs(), "{}", primary.output());
+        state(directory, "far-primary")["live"]["state"] == "Replicating"
+    });
+    wait_until("the guest to answer", || lockstep::cluster::ping(pair.port()).unwrap_or(false));
+    let load = Load::start(pair.port(), CONNECTIONS);
+    load.wait_for(SOME);
+
+    hosts.link(false);
+    wait_until("one half to end", || !primary.runs() || !backup.runs());
+    let (loser, winner, name) = match primary.runs() {
+        true => (&mut backup, &mut primary, "far-primary"),
+        false => (&mut primary, &mut backup, "far-backup"),
+    };
+    assert_eq!(loser.exit_code(), OTHER_LIVE, "{}", loser.output());
+    load.wait_for(SOME);
+    let status = state(directory, name);
+    assert_eq!((&status["live"]["state"], &status["live"]["generation"]), (&"Alone".into(), &2.into()));
+    // The link is back, and nobody comes back with it.
+    hosts.link(true);
+    load.wait_for(SOME);
+    load.stop().assert_unbroken().check(pair.port());
+    assert!(winner.runs());
+    // Nothing broke: silence alone told.
+    assert!(winner.output().contains("Silent"), "{}", winner.output());
+    let state = holding(hosts);
+    assert_eq!((state.holding.generation, state.holder_connected), (2, true));
+}
+
+/// What the disk server in the third namespace knows of the machine.
+fn holding(hosts: &Hosts) -> VmState {
+    let namespace = std::fs::File::open(format!("/var/run/netns/{}", hosts.names[2])).unwrap();
+    std::thread::scope(|scope| {
+        let ask = scope.spawn(|| {
+            // This thread alone goes there, and ends there.
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            DiskClient::connect("10.99.0.3:7411", PATIENCE).unwrap().query(VM).unwrap()
+        });
+        ask.join().unwrap()
+    })
+}

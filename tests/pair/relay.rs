@@ -1,0 +1,155 @@
+//! Something that stands between primary and backup on the logging channel: it passes bytes on, until it is
+//! told to cut, to swallow, or to change them.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The way that bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Entries.
+    ToBackup,
+    /// Acks.
+    ToPrimary,
+}
+
+/// What is done to the next bytes of one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tamper {
+    /// They come twice.
+    Replay,
+    /// One bit is another.
+    Flip,
+    /// The first half is missing.
+    Truncate,
+    /// Their frame claims to be as long as can be written down.
+    Oversize,
+    /// Their frame claims another version.
+    Version,
+    /// Bytes that are no frame come instead.
+    Garbage,
+}
+
+impl Tamper {
+    /// All of them.
+    pub const ALL: [Tamper; 6] =
+        [Tamper::Replay, Tamper::Flip, Tamper::Truncate, Tamper::Oversize, Tamper::Version, Tamper::Garbage];
+
+    fn apply(self, bytes: &mut Vec<u8>) {
+        match self {
+            Tamper::Replay => bytes.extend_from_within(..),
+            Tamper::Flip => bytes[24] ^= 4,
+            Tamper::Truncate => drop(bytes.drain(..bytes.len() / 2)),
+            Tamper::Oversize => bytes[16..20].fill(0xff),
+            Tamper::Version => bytes[4] ^= 0x55,
+            Tamper::Garbage => bytes.iter_mut().for_each(|byte| *byte = byte.wrapping_mul(167) ^ 0x5a),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    swallow: AtomicBool,
+    tamper: Mutex<Option<(Way, Tamper)>>,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+/// The relay. It ends its connections when dropped.
+pub struct Relay {
+    address: String,
+    shared: Arc<Shared>,
+}
+
+impl Relay {
+    /// Waits for one connection on an address of its own, and passes it on to `target`.
+    pub fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("an address for the relay");
+        let address = listener.local_addr().expect("its address").to_string();
+        let shared = Arc::new(Shared::default());
+        let (of_thread, target) = (shared.clone(), target.to_string());
+        start("relay", move || serve(&listener, &target, &of_thread));
+        Self { address, shared }
+    }
+
+    /// Where the primary connects.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Ends both connections: each half sees its channel break.
+    pub fn cut(&self) {
+        for stream in lock(&self.shared.streams).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Takes bytes from both halves from now on, and passes none on.
+    pub fn swallow(&self) {
+        self.shared.swallow.store(true, Ordering::Release);
+    }
+
+    /// Changes the next bytes of one way.
+    pub fn tamper(&self, way: Way, tamper: Tamper) {
+        *lock(&self.shared.tamper) = Some((way, tamper));
+    }
+
+    /// Whether that has happened.
+    pub fn tampered(&self) -> bool {
+        lock(&self.shared.tamper).is_none()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(name: &str, body: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.into()).spawn(body).expect("a thread");
+}
+
+fn serve(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
+    let Ok((primary, _)) = listener.accept() else { return };
+    let Ok(backup) = TcpStream::connect(target) else { return };
+    for stream in [&primary, &backup] {
+        let _ = stream.set_nodelay(true);
+        lock(&shared.streams).extend(stream.try_clone());
+    }
+    let (Ok(from), Ok(to)) = (primary.try_clone(), backup.try_clone()) else { return };
+    let of_thread = shared.clone();
+    start("relay-to-backup", move || pump(from, to, Way::ToBackup, &of_thread));
+    pump(backup, primary, Way::ToPrimary, shared);
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, shared: &Shared) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if shared.swallow.load(Ordering::Acquire) {
+            continue;
+        }
+        let mut bytes = buffer[..count].to_vec();
+        let mut tamper = lock(&shared.tamper);
+        // Only what begins a frame is changed, and is long enough to have a header.
+        if bytes.starts_with(b"LKLC")
+            && bytes.len() > 24
+            && let Some((_, how)) = tamper.take_if(|(of, _)| *of == way)
+        {
+            how.apply(&mut bytes);
+        }
+        drop(tamper);
+        if to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    if !shared.swallow.load(Ordering::Acquire) {
+        let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
