@@ -88,10 +88,7 @@ impl Field {
             Field::Engine => "start both with the same engine",
             Field::Clock => "start both with an engine whose clock both hosts have",
             Field::CpuModel => "start both with the same CPU model",
-            Field::HostCpu => {
-                "use two hosts with the same CPU model, stepping, microcode and features, or the engine \
-                 `soft` on both"
-            }
+            Field::HostCpu => "use two hosts with the same CPU model, stepping, microcode and features",
             Field::MachineModel => "run the same lockstep on both",
             Field::Memory => "start both with the same memory size",
             Field::Image => "give both the same guest image",

@@ -41,7 +41,7 @@ pub struct VmArgs {
     /// Size of the disk in MiB.
     #[arg(long, default_value_t = 256, value_name = "MIB")]
     pub disk_size: u64,
-    /// Network: host:port or unix:PATH of a `lockstep lan`, or tap:NAME. Without it, no network.
+    /// Network: ADDRESS:PORT or unix:PATH of a `lockstep lan`, or tap:NAME. Without it, no network.
     #[arg(long, value_name = "ENDPOINT")]
     pub net: Option<lan::Endpoint>,
     /// MAC address of the guest.
@@ -73,6 +73,12 @@ pub struct PairArgs {
     /// Execution lag in milliseconds above which the primary is slowed.
     #[arg(long, default_value_t = 50, value_name = "MS")]
     pub lag_target_ms: u64,
+}
+
+impl Default for PairArgs {
+    fn default() -> Self {
+        Self { heartbeat_ms: 50, timeout_ms: 500, lag_target_ms: 50 }
+    }
 }
 
 impl PairArgs {

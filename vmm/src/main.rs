@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("lockstep: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(cli::exit_code(&error))
         }
     }
 }

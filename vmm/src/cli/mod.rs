@@ -14,6 +14,7 @@ pub mod status;
 use ft::HaltReason;
 use replay::Ending;
 
+use crate::engine::EngineError;
 use crate::pair::live::LiveEnd;
 use crate::pair::process::ProcessEnd;
 
@@ -35,6 +36,14 @@ pub const EXIT_CODES: &str = "Exit codes:
   4  the backup diverged; standard error names the report
   5  this host cannot run a virtual machine (see lockstep doctor)
   6  the guest can never run again by its own doing";
+
+/// The exit code of an error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let no_kvm = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref::<EngineError>(), Some(EngineError::Open(_) | EngineError::Missing(_)))
+    };
+    if error.chain().any(no_kvm) { EXIT_NO_KVM } else { 1 }
+}
 
 /// Says how a process' part in a machine ended; the exit code.
 pub fn conclude(end: &ProcessEnd) -> u8 {

@@ -44,7 +44,15 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
     let mut previous: Vec<Option<Value>> = vec![None; args.sockets.len()];
     loop {
         for (socket, previous) in args.sockets.iter().zip(&mut previous) {
-            let line = control::ask(socket, "status")?;
+            let line = match control::ask(socket, "status") {
+                Ok(line) => line,
+                // The plug that was pulled is no reason to stop watching the others.
+                Err(error) if args.watch.is_some() => {
+                    println!("{}: {error:#}", socket.display());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if args.json {
                 print!("{line}");
                 continue;
@@ -91,7 +99,10 @@ fn print_status(status: &Value, previous: Option<&Value>) {
             text("/live/state"),
             number(status, "/live/generation"),
             number(status, "/live/appended"),
-            status.pointer("/live/acked").map_or("-".into(), Value::to_string),
+            status
+                .pointer("/live/acked")
+                .filter(|v| !v.is_null())
+                .map_or("by nobody".into(), Value::to_string),
             number(status, "/live/released"),
             number(status, "/live/gated"),
         );

@@ -299,7 +299,14 @@ impl<M: Transferable> Live<M> {
         self.submit(true);
         let last = self.recorder.next_seq() - 1;
         let joined = transfer.finish(self.recorder.machine_mut(), last)?;
-        self.writer = Some((self.joined)(joined)?);
+        match (self.joined)(joined) {
+            Ok(writer) => self.writer = Some(writer),
+            // The backup has joined and may claim: only the test-and-set says who goes on.
+            Err(error) => {
+                tracing::error!(%error, "cannot replicate");
+                self.leader.event(PrimaryEvent::ChannelBroken);
+            }
+        }
         Ok(())
     }
 

@@ -6,9 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use disk_server::client::RequestSender;
 use logchannel::{DiskRequest, Generation, Output};
+
+/// The way to the network, replaced when the network comes back.
+pub type NetWriter = Arc<Mutex<Option<lan::backend::FrameWriter>>>;
 
 /// Counts of what went out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -25,7 +29,7 @@ pub struct OutsideCounts {
 
 /// Where outputs go.
 pub struct Outside {
-    net: Option<lan::backend::FrameWriter>,
+    net: Option<NetWriter>,
     disk: Option<RequestSender>,
     console: Box<dyn Write + Send>,
     generation: Generation,
@@ -35,11 +39,7 @@ pub struct Outside {
 
 impl Outside {
     /// Outputs under `generation`. Without a network, frames are dropped, as by a card without a cable.
-    pub fn new(
-        net: Option<lan::backend::FrameWriter>,
-        console: Box<dyn Write + Send>,
-        generation: Generation,
-    ) -> Self {
+    pub fn new(net: Option<NetWriter>, console: Box<dyn Write + Send>, generation: Generation) -> Self {
         let (in_flight, counts) = (BTreeMap::new(), OutsideCounts::default());
         Self { net, disk: None, console, generation, in_flight, counts }
     }
@@ -64,7 +64,8 @@ impl Outside {
 
     /// Sends one Ethernet frame, if the network takes it.
     pub fn frame(&mut self, frame: &[u8]) {
-        let taken = self.net.as_mut().is_some_and(|net| match net.write(&[frame]) {
+        let mut net = self.net.as_ref().map(|net| net.lock().unwrap_or_else(PoisonError::into_inner));
+        let taken = net.as_mut().and_then(|net| net.as_mut()).is_some_and(|net| match net.write(&[frame]) {
             Ok(sent) => sent > 0,
             Err(error) => {
                 tracing::debug!(%error, "network");

@@ -1,7 +1,7 @@
 //! Puts a process together: machine, protocol, threads; and takes a backup over into a live copy.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::pair::claims::{Claims, claims};
 use crate::pair::follower::{FailoverTimes, FollowEnd, FollowLink, Follower, FollowerStatus};
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
-use crate::pair::outside::Outside;
+use crate::pair::outside::{NetWriter, Outside};
 use crate::pair::status::Status;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer::{self, Joined, Joining};
@@ -176,13 +176,26 @@ impl Host {
     }
 
     /// Connects to the network and starts reading from it.
-    fn network(&self) -> anyhow::Result<Option<lan::backend::FrameWriter>> {
-        let Some(endpoint) = &self.config.args.net else { return Ok(None) };
+    fn network(&self) -> anyhow::Result<Option<NetWriter>> {
+        let Some(endpoint) = &self.config.args.net else {
+            eprintln!("lockstep: no --net: the guest's network card has no cable");
+            return Ok(None);
+        };
         let connection = lan::backend::Connection::connect(endpoint)
             .with_context(|| format!("cannot connect to the network {endpoint}"))?;
         let (reader, writer, _) = connection.split()?;
-        let (queue, live) = (self.net.0.clone(), self.live.clone());
-        start("net-rx", move || threads::net_rx(reader, queue, live))?;
+        let writer = Arc::new(Mutex::new(Some(writer)));
+        let network = threads::Network {
+            endpoint: endpoint.clone(),
+            writer: writer.clone(),
+            queue: self.net.0.clone(),
+            live: self.live.clone(),
+            announcement: self
+                .config
+                .guest_ip()
+                .map(|ip| lan::gratuitous_arp(lan::Mac(self.config.args.mac), ip)),
+        };
+        start("net-rx", move || network.receive(reader))?;
         Ok(Some(writer))
     }
 
@@ -222,7 +235,11 @@ impl Host {
     }
 
     /// Wins the first generation of this start. `take_over` disregards a holder that is still connected.
-    fn win_generation(&self, take_over: bool) -> anyhow::Result<(Generation, DiskClient)> {
+    fn win_generation(
+        &self,
+        take_over: bool,
+        backup: Option<&str>,
+    ) -> anyhow::Result<(Generation, DiskClient)> {
         let address = self.disk_address();
         let (mut client, opened) = address.open().with_context(|| {
             format!("no disk at {}: start one with `lockstep disk-server --data DIR`", address.server)
@@ -236,6 +253,11 @@ impl Host {
                 state.holding.generation,
                 state.holding.holder.unwrap_or(0)
             );
+        }
+        if let (true, Some(backup)) = (state.holder_connected, backup) {
+            // Before the live copy is fenced off: is there anybody to replicate to?
+            TcpStream::connect(backup)
+                .with_context(|| format!("no backup listens on {backup}; the live copy was left alone"))?;
         }
         match client.test_and_set(&address.vm, state.holding.generation, self.claimant)? {
             Claim::Won(generation) => Ok((generation, client)),
@@ -260,11 +282,11 @@ pub fn run_live(
     let wait_for_backup = Duration::from_secs(60);
     let role = if backup.is_some() { "primary" } else { "run" };
     let host = Host::new(config, role, claimant()?)?;
-    let (generation, disk) = host.win_generation(take_over)?;
+    let (generation, disk) = host.win_generation(take_over, backup.map(|(address, _)| address))?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let protocol = match backup {
         Some((_, pair)) => pair.protocol(host.claimant),
-        None => ft::Config::new(host.claimant),
+        None => PairArgs::default().protocol(host.claimant),
     };
     let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
     let outside = Outside::new(host.network()?, host.console()?, generation);
@@ -295,7 +317,8 @@ pub fn run_live(
         let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
         let (endpoint, channel, reader) = connection.split()?;
         let start = LogStart::default();
-        let joined = Joined { endpoint, writer: channel, reader, welcome, heartbeats, to, start };
+        let closer = channel.closer()?;
+        let joined = Joined { endpoint, writer: channel, closer, reader, welcome, heartbeats, to, start };
         writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
     // A network may still know the address at the place of a copy that is gone.
@@ -312,7 +335,7 @@ fn greet_backup(
     to: &str,
 ) -> anyhow::Result<Joining> {
     let wait_for_backup = Duration::from_secs(10);
-    let generation = leader.context("this process is a backup")?.alone();
+    let generation = leader.context("no live copy runs in this process yet")?.alone();
     let generation = generation.context("this process has a backup, or does not hold its generation")?;
     let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
     let heartbeat_port = heartbeats.local_addr().port();
@@ -328,9 +351,9 @@ fn replicate(
     leader: &Arc<Leader>,
     joined: Joined,
 ) -> anyhow::Result<ChannelWriter> {
-    let Joined { endpoint, writer, reader, welcome, heartbeats, to, start: log } = joined;
+    let Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start: log } = joined;
     let mut sender = ChannelSender::new(endpoint, Limits::default(), log);
-    let (acks, closer, hash) = (sender.take_acks(), writer.closer()?, vm_hash(vm));
+    let (acks, hash) = (sender.take_acks(), vm_hash(vm));
     let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm: hash, claimant };
     leader.join(Link { sender, closer, heartbeat });
     let of_acks = leader.clone();

@@ -1,7 +1,7 @@
 //! The threads that join sockets to the protocol. Each ends with its socket or its process.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use logchannel::{DiskStatus, Event};
 
 use crate::pair::follower::Follower;
 use crate::pair::leader::{Control, Leader};
+use crate::pair::outside::NetWriter;
 
 const RECONNECT_EVERY: Duration = Duration::from_millis(20);
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -28,21 +29,57 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result
     Ok(std::thread::Builder::new().name(name.into()).spawn(body)?)
 }
 
-/// Frames from the network into the queue, while `live`; thrown away before.
-pub fn net_rx(mut reader: lan::backend::FrameReader, queue: Queue<Vec<u8>>, live: Arc<AtomicBool>) {
-    let mut batch = FrameBatch::default();
-    loop {
-        batch.clear();
-        if let Err(error) = reader.read(&mut batch) {
-            tracing::warn!(%error, "the network is gone");
-            return;
+/// The network of a process.
+pub struct Network {
+    /// Where it is.
+    pub endpoint: lan::Endpoint,
+    /// Where frames go, for `Outside`.
+    pub writer: NetWriter,
+    /// Where frames come to.
+    pub queue: Queue<Vec<u8>>,
+    /// Whether this process is the live copy; before, frames are thrown away.
+    pub live: Arc<AtomicBool>,
+    /// What tells the network where the guest is.
+    pub announcement: Option<[u8; 42]>,
+}
+
+impl Network {
+    /// Receives frames until the guest is gone; connects anew when the network went away.
+    pub fn receive(self, mut reader: lan::backend::FrameReader) {
+        let mut batch = FrameBatch::default();
+        loop {
+            batch.clear();
+            if let Err(error) = reader.read(&mut batch) {
+                tracing::warn!(%error, "the network is gone; connecting again");
+                reader = self.reconnect();
+                continue;
+            }
+            if !self.live.load(Ordering::Acquire) {
+                continue;
+            }
+            for frame in batch.iter() {
+                if self.queue.send(frame.to_vec()).is_err() {
+                    return;
+                }
+            }
         }
-        if !live.load(Ordering::Acquire) {
-            continue;
-        }
-        for frame in batch.iter() {
-            if queue.send(frame.to_vec()).is_err() {
-                return;
+    }
+
+    fn reconnect(&self) -> lan::backend::FrameReader {
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        loop {
+            std::thread::sleep(RECONNECT_EVERY);
+            match lan::backend::Connection::connect(&self.endpoint).and_then(|connection| connection.split())
+            {
+                Ok((reader, mut writer, _)) => {
+                    if let (Some(frame), true) = (&self.announcement, self.live.load(Ordering::Acquire)) {
+                        let announced = writer.write(&[frame]);
+                        tracing::debug!(?announced, "back on the network");
+                    }
+                    *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+                    return reader;
+                }
+                Err(error) => tracing::debug!(%error, "network"),
             }
         }
     }

@@ -22,7 +22,7 @@ use logchannel::batch::LogStart;
 use logchannel::codec;
 use logchannel::endpoint::Endpoint;
 use logchannel::message::{Message, Pages, State, Welcome};
-use logchannel::tcp::{ChannelReader, ChannelWriter, Connection};
+use logchannel::tcp::{ChannelReader, ChannelWriter, Closer, Connection};
 use logchannel::udp::HeartbeatSocket;
 
 use crate::engine::Engine;
@@ -94,6 +94,8 @@ pub struct Joined {
     pub endpoint: Endpoint,
     /// Where entries go.
     pub writer: ChannelWriter,
+    /// Ends the connection.
+    pub closer: Closer,
     /// Where acks come from.
     pub reader: ChannelReader,
     /// What the backup said.
@@ -126,7 +128,8 @@ impl Outgoing {
         let pages = machine.memory().pages();
         let todo = vec![u64::MAX; pages.div_ceil(64)];
         let start = LogStart::default();
-        let channel = Joined { endpoint, writer, reader, welcome, heartbeats, to, start };
+        let closer = writer.closer()?;
+        let channel = Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start };
         Ok(Self { channel, todo, round: 0, bytes: Vec::new(), raw: Vec::new() })
     }
 
@@ -144,9 +147,10 @@ impl Outgoing {
     /// Copies the rest, with the guest standing still after entry `seq`.
     pub fn finish<M: Transferable>(mut self, machine: &mut M, seq: u64) -> anyhow::Result<Joined> {
         while self.send_pages(machine.memory(), usize::MAX)? {}
-        let (count, state) = (machine.position().count, machine.save_state()?);
-        self.send(&Message::State(State { seq, count, machine: state }))?;
         machine.track_pages(false)?;
+        let (count, state) = (machine.position().count, machine.save_state()?);
+        // The last thing that may fail: a backup that has all of it joins, and may claim.
+        self.send(&Message::State(State { seq, count, machine: state }))?;
         self.channel.writer.set_patience(None)?;
         self.channel.start = LogStart { seq, count };
         Ok(self.channel)
