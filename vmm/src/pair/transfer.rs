@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The vCPU thread copies, between two runs of the guest, so pages never change under the copy. A backup that
-//! takes nothing for a while is given up, and the machine runs on alone. A backup that did not get `State` has
-//! not joined and never goes live.
+//! takes nothing for a while is given up, and the machine runs on alone. A backup that did not get `State`
+//! has not joined and never goes live.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
