@@ -26,8 +26,8 @@ pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// Which process, by what it does at the moment: a backup that went live is the primary once the cluster was told
-/// so (`Cluster::promote_backup`).
+/// Which process, by what it does at the moment: a backup that went live is the primary once the cluster was
+/// told so (`Cluster::promote_backup`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// `lockstep disk-server`
