@@ -57,6 +57,10 @@ pub struct Link {
     pub heartbeat: HeartbeatLink,
 }
 
+/// Counts the backups of a process, so that what a thread still has to say of an earlier one is not taken for
+/// the present one's.
+pub type Pairing = u64;
+
 /// Numbers for `status`.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct LeaderStatus {
@@ -93,6 +97,7 @@ pub struct LeaderStatus {
 struct Inner {
     primary: Primary<Output>,
     link: Option<Link>,
+    pairing: Pairing,
     outside: Outside,
     actions: Vec<PrimaryAction<Output>>,
     tell_released: bool,
@@ -125,6 +130,7 @@ impl Leader {
         let inner = Inner {
             primary,
             link: None,
+            pairing: 0,
             outside,
             actions: Vec::new(),
             tell_released: false,
@@ -143,12 +149,14 @@ impl Leader {
     }
 
     /// Starts replicating to the backup at the end of `link`, which has everything appended so far.
-    pub fn join(&self, link: Link) {
+    pub fn join(&self, link: Link) -> Pairing {
         let mut inner = self.lock();
+        inner.pairing += 1;
         inner.tell_released = false;
         let seq = inner.primary.appended();
         inner.link = Some(link);
         self.step(&mut inner, PrimaryEvent::BackupJoined { seq });
+        inner.pairing
     }
 
     /// Host time.
@@ -161,9 +169,20 @@ impl Leader {
         self.step(&mut self.lock(), event);
     }
 
-    /// Takes in an ack from the thread that reads them.
-    pub fn acked(&self, ack: logchannel::message::Ack) {
+    /// Takes in an event that concerns one backup, unless there is another one by now.
+    pub fn event_of(&self, pairing: Pairing, event: PrimaryEvent<Output>) {
         let mut inner = self.lock();
+        if inner.pairing == pairing {
+            self.step(&mut inner, event);
+        }
+    }
+
+    /// Takes in an ack from the thread that reads them.
+    pub fn acked(&self, pairing: Pairing, ack: logchannel::message::Ack) {
+        let mut inner = self.lock();
+        if inner.pairing != pairing {
+            return;
+        }
         let taken = inner.link.as_mut().map(|link| link.sender.on_ack(ack));
         match taken {
             Some(Ok(())) => {
@@ -320,9 +339,10 @@ impl Leader {
         self.lock().primary.next_tick_ns()
     }
 
-    /// Whether a backup follows.
-    pub fn replicating(&self) -> bool {
-        self.lock().primary.state() == PrimaryState::Replicating
+    /// Whether this backup follows.
+    pub fn replicating(&self, pairing: Pairing) -> bool {
+        let inner = self.lock();
+        inner.pairing == pairing && inner.primary.state() == PrimaryState::Replicating
     }
 
     /// The generation, if this process holds it alone: only then may a backup join.

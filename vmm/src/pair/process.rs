@@ -355,16 +355,14 @@ fn replicate(
     let mut sender = ChannelSender::new(endpoint, Limits::default(), log);
     let (acks, hash) = (sender.take_acks(), vm_hash(vm));
     let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm: hash, claimant };
-    leader.join(Link { sender, closer, heartbeat });
+    let pairing = leader.join(Link { sender, closer, heartbeat });
     let of_acks = leader.clone();
-    start("acks", move || threads::acks(of_acks, reader, acks))?;
+    start("acks", move || threads::acks(of_acks, pairing, reader, acks))?;
     let peer = PeerIdentity { vm: hash, claimant: welcome.claimant, role: Role::Backup };
     let of_beats = leader.clone();
     start("heartbeats", move || {
-        threads::heartbeats(&heartbeats, peer, |beat| {
-            of_beats.event(ft::PrimaryEvent::Heartbeat(beat));
-            of_beats.replicating()
-        });
+        let heard = |beat| of_beats.event_of(pairing, ft::PrimaryEvent::Heartbeat(beat));
+        threads::heartbeats(&heartbeats, peer, heard, || of_beats.replicating(pairing));
     })?;
     eprintln!("lockstep: replicating {vm} from entry {} on", log.seq + 1);
     Ok(writer)
@@ -540,10 +538,8 @@ fn join(
         (follower.clone(), PeerIdentity { vm, claimant: hello.claimant, role: Role::Primary });
     let socket = heartbeats.clone();
     start("heartbeats", move || {
-        threads::heartbeats(&socket, peer, |beat| {
-            of_beats.event(ft::BackupEvent::Heartbeat(beat));
-            of_beats.next_tick_ns().is_some()
-        });
+        let heard = |beat| of_beats.event(ft::BackupEvent::Heartbeat(beat));
+        threads::heartbeats(&socket, peer, heard, || of_beats.next_tick_ns().is_some());
     })?;
     eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
     Ok((Replayer::resume(machine, log.seq + 1), follower))

@@ -16,7 +16,7 @@ use logchannel::udp::HeartbeatSocket;
 use logchannel::{DiskStatus, Event};
 
 use crate::pair::follower::Follower;
-use crate::pair::leader::{Control, Leader};
+use crate::pair::leader::{Control, Leader, Pairing};
 use crate::pair::outside::NetWriter;
 
 const RECONNECT_EVERY: Duration = Duration::from_millis(20);
@@ -160,8 +160,8 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
     }
 }
 
-/// Acks from the backup.
-pub fn acks(leader: Arc<Leader>, mut reader: ChannelReader, mut acks: AckReader) {
+/// Acks from a backup.
+pub fn acks(leader: Arc<Leader>, pairing: Pairing, mut reader: ChannelReader, mut acks: AckReader) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let from = match reader.read(&mut buffer) {
@@ -175,11 +175,11 @@ pub fn acks(leader: Arc<Leader>, mut reader: ChannelReader, mut acks: AckReader)
         match from {
             Ok(from) => {
                 if let Some(ack) = from.ack {
-                    leader.acked(ack);
+                    leader.acked(pairing, ack);
                 }
                 if let Some(reason) = from.goodbye {
                     tracing::warn!(reason, "the backup left");
-                    leader.event(PrimaryEvent::BackupLeft);
+                    leader.event_of(pairing, PrimaryEvent::BackupLeft);
                     return;
                 }
             }
@@ -189,7 +189,7 @@ pub fn acks(leader: Arc<Leader>, mut reader: ChannelReader, mut acks: AckReader)
             }
         }
     }
-    leader.event(PrimaryEvent::ChannelBroken);
+    leader.event_of(pairing, PrimaryEvent::ChannelBroken);
 }
 
 /// Entries from the primary.
@@ -228,20 +228,19 @@ pub struct PeerIdentity {
     pub role: Role,
 }
 
-/// Heartbeats of the peer to `heard`, which says whether to go on.
+/// Heartbeats of the peer to `heard`, while `wanted`.
 pub fn heartbeats(
     socket: &HeartbeatSocket,
     peer: PeerIdentity,
-    mut heard: impl FnMut(ft::Heartbeat) -> bool,
+    heard: impl Fn(ft::Heartbeat),
+    wanted: impl Fn() -> bool,
 ) {
     let of_peer =
         |beat: &Heartbeat| (beat.vm, beat.claimant, beat.role) == (peer.vm, peer.claimant, peer.role);
-    loop {
+    while wanted() {
         match socket.receive(HEARTBEAT_WAIT) {
             Ok(Some(beat)) if of_peer(&beat) => {
-                if !heard(ft::Heartbeat { generation: beat.generation, number: beat.sequence }) {
-                    return;
-                }
+                heard(ft::Heartbeat { generation: beat.generation, number: beat.sequence });
             }
             Ok(_) => {}
             Err(error) => {
