@@ -201,7 +201,7 @@ fn value(rng: &mut Rng) -> Vec<u8> {
     let len = match rng.below(100) {
         0..80 => rng.within(0, 100),
         80..98 => rng.within(100, 4_000),
-        _ => rng.within(4_000, 90_000),
+        _ => rng.within(4_000, 60_000),
     };
     rng.bytes(len as usize)
 }

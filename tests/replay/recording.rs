@@ -1,11 +1,12 @@
 //! Runs minikv in its world and keeps the log, the outputs and the last state.
 
-use logchannel::{Event, LogEntry, Output, Seq};
+use logchannel::{Event, Generation, LogEntry, Output, Seq};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::client::Step;
 use crate::disk::Disk;
 use crate::machine::{Kvm, State, minikv};
+use crate::replaying::Replay;
 use crate::rng::Rng;
 use crate::world::{DISK_BYTES, End, Plan, World};
 
@@ -75,15 +76,13 @@ pub struct Session {
 pub fn record(seed: u64, options: &Options) -> Recording {
     let mut session = Session::new(seed, options);
     while session.step() {}
-    let Session { recorder, world, log, outputs, .. } = session;
-    let ending = recorder.ending().cloned();
-    Recording {
-        log,
-        outputs,
-        ending,
-        last: State::of(&mut recorder.into_machine()),
-        answers: world.answers(),
-        disk: world.disk,
+    session.finish()
+}
+
+fn policy(plan: &Plan) -> ClockPolicy {
+    match plan.bound_ns {
+        Some(bound_ns) => ClockPolicy::Host { bound_ns },
+        None => ClockPolicy::Virtual,
     }
 }
 
@@ -91,10 +90,7 @@ impl Session {
     /// The run of `seed`, at its beginning.
     pub fn new(seed: u64, options: &Options) -> Self {
         let plan = options.plan.clone().unwrap_or_else(|| Plan::random(&mut Rng::new(seed, 0)));
-        let policy = match plan.bound_ns {
-            Some(bound_ns) => ClockPolicy::Host { bound_ns },
-            None => ClockPolicy::Virtual,
-        };
+        let policy = policy(&plan);
         Self {
             world: World::new(seed, plan, &options.scripts),
             recorder: Recorder::new(minikv(DISK_BYTES as u64), policy, 0),
@@ -107,6 +103,36 @@ impl Session {
             digest_due: false,
             digested: 1,
         }
+    }
+
+    /// The recording of a run that is over.
+    pub fn finish(self) -> Recording {
+        let Self { recorder, world, log, outputs, .. } = self;
+        let ending = recorder.ending().cloned();
+        Recording {
+            log,
+            outputs,
+            ending,
+            last: State::of(&mut recorder.into_machine()),
+            answers: world.answers(),
+            disk: world.disk,
+        }
+    }
+
+    /// The machine is lost, and with it up to `lost` of its last entries, but none of an output that was released.
+    /// A replica that executed the rest goes live in its place.
+    pub fn fail_over(&mut self, lost: usize, generation: Generation) {
+        let output = |entry: &LogEntry| matches!(entry.event, Event::Output { .. } | Event::GoLive { .. });
+        let kept = self.log.iter().rposition(output).map_or(0, |index| index + 1);
+        self.log.truncate(kept.max(self.log.len().saturating_sub(lost)));
+        let mut replay = Replay::new(minikv(DISK_BYTES as u64));
+        let result = replay.push(&self.log).and_then(|()| replay.run());
+        result.unwrap_or_else(|divergence| panic!("{divergence}"));
+        assert!(replay.outputs == self.outputs, "the replica made the same outputs");
+        self.recorder = replay.replayer.into_recorder(policy(&self.world.plan), self.world.host_ns);
+        self.recorder.go_live(generation, &mut self.out);
+        self.collect();
+        self.world.reissue(self.recorder.machine().disk_in_flight());
     }
 
     /// Goes on to the guest's next stop and lets in what is due there; false when the run is over.
@@ -127,7 +153,14 @@ impl Session {
         self.steps += 1;
         assert!(self.steps < MAX_STEPS, "the run does not come to its end: {}", self.world.describe());
         match stop {
-            Stop::Ended(_) => return false,
+            Stop::Ended(ending) => {
+                assert!(
+                    self.world.expects(&ending),
+                    "{ending}; console: {:?}",
+                    String::from_utf8_lossy(&self.world.console)
+                );
+                return false;
+            }
             Stop::Waiting { .. } => {
                 let moved = self.world.wait(self.recorder.host_deadline_ns());
                 assert!(moved, "guest and clients wait for each other: {}", self.world.describe());

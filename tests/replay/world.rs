@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use logchannel::{DiskRequest, Event, Output};
+use replay::Ending;
 
 use crate::client::{Reply, Step, request, script};
 use crate::disk::{Disk, independent};
@@ -62,7 +63,7 @@ impl Plan {
             disk_delay: *rng.pick(&[0, 2, 8, 30]),
             disk_error_per_mille: *rng.pick(&[0, 0, 20]),
             noise_per_mille: *rng.pick(&[0, 10, 100]),
-            digest_per_mille: *rng.pick(&[30, 60, 120]),
+            digest_per_mille: *rng.pick(&[50, 100, 200]),
             used_disk: rng.chance(400),
             go_live: rng.chance(200),
             end: match rng.below(10) {
@@ -189,6 +190,19 @@ impl World {
         self.incoming.insert((at, self.sent), incoming);
     }
 
+    /// The requests that a machine going live has in flight: those that nobody is at work on are carried out again.
+    pub fn reissue(&mut self, requests: Vec<DiskRequest>) {
+        for request in requests {
+            let at_work = self.incoming.values().any(|incoming| match incoming {
+                Incoming::Disk(other) => other.id == request.id,
+                Incoming::Input(_) => false,
+            });
+            if !at_work {
+                self.take(Output::Disk(request));
+            }
+        }
+    }
+
     /// Moves on by one stop: time passes, the network does its work.
     pub fn step(&mut self) {
         self.tick += 1;
@@ -241,7 +255,9 @@ impl World {
         match self.incoming.pop_first()?.1 {
             Incoming::Input(event) => Some(event),
             Incoming::Disk(request) => {
-                let fail = self.rng.chance(self.plan.disk_error_per_mille);
+                // A guest whose disk fails while it boots gives up.
+                let booted = !self.console.is_empty();
+                let fail = self.rng.chance(self.plan.disk_error_per_mille) && booted;
                 Some(self.disk.complete(&request, fail))
             }
         }
@@ -252,6 +268,11 @@ impl World {
         if !matches!(event, Event::ConsoleRx(_)) {
             self.schedule(self.tick + 1, Incoming::Input(event));
         }
+    }
+
+    /// Whether the guest may end, and so.
+    pub fn expects(&self, ending: &Ending) -> bool {
+        self.told_to_shut_down && *ending == Ending::PowerOff(0)
     }
 
     /// Whether anything is on its way.
