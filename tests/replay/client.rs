@@ -110,8 +110,8 @@ impl Client {
         )
     }
 
-    /// Takes in answers and sends what is next. Where frames get lost, a connection may break: whoever loses several
-    /// in a row waits so long that the other side gives up.
+    /// Takes in answers and sends what is next. Where frames get lost, a connection may break: whoever loses
+    /// several in a row waits so long that the other side gives up.
     pub fn serve(&mut self, socket: &mut Socket<'_>, now_ns: u64, lossy: bool) {
         while socket.can_recv() {
             let mut part = vec![0; 4096];

@@ -1,5 +1,5 @@
-//! Digests at every exit, also at those that KVM completes in several steps: string instructions, and accesses to
-//! devices that are wider than eight bytes or cross a page.
+//! Digests at every exit, also at those that KVM completes in several steps: string instructions, and
+//! accesses to devices that are wider than eight bytes or cross a page.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,5 +1,5 @@
-//! Guests of a few instructions that take interrupts through the PICs, from the timer, the serial port and the
-//! network card, and otherwise do what is to be interrupted.
+//! Guests of a few instructions that take interrupts through the PICs, from the timer, the serial port and
+//! the network card, and otherwise do what is to be interrupted.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -17,7 +17,8 @@ const PROTECTION: u64 = 0x11_4000;
 const FIRST_VECTOR: u64 = 0x30;
 const SECOND_VECTOR: u64 = 0x38;
 
-/// Where the guest keeps: how many interrupts of each kind, a mix of where they hit, the card's last used index.
+/// Where the guest keeps: how many interrupts of each kind, a mix of where they hit, the card's last used
+/// index.
 pub const TICKS: u64 = DATA;
 pub const SERIAL_COUNT: u64 = DATA + 8;
 pub const CARD_COUNT: u64 = DATA + 16;

@@ -121,7 +121,8 @@ fn interrupts_at_random_positions_replay_exactly() {
     }
 }
 
-/// A digest completes the exit at which it is taken, but must not open or close the door for an interrupt there.
+/// A digest completes the exit at which it is taken, but must not open or close the door for an interrupt
+/// there.
 #[test]
 fn digests_do_not_move_interrupts() {
     if !kvm_or_skip("digests and interrupts") {

@@ -9,8 +9,8 @@
 //!                                 faults planted in log or machine ──▶ Replayer<Machine> in another VM
 //! ```
 //!
-//! A run is a function of its seed. `LOCKSTEP_REPLAY_RUNS=100` sets how many seeds and how many tries of each kind
-//! of fault there are (25 without it), `LOCKSTEP_REPLAY_SEED=7` takes that seed alone:
+//! A run is a function of its seed. `LOCKSTEP_REPLAY_RUNS=100` sets how many seeds and how many tries of each
+//! kind of fault there are (25 without it), `LOCKSTEP_REPLAY_SEED=7` takes that seed alone:
 //!
 //! ```text
 //!   LOCKSTEP_REPLAY_RUNS=100 cargo test --release -p lockstep --test replay -- --nocapture

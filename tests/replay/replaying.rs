@@ -114,8 +114,8 @@ pub fn replay(log: &[LogEntry], machine: Kvm, how: How) -> Result<Replay, Box<Di
     Ok(replay)
 }
 
-/// Replays a recording and asserts that everything is equal: outputs, ending, registers, devices, every byte of
-/// RAM. The digests on the way are compared by the replayer.
+/// Replays a recording and asserts that everything is equal: outputs, ending, registers, devices, every byte
+/// of RAM. The digests on the way are compared by the replayer.
 pub fn assert_same(recording: &Recording, machine: Kvm, how: How) {
     let mut replay =
         replay(&recording.log, machine, how).unwrap_or_else(|divergence| panic!("{how:?}: {divergence}"));

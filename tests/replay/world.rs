@@ -1,7 +1,8 @@
-//! Everything outside the machine: network with its clients, disk, console, host clock. All of it from a seed.
+//! Everything outside the machine: network with its clients, disk, console, host clock. All of it from a
+//! seed.
 //!
-//! Inputs wait for their turn, counted in stops of the machine, so that they hit it at random positions: while it
-//! boots, computes, polls or waits.
+//! Inputs wait for their turn, counted in stops of the machine, so that they hit it at random positions:
+//! while it boots, computes, polls or waits.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -153,8 +154,8 @@ impl World {
         }
     }
 
-    /// Whether the machine may look at the clock. A virtual clock skips idle time at once: then the timers of the
-    /// guest would run out before anything that is under way could arrive.
+    /// Whether the machine may look at the clock. A virtual clock skips idle time at once: then the timers of
+    /// the guest would run out before anything that is under way could arrive.
     pub fn tells_time(&self) -> bool {
         self.plan.bound_ns.is_some() || self.incoming.is_empty()
     }
@@ -189,7 +190,8 @@ impl World {
         self.incoming.insert((at, self.sent), incoming);
     }
 
-    /// The requests that a machine going live has in flight: those that nobody is at work on are carried out again.
+    /// The requests that a machine going live has in flight: those that nobody is at work on are carried out
+    /// again.
     pub fn reissue(&mut self, requests: Vec<DiskRequest>) {
         for request in requests {
             let at_work = self.incoming.values().any(|incoming| match incoming {
