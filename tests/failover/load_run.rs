@@ -128,7 +128,7 @@ pub fn fill(cluster: &Cluster, seed: u64) -> anyhow::Result<Contents> {
     let mut random = Random::new(seed);
     let mut contents = Contents::new();
     for index in 0..VALUES {
-        let value = (0..VALUE_BYTES / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+        let value = (0..VALUE_BYTES / 8).flat_map(|_| random.draw().to_le_bytes()).collect();
         contents.insert(format!("filling:{index}").into_bytes(), value);
     }
     let address = SocketAddr::from(([127, 0, 0, 1], cluster.port()));

@@ -24,7 +24,7 @@ use crate::world::{DISK_BYTES, End, Plan};
 
 /// How long a try may be silent. Only a guest that computes for ever takes so long.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Most recordings that the tries are spread over, and how many tries each is used for at least.
+/// How many recordings there are, and how many tries in a row are made with the same.
 const RECORDINGS: u64 = 5;
 const TRIES_EACH: u64 = 10;
 /// Most draws of one try, where some hit what the guest overwrites.
@@ -276,7 +276,7 @@ fn worker() {
     let (first, count) = (first.parse::<u64>().expect("a number"), count.parse::<u64>().expect("a number"));
     let mut recordings = BTreeMap::new();
     for number in first..count {
-        let which = number % count.div_ceil(TRIES_EACH).min(RECORDINGS);
+        let which = number / TRIES_EACH % RECORDINGS;
         let recording = recordings.entry(which).or_insert_with(|| recording(which));
         for draw in 0..DRAWS {
             let mut rng = Rng::new(number << 8 | draw, fault as u64);
@@ -300,6 +300,14 @@ fn worker() {
     println!("DONE");
 }
 
+fn again(fault: Fault, number: u64) -> String {
+    format!(
+        "repeat with: LOCKSTEP_REPLAY_JOB='{fault:?} {number} {}' cargo test --release -p lockstep \
+         --test replay -- --exact faults::worker --ignored --nocapture",
+        number + 1
+    )
+}
+
 fn every_try_is_caught(fault: Fault) {
     if !kvm_or_skip("planted faults") {
         return;
@@ -318,7 +326,11 @@ fn every_try_is_caught(fault: Fault) {
                 Ok(line) => {
                     let Some(text) = line.split_once("TRY ").map(|(_, text)| text) else { continue };
                     let (number, text) = text.split_once(' ').expect("a number and what became of it");
-                    assert!(!text.starts_with("missed"), "{fault:?}, try {number}: {text}");
+                    assert!(
+                        !text.starts_with("missed"),
+                        "{fault:?}, try {number}: {text}; {}",
+                        again(fault, first)
+                    );
                     assert_eq!(number, first.to_string());
                     match text.strip_prefix("caught by ") {
                         Some(means) => {
@@ -333,7 +345,9 @@ fn every_try_is_caught(fault: Fault) {
                     first += 1;
                     break;
                 }
-                Err(RecvTimeoutError::Disconnected) => panic!("{fault:?}, try {first}: the worker ended"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("{fault:?}: the worker ended; {}", again(fault, first))
+                }
             }
         }
     }

@@ -50,8 +50,8 @@ fn per_request(name: &str, words: &[&[u8]], due: &[u8]) {
     let each = |of: &dyn Fn(&Recording) -> usize| (of(&many) - of(&few)) as f64 / REQUESTS as f64;
     let count = |kind: EventKind| each(&|recording| recording.count(kind));
     eprintln!(
-        "{name}: {:.2} exits, {:.1} bytes of log in {:.2} entries ({:.2} NetRx, {:.2} DiskDone, {:.2} Clock, {:.2} \
-         Output)",
+        "{name}: {:.2} exits, {:.1} bytes of log in {:.2} entries ({:.2} NetRx, {:.2} DiskDone, {:.2} Clock, \
+         {:.2} Output)",
         each(&|recording| recording.positions() as usize),
         each(&|recording| log_bytes(&recording.log)),
         each(&|recording| recording.log.len()),
@@ -68,7 +68,8 @@ fn speed(name: &str, plan: Plan) {
     let (replayed, took) = timed(|| replay(&recording.log, minikv(DISK_BYTES as u64), How::Whole));
     assert!(replayed.is_ok());
     eprintln!(
-        "{name}: {} exits, {} entries; recorded with its clients in {:.0} ms, replayed in {:.0} ms ({:.2} times)",
+        "{name}: {} exits, {} entries; recorded with its clients in {:.0} ms, replayed in {:.0} ms \
+         ({:.2} times)",
         recording.positions(),
         recording.log.len(),
         recorded.as_secs_f64() * 1e3,

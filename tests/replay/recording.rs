@@ -119,8 +119,8 @@ impl Session {
         }
     }
 
-    /// The machine is lost, and with it up to `lost` of its last entries, but none of an output that was released.
-    /// A replica that executed the rest goes live in its place.
+    /// The machine is lost, and with it up to `lost` of its last entries, but none of an output that was
+    /// released. A replica that executed the rest goes live in its place.
     pub fn fail_over(&mut self, lost: usize, generation: Generation) {
         let output = |entry: &LogEntry| matches!(entry.event, Event::Output { .. } | Event::GoLive { .. });
         let kept = self.log.iter().rposition(output).map_or(0, |index| index + 1);

@@ -96,7 +96,8 @@ fn a_replica_goes_live_in_the_middle_of_a_run() {
         let mut session = Session::new(seed, &Options::default());
         let mut generation = 2;
         let mut next = rng.within(1, 300);
-        // With a virtual clock, the guest would give up a peer before that one could send again what got lost.
+        // With a virtual clock, the guest would give up a peer before that one could send again what got
+        // lost.
         let most_lost = if session.world.plan.bound_ns.is_some() { 20 } else { 0 };
         for step in 0.. {
             if !session.step() {

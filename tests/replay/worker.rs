@@ -59,8 +59,8 @@ impl Drop for Repeat {
         }
         let Self { test, seed, .. } = self;
         eprintln!(
-            "FAILED with seed {seed}; repeat with: LOCKSTEP_REPLAY_SEED={seed} cargo test --release -p \
-             lockstep --test replay -- --exact {test} --nocapture"
+            "FAILED with seed {seed}; repeat with: LOCKSTEP_REPLAY_SEED={seed} cargo test --release \
+             -p lockstep --test replay -- --exact {test} --nocapture"
         );
         if !self.log.is_empty()
             && let Some(path) = self.keep_log()

@@ -190,7 +190,8 @@ impl World {
         self.incoming.insert((at, self.sent), incoming);
     }
 
-    /// The requests that a machine going live has in flight: those that nobody is at work on are carried out again.
+    /// The requests that a machine going live has in flight: those that nobody is at work on are carried out
+    /// again.
     pub fn reissue(&mut self, requests: Vec<DiskRequest>) {
         for request in requests {
             let at_work = self.incoming.values().any(|incoming| match incoming {

@@ -5,9 +5,9 @@
 //!
 //! - **counter**: every answer to INCR names its place in the order, so only that order can be right;
 //! - **registers** with unique writes: the zones of Gibbons and Korach (*Testing Shared Memories*, 1997). A
-//! write and the reads of its value are a cluster; between its earliest answer and its latest invocation the
-//! value   must have been there. Such forward zones may not overlap, and no cluster that fits into a moment
-//! (backward   zone) may lie inside one;
+//!   write and the reads of its value are a cluster; between its earliest answer and its latest invocation
+//!   the value must have been there. Such forward zones may not overlap, and no cluster that fits into a
+//!   moment (backward zone) may lie inside one;
 //! - **appends** to a key of one client: sequential, so each answer is known beforehand.
 //!
 //! Operations without answer may have happened at any time after they were sent, or never. The final reads
@@ -160,11 +160,11 @@ fn check_gaps(answered: &[(u64, u64, u64)], pending: &[u64], last: u64, violatio
         deadline[index] = deadline[index + 1].min(entry.2);
     }
     let (mut unexplained, mut value) = (pending.iter(), 1);
-    for index in 0..=answered.len() {
+    for (index, deadline) in deadline.iter().enumerate() {
         let next = answered.get(index).map_or(last + 1, |entry| entry.0);
         while value < next {
             match unexplained.next() {
-                Some(&invoked) if invoked <= deadline[index] => value += 1,
+                Some(&invoked) if invoked <= *deadline => value += 1,
                 _ => return violations.push(Violation::CounterGap { value }),
             }
         }
