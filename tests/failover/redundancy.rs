@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use load::Workload;
 use lockstep::cluster::{Cluster, Part};
+use lockstep::io::clock::HostClock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -14,7 +15,7 @@ use crate::image;
 use crate::load_run::{self, Running};
 use crate::proxy::{Act, Proxy};
 use crate::support::{
-    case, exit_code, generation, number, one_live_copy, options, shut_down, until, wait_alone,
+    case, exit_code, generation, number, one_live_copy, options, shut_down, text, until, wait_alone,
     wait_replicating,
 };
 
@@ -78,6 +79,35 @@ fn a_new_backup_takes_over_round_after_round() {
             fail_over(&mut cluster, &load, 3 + round)?;
         }
         finish(cluster, load, directory)
+    });
+}
+
+#[test]
+fn a_new_backup_of_a_machine_without_work_lives_on_heartbeats() {
+    case("a_new_backup_of_a_machine_without_work_lives_on_heartbeats", |directory| {
+        let mut options = options(directory);
+        options.pair_options = vec!["--timeout-ms".into(), "1000".into()];
+        let mut cluster = Cluster::start(options, |_| {})?;
+        cluster.kill(Part::Primary)?;
+        wait_alone(&mut cluster, Part::Backup)?;
+        cluster.promote_backup()?;
+        cluster.start_backup()?;
+        replicate(&cluster, cluster.backup_address())?;
+        wait_replicating(&mut cluster, 0)?;
+        // Three times the timeout: nothing but heartbeats says that the other half is there.
+        let end = HostClock.now_ns() + 3_000_000_000;
+        cluster.wait("the pair to outlast its timeout", |cluster| {
+            let primary = cluster.status(Part::Primary)?;
+            let backup = cluster.status(Part::Backup)?;
+            let together = text(&primary, "/live/state") == "Replicating"
+                && text(&backup, "/backup/state") == "Following";
+            ensure!(together, "they lost each other: {primary}\n{backup}");
+            Ok(HostClock.now_ns() >= end)
+        })?;
+        cluster.kill(Part::Primary)?;
+        cluster.wait_for_guest()?;
+        one_live_copy(&mut cluster, Part::Backup, 3)?;
+        shut_down(&mut cluster, Part::Backup, true)
     });
 }
 
