@@ -44,8 +44,8 @@ pub fn hello(config: PairConfig, generation: u64) -> Hello {
     Hello { config, generation, claimant: CLAIMANT, heartbeat_port: 9 }
 }
 
-/// Wins the next generation of `vm` as a primary does, for `CLAIMANT`. The machine then counts as live as long
-/// as the client is there.
+/// Wins the next generation of `vm` as a primary does, for `CLAIMANT`. The machine then counts as live as
+/// long as the client is there.
 pub fn win(pair: &Pair, vm: &str) -> (u64, DiskClient) {
     let mut client = DiskClient::connect(pair.disk_address(), PATIENCE).expect("the disk server");
     let expect = client.query(vm).expect("the machine's state").holding.generation;

@@ -55,6 +55,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
     while !done() {
         assert!(HostClock.now_ns() < end, "waited {} s for {what}", PATIENCE.as_secs());
+        // tidy: allow(sleep) between two looks
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -148,6 +149,7 @@ impl Pair {
                 return;
             }
             assert!(HostClock.now_ns() < end, "waited for {what}, it is {last:?}");
+            // tidy: allow(sleep) between two looks
             std::thread::sleep(LOOK_EVERY);
         }
     }

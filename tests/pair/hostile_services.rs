@@ -55,8 +55,8 @@ fn noise_on_the_disk_servers_port() {
     });
 }
 
-/// Datagrams that are no heartbeats, and heartbeats of others, to both halves. They neither break the pair nor,
-/// later, keep a dead primary alive.
+/// Datagrams that are no heartbeats, and heartbeats of others, to both halves. They neither break the pair
+/// nor, later, keep a dead primary alive.
 #[test]
 fn strange_datagrams_on_the_heartbeat_ports() {
     undisturbed("strange_datagrams", |pair| {
@@ -94,8 +94,8 @@ fn forged(sequence: u64, vm: &str, claimant: u128) -> Vec<u8> {
         .into()
 }
 
-/// The network's socket takes frames, each with its length before it: here come lengths that cannot be, frames
-/// that stop half-way, and frames of noise.
+/// The network's socket takes frames, each with its length before it: here come lengths that cannot be,
+/// frames that stop half-way, and frames of noise.
 #[test]
 fn noise_on_the_networks_socket() {
     undisturbed("noise_on_the_network", |pair| {

@@ -1,5 +1,5 @@
-//! Whole pairs of real processes under faults: at any time at most one copy is live, and what clients were told
-//! stays true.
+//! Whole pairs of real processes under faults: at any time at most one copy is live, and what clients were
+//! told stays true.
 //!
 //! Each test starts disk server, network, backup and primary from the built binary, on loopback or in network
 //! namespaces of its own, breaks something, and then looks at the exit codes, at the disk server's record, at

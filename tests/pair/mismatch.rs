@@ -1,5 +1,5 @@
-//! Two halves that are not one machine: each side says what differs and both values, and neither the backup nor
-//! a pair that runs is any worse for it.
+//! Two halves that are not one machine: each side says what differs and both values, and neither the backup
+//! nor a pair that runs is any worse for it.
 
 use lockstep::cluster::Part;
 use logchannel::PairConfig;

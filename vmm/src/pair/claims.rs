@@ -1,7 +1,8 @@
 //! Claims: test-and-set at the disk server, on a thread of its own because the answer may take any time.
 //!
-//! The same thread watches the generation while there is nothing to claim: a copy that was taken over by hand
-//! learns it even if its guest leaves the disk alone, and the connection is known to be good when it is needed.
+//! The same thread watches the generation while there is nothing to claim: a copy that was taken over by
+//! hand learns it even if its guest leaves the disk alone, and the connection is known to be good when it
+//! is needed.
 
 use std::time::Duration;
 
@@ -45,8 +46,8 @@ impl Claims {
 }
 
 impl ClaimServer {
-    /// Answers claims through `answer` until the queue is dropped; in between, tells `watch` the generation there
-    /// is. Connects beforehand, so that a failover does not wait for it.
+    /// Answers claims through `answer` until the queue is dropped; in between, tells `watch` the generation
+    /// there is. Connects beforehand, so that a failover does not wait for it.
     pub fn serve(
         mut self,
         mut answer: impl FnMut(Generation, ClaimAnswer),

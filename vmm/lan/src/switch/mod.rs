@@ -112,9 +112,9 @@ impl Switch {
         assert!(self.ports.insert(port), "{port:?} was there already");
     }
 
-    /// Removes a port; frames to its stations are held from now on. A station that was on another port before,
-    /// which is still connected, is there again: a copy that was replaced and did not know it yet may have sent
-    /// a last frame, after the one that replaced it had announced itself.
+    /// Removes a port; frames to its stations are held from now on. A station that was on another port
+    /// before, which is still connected, is there again: a copy that was replaced and did not know it yet may
+    /// have sent a last frame, after the one that replaced it had announced itself.
     pub fn remove_port(&mut self, now_ns: u64, port: PortId) {
         assert!(self.ports.remove(&port), "{port:?} was not there");
         for station in self.stations.values_mut() {
