@@ -1,8 +1,8 @@
 //! Claims: test-and-set at the disk server, on a thread of its own because the answer may take any time.
 //!
-//! The same thread watches the generation while there is nothing to claim: a copy that was taken over by hand
-//! learns it even if its guest leaves the disk alone, and the connection is known to be good when it is
-//! needed.
+//! The same thread watches the generation while there is nothing to claim: a copy that was taken over by
+//! hand learns it even if its guest leaves the disk alone, and the connection is known to be good when it
+//! is needed.
 
 use std::time::Duration;
 

@@ -491,8 +491,8 @@ fn check_holder(config: &VmConfig, hello: &Hello) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "the backup's disk server {server} has generation {} of {vm}, held by {:032x}; the primary is {:032x} \
-         generation {}: give both the same disk server",
+        "the backup's disk server {server} has generation {} of {vm}, held by {:032x}; the primary is \
+         {:032x} with generation {}: give both the same disk server",
         holding.generation,
         holding.holder.unwrap_or(0),
         hello.claimant,
