@@ -1,3 +1,5 @@
+//! Seats: the newest connection of a claimant is the only one that counts.
+
 use super::*;
 
 const A: Claimant = 0xaaaa;

@@ -186,10 +186,12 @@ fn under_load(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
         _ => None,
     };
     let most = if spinner.is_some() { Duration::from_millis(300) } else { Duration::from_secs(1) };
+    // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(plan.up_to(most));
     let fault = pull(&mut plan, &mut cluster)?;
     load.wait_answered(&mut cluster, u64::from(plan.clients) * 20)?;
     let spin = spinner.map(Spinner::finish).transpose()?;
+    // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(plan.up_to(Duration::from_millis(500)));
     let outcome = load.finish()?;
     let report = load_run::judge(&outcome, Some(fault.at_ns))?;
@@ -215,6 +217,7 @@ fn pull(plan: &mut Plan, cluster: &mut Cluster) -> anyhow::Result<Fault> {
     }
     let status = wait_alone(cluster, survivor)?;
     if stop {
+        // tidy: allow(sleep) a moment of the plan, or between two looks
         std::thread::sleep(plan.up_to(Duration::from_millis(300)));
         cluster.signal(victim, Signal::SIGCONT)?;
         let code = exit_code(cluster, victim)?;
@@ -304,6 +307,7 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
             Ok(std::fs::read_to_string(&log).unwrap_or_default().contains(line))
         })?;
     }
+    // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(plan.up_to(Duration::from_millis(most_ms)));
     let at_ns = HostClock.now_ns();
     cluster.kill(Part::Primary)?;
@@ -374,6 +378,7 @@ fn while_idle(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
         Ok(clients)
     })?;
     wait_idle(&mut cluster)?;
+    // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(plan.up_to(Duration::from_millis(300)));
     let at_ns = HostClock.now_ns();
     cluster.kill(Part::Primary)?;

@@ -30,6 +30,7 @@ fn kill_everything(directory: &Path, seed: u64) -> anyhow::Result<()> {
     let change = |workload| Workload { clients: 8, pipeline: 1 + seed as u32, keys: KEYS, ..workload };
     let load = Running::start(&cluster, change, seed)?;
     load.wait_answered(&mut cluster, 500)?;
+    // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(Duration::from_millis(random.below(700)));
     // The first death must not be news to anybody who could still act on it.
     let mut parts = [Part::DiskServer, Part::Primary, Part::Backup];

@@ -192,6 +192,7 @@ pub fn until(what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyh
     let end = HostClock.now_ns() + PATIENCE_NS;
     while !done()? {
         ensure!(HostClock.now_ns() < end, "waited a minute for {what}");
+        // tidy: allow(sleep) a moment of the plan, or between two looks
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -1,3 +1,5 @@
+//! Frames on a stream, split anywhere, or no frames at all.
+
 use proptest::prelude::*;
 
 use super::*;

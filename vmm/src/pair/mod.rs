@@ -11,9 +11,9 @@
 //! ```
 //!
 //! One lock per process holds the protocol's state. Only the vCPU thread writes log entries to the logging
-//! channel, and it does so without the lock, so a full channel stalls the guest and nothing else. What is written
-//! under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk requests (a
-//! deadline ends a connection that takes none), console bytes.
+//! channel, and it does so without the lock, so a full channel stalls the guest and nothing else. What is
+//! written under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk
+//! requests (a deadline ends a connection that takes none), console bytes.
 
 pub mod claims;
 pub mod follower;
