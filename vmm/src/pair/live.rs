@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, select};
+use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
 use logchannel::Event;
 use logchannel::tcp::ChannelWriter;
@@ -168,21 +168,23 @@ impl<M: Transferable> Live<M> {
         let mut applied = 0;
         loop {
             self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+            // First what a guest may be waiting for that has no room for frames.
+            while applied < MAX_INPUTS
+                && let Ok(message) = self.inputs.control.try_recv()
+            {
+                applied += usize::from(self.control(message)?);
+            }
             while let Some(event) = self.refused.pop_front() {
                 if !self.offer(event)? {
                     break;
                 }
                 applied += 1;
             }
-            while applied < MAX_INPUTS && self.refused.is_empty() {
-                match self.inputs.control.try_recv() {
-                    Ok(message) => applied += usize::from(self.control(message)?),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => match self.inputs.net.try_recv()
-                    {
-                        Ok(frame) => applied += usize::from(self.offer(Event::NetRx(frame))?),
-                        Err(_) => break,
-                    },
-                }
+            while applied < MAX_INPUTS
+                && self.refused.is_empty()
+                && let Ok(frame) = self.inputs.net.try_recv()
+            {
+                applied += usize::from(self.offer(Event::NetRx(frame))?);
             }
             if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
                 return Ok(());
