@@ -313,21 +313,21 @@ impl Follower {
     }
 
     /// The vCPU thread: replays until this process goes live or stops.
-    pub fn follow<M: Machine>(&self, mut replayer: Replayer<M>) -> Result<FollowEnd<M>, M::Error> {
+    pub fn follow<M: Machine>(&self, mut replayer: Replayer<M>) -> FollowEnd<M> {
         let (mut entries, mut executed, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         let mut divergence = None;
         loop {
             match self.take(&mut entries) {
                 Some(Verdict::Halt(reason)) => {
                     let replayer = Box::new(replayer);
-                    return Ok(FollowEnd::Halted { reason, divergence, replayer });
+                    return FollowEnd::Halted { reason, divergence, replayer };
                 }
                 Some(Verdict::Live { generation, resend }) => {
                     let status = self.status();
                     let mut inner = self.lock();
                     let backup = Box::new(inner.backup.take().expect("the backup that went live"));
                     let (times, replayer) = (inner.times, Box::new(replayer));
-                    return Ok(FollowEnd::Live { backup, replayer, generation, resend, times, status });
+                    return FollowEnd::Live { backup, replayer, generation, resend, times, status };
                 }
                 None => {}
             }
@@ -339,8 +339,10 @@ impl Follower {
             match replay_batch(&mut replayer, &mut entries, &mut executed) {
                 Ok(()) => self.executed(&mut executed, &digests),
                 Err(ReplayError::Machine(error)) => {
+                    // An input that its state excludes, or a failing host: it does not follow the log any more.
+                    tracing::error!(%error, "the machine cannot take what the log says");
+                    self.executed(&mut executed, &[]);
                     self.event(BackupEvent::Diverged);
-                    return Err(error);
                 }
                 Err(ReplayError::Diverged(found)) => {
                     self.executed(&mut executed, &[]);

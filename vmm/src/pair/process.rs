@@ -405,7 +405,7 @@ pub fn run_backup(
         );
     })?;
     host.status(|parts| parts.follower = Some(follower.clone()));
-    match follower.follow(replayer)? {
+    match follower.follow(replayer) {
         FollowEnd::Halted { reason, divergence, mut replayer } => {
             if let Some(mut divergence) = divergence {
                 match replayer.machine_mut().cpu() {
