@@ -253,7 +253,11 @@ impl<M: Machine> Replayer<M> {
                 if let Event::DiskDone { request, .. } = input {
                     completed = Some(*request);
                 }
-                self.machine.apply(input).map_err(ReplayError::Machine)?;
+                // What the log says cannot happen to this machine: it is not the recorded one any more.
+                if let Err(error) = self.machine.apply(input) {
+                    let event = format!("{} ({error})", input.name());
+                    return Err(ReplayError::Diverged(self.diverge(seq, Difference::InputRefused { event })));
+                }
                 assert_eq!(self.machine.position(), entry.at, "applying an input moved the guest");
                 self.guest.after_input();
             }
