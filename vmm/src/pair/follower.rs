@@ -339,7 +339,8 @@ impl Follower {
             match replay_batch(&mut replayer, &mut entries, &mut executed) {
                 Ok(()) => self.executed(&mut executed, &digests),
                 Err(ReplayError::Machine(error)) => {
-                    // An input that its state excludes, or a failing host: it does not follow the log any more.
+                    // An input that its state excludes, or a failing host: it does not follow the log any
+                    // more.
                     tracing::error!(%error, "the machine cannot take what the log says");
                     self.executed(&mut executed, &[]);
                     self.event(BackupEvent::Diverged);
