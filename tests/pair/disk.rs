@@ -1,9 +1,10 @@
 //! The disk server decides who goes on; so it fails while it is asked.
 
+use disk_server::client::DiskClient;
 use lockstep::cluster::{Cluster, Part};
 use nix::sys::signal::Signal;
 
-use crate::harness::{Pair, scale, wait_until};
+use crate::harness::{PATIENCE, Pair, scale, wait_until};
 use crate::load::Load;
 use crate::relay::Relay;
 
@@ -80,6 +81,48 @@ fn a_restart_of_the_disk_server_is_no_failover() {
         pair.reboot_from_disk();
         assert_eq!(ledger.check(pair.port()), value);
     }
+}
+
+/// A write that was acked and let go, and is held up on its way when the primary dies: the new copy does it
+/// itself; and when the old one arrives at last, it is refused.
+#[test]
+fn a_write_held_up_on_its_way_is_done_by_the_new_copy_and_refused_from_the_old() {
+    for _ in 0..scale() {
+        let Some(mut pair) = Pair::services("a_write_held_up", |_| {}) else { return };
+        pair.start_backup().unwrap();
+        let (relay, network) = (Relay::start(pair.disk_address()), pair.network());
+        let socket = pair.control(Part::Primary).display().to_string();
+        let words = ["primary", "--backup", pair.backup_address(), "--disk-server", relay.address()];
+        let more = ["--net", &network, "--disk-size", "16", "--control", &socket];
+        let primary = pair.spawn("primary", &[&words[..], &more].concat());
+        pair.wait_for_guest().unwrap();
+        let load = Load::start(pair.port(), CONNECTIONS);
+        load.wait_for(SOME);
+        relay.hold();
+        wait_until("a write to be held", || relay.held() > 512);
+        let number = |part, path: &str| pair.status(part).ok()?.pointer(path)?.as_u64();
+        wait_until("the backup to keep what is in flight, and only that", || {
+            let in_flight = number(Part::Primary, "/live/disk_in_flight");
+            in_flight > Some(0) && number(Part::Backup, "/backup/kept") == in_flight
+        });
+        drop(primary);
+        load.wait_for(SOME);
+        pair.assert_one_live(Part::Backup, 2);
+        let ledger = load.stop();
+        let value = ledger.assert_unbroken().check(pair.port());
+        let (image, before) = (pair.disk_image(), fenced(&pair));
+        relay.release();
+        wait_until("the old write to be refused", || fenced(&pair) > before);
+        assert!(pair.disk_image() == image, "the old write was done");
+        pair.reboot_from_disk();
+        assert_eq!(ledger.check(pair.port()), value);
+    }
+}
+
+/// Requests that the disk server refused as fenced.
+fn fenced(pair: &Pair) -> u64 {
+    let mut client = DiskClient::connect(pair.disk_address(), PATIENCE).unwrap();
+    client.status().unwrap().vms.iter().map(|vm| vm.fenced).sum()
 }
 
 /// Every point of a claim at which the disk server can die. The first claim is the primary's at its start.

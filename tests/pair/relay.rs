@@ -1,17 +1,19 @@
-//! Something that stands between primary and backup on the logging channel: it passes bytes on, until it is
-//! told to cut, to swallow, or to change them.
+//! Something that stands between primary and backup on the logging channel, or before the disk server: it
+//! passes bytes on, until it is told to cut, to swallow, to hold or to change them.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The way that bytes go.
+use crate::harness::wait_until;
+
+/// The way that bytes go, on a logging channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Entries.
+    /// Entries; before a disk server, requests.
     ToBackup,
-    /// Acks.
+    /// Acks; answers.
     ToPrimary,
 }
 
@@ -52,18 +54,20 @@ impl Tamper {
 #[derive(Default)]
 struct Shared {
     swallow: AtomicBool,
+    hold: AtomicBool,
+    held: AtomicUsize,
     tamper: Mutex<Option<(Way, Tamper)>>,
     streams: Mutex<Vec<TcpStream>>,
 }
 
-/// The relay. It ends its connections when dropped.
+/// The relay. It ends its connections when dropped, and takes no more once it was cut.
 pub struct Relay {
     address: String,
     shared: Arc<Shared>,
 }
 
 impl Relay {
-    /// Waits for one connection on an address of its own, and passes it on to `target`.
+    /// Waits for connections on an address of its own, and passes each on to `target`.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("an address for the relay");
         let address = listener.local_addr().expect("its address").to_string();
@@ -90,6 +94,21 @@ impl Relay {
         self.shared.swallow.store(true, Ordering::Release);
     }
 
+    /// Keeps what comes for the target from now on.
+    pub fn hold(&self) {
+        self.shared.hold.store(true, Ordering::Release);
+    }
+
+    /// Bytes kept so far.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::Acquire)
+    }
+
+    /// Passes on what was kept, even if whoever sent it is gone.
+    pub fn release(&self) {
+        self.shared.hold.store(false, Ordering::Release);
+    }
+
     /// Changes the next bytes of one way.
     pub fn tamper(&self, way: Way, tamper: Tamper) {
         *lock(&self.shared.tamper) = Some((way, tamper));
@@ -103,6 +122,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        self.release();
         self.cut();
     }
 }
@@ -116,16 +136,18 @@ fn start(name: &str, body: impl FnOnce() + Send + 'static) {
 }
 
 fn serve(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
-    let Ok((primary, _)) = listener.accept() else { return };
-    let Ok(backup) = TcpStream::connect(target) else { return };
-    for stream in [&primary, &backup] {
-        let _ = stream.set_nodelay(true);
-        lock(&shared.streams).extend(stream.try_clone());
+    while let Ok((primary, _)) = listener.accept() {
+        let Ok(backup) = TcpStream::connect(target) else { return };
+        for stream in [&primary, &backup] {
+            let _ = stream.set_nodelay(true);
+            lock(&shared.streams).extend(stream.try_clone());
+        }
+        let (Ok(from), Ok(to)) = (primary.try_clone(), backup.try_clone()) else { return };
+        let of_thread = shared.clone();
+        start("relay-to-target", move || pump(from, to, Way::ToBackup, &of_thread));
+        let of_thread = shared.clone();
+        start("relay-back", move || pump(backup, primary, Way::ToPrimary, &of_thread));
     }
-    let (Ok(from), Ok(to)) = (primary.try_clone(), backup.try_clone()) else { return };
-    let of_thread = shared.clone();
-    start("relay-to-backup", move || pump(from, to, Way::ToBackup, &of_thread));
-    pump(backup, primary, Way::ToPrimary, shared);
 }
 
 fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, shared: &Shared) {
@@ -133,6 +155,10 @@ fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, shared: &Shared) {
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         if shared.swallow.load(Ordering::Acquire) {
             continue;
+        }
+        if way == Way::ToBackup && shared.hold.load(Ordering::Acquire) {
+            shared.held.fetch_add(count, Ordering::AcqRel);
+            wait_until("the relay to let go", || !shared.hold.load(Ordering::Acquire));
         }
         let mut bytes = buffer[..count].to_vec();
         let mut tamper = lock(&shared.tamper);
