@@ -62,7 +62,7 @@ pub enum ProcessEnd {
 /// Makes the machine of a configuration, its guest image loaded.
 pub fn machine(config: &VmConfig) -> anyhow::Result<Kvm> {
     let ram = Ram::new(config.memory_bytes())?;
-    let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
+    let first = boot::load(ram.map(), ram.bytes(), &config.files())?;
     let engine = KvmEngine::new(&ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
