@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use devices::DevicesConfig;
+use devices::{ConsoleInput, DevicesConfig};
 use guest_images::cache::Cache;
 use logchannel::pair::PairConfig;
+use replay::ClockPolicy;
 
 use crate::boot::GuestFiles;
-use crate::engine::PositionClock;
-use crate::engine::kvm::{CPU_MODEL, host_cpu};
+use crate::engine::EngineKind;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
 pub const MACHINE_MODEL: &str = "pc-2";
@@ -22,6 +22,8 @@ const MIB: u64 = 1 << 20;
 const MINIKV: &str = "minikv";
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
+/// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
+const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
 /// Options of every command that runs a virtual machine.
 #[derive(Debug, Clone, Args)]
@@ -63,8 +65,12 @@ pub struct VmArgs {
     #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
     pub mac: [u8; 6],
     /// Engine: `auto` takes the fastest that is exact on this host.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "kvm"])]
+    #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
     pub engine: String,
+    /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
+    /// time is skipped, a disk request takes none, and two runs with the same inputs are identical.
+    #[arg(long, default_value = "host", value_parser = ["host", "virtual"])]
+    pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
@@ -74,6 +80,9 @@ pub struct VmArgs {
     /// File for the guest's console; standard output without it.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
+    pub console_input: String,
 }
 
 /// Options of both halves of a pair.
@@ -125,6 +134,10 @@ impl PairArgs {
 pub struct VmConfig {
     /// The options.
     pub args: VmArgs,
+    /// The engine.
+    pub engine: EngineKind,
+    /// How host time becomes virtual time.
+    pub clock: ClockPolicy,
     /// The kernel, or the whole guest where it has no other files.
     pub image: Vec<u8>,
     /// The initial RAM disk.
@@ -162,8 +175,14 @@ impl VmConfig {
 
     /// The guest that the options name, as it is by itself.
     fn guest(args: &VmArgs, wall_base_ns: u64) -> anyhow::Result<Self> {
+        let (clock, wall_base_ns) = match args.clock.as_str() {
+            "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
+            _ => (ClockPolicy::default(), wall_base_ns),
+        };
         let mut config = Self {
             args: args.clone(),
+            engine: EngineKind::choose(&args.engine),
+            clock,
             image: Vec::new(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),
@@ -224,6 +243,17 @@ impl VmConfig {
             disk_bytes: self.disk_bytes(),
             wall_base_ns: self.wall_base_ns,
             memory_bytes: self.memory_bytes(),
+            console_input: self.console_device(),
+        }
+    }
+
+    /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
+    fn console_device(&self) -> ConsoleInput {
+        let last =
+            self.command_line.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
+        match last {
+            Some(device) if device.starts_with("hvc") => ConsoleInput::Virtio,
+            _ => ConsoleInput::Serial,
         }
     }
 
@@ -231,10 +261,10 @@ impl VmConfig {
     pub fn pair(&self) -> PairConfig {
         PairConfig {
             vm: self.args.vm.clone(),
-            engine: "kvm".into(),
-            clock: PositionClock::Exits.name().into(),
-            cpu_model: CPU_MODEL.into(),
-            host_cpu: host_cpu(),
+            engine: self.engine.name().into(),
+            clock: self.engine.clock().name().into(),
+            cpu_model: self.engine.cpu_model().into(),
+            host_cpu: self.engine.host_cpu(),
             machine_model: MACHINE_MODEL.into(),
             memory_bytes: self.memory_bytes(),
             image_digest: self.image_digest(),
