@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use devices::DevicesConfig;
+use devices::{ConsoleInput, DevicesConfig};
 use guest_images::cache::Cache;
 use logchannel::pair::PairConfig;
 use replay::ClockPolicy;
@@ -80,6 +80,9 @@ pub struct VmArgs {
     /// File for the guest's console; standard output without it.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
+    pub console_input: String,
 }
 
 /// Options of both halves of a pair.
@@ -241,6 +244,17 @@ impl VmConfig {
             disk_bytes: self.disk_bytes(),
             wall_base_ns: self.wall_base_ns,
             memory_bytes: self.memory_bytes(),
+            console_input: self.console_device(),
+        }
+    }
+
+    /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
+    fn console_device(&self) -> ConsoleInput {
+        let last =
+            self.command_line.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
+        match last {
+            Some(device) if device.starts_with("hvc") => ConsoleInput::Virtio,
+            _ => ConsoleInput::Serial,
         }
     }
 

@@ -149,7 +149,8 @@ fn iasl_understands_the_dsdt() {
     let tables = acpi_tables();
     std::fs::write(directory.path().join("dsdt.aml"), &tables.bytes[tables.dsdt..]).expect("written");
     let iasl = |arguments: &[&str]| {
-        let output = Command::new("iasl").args(arguments).current_dir(directory.path()).output().expect("iasl");
+        let output =
+            Command::new("iasl").args(arguments).current_dir(directory.path()).output().expect("iasl");
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         assert!(output.status.success(), "{text}");
