@@ -19,8 +19,11 @@ use logchannel::batch::{BatchError, EntryError};
 use logchannel::codec::CodecError;
 use logchannel::frame::{FrameError, Protocol};
 use logchannel::pair::PairConfig;
-use logchannel::{Position, Seq};
+use logchannel::{LOG_VERSION, Position, Seq};
+use replay::ClockPolicy;
 use serde::{Deserialize, Serialize};
+
+use crate::config::VmConfig;
 
 /// Version of the file format; the log's own version is in `Header`.
 pub const RECORDING_VERSION: u16 = 1;
@@ -73,6 +76,23 @@ pub struct Header {
     pub virtual_clock: bool,
     /// Virtual time between checkpoints, nanoseconds; 0 for none but the first.
     pub checkpoint_every_ns: u64,
+}
+
+impl Header {
+    /// The header of a recording of this machine, from its first instruction on.
+    pub fn new(config: &VmConfig, checkpoint_every_ns: u64) -> Self {
+        let image =
+            config.args.kernel.as_ref().map_or("minikv (embedded)".into(), |path| path.display().to_string());
+        Self {
+            log_version: LOG_VERSION,
+            lockstep: env!("CARGO_PKG_VERSION").into(),
+            machine: config.pair(),
+            devices: config.devices(),
+            files: vec![(image, *blake3::hash(&config.image).as_bytes())],
+            virtual_clock: config.clock == ClockPolicy::Virtual,
+            checkpoint_every_ns,
+        }
+    }
 }
 
 /// Which pages a PAGES frame holds.

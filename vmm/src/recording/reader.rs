@@ -109,6 +109,14 @@ impl Recording {
         &self.index.batches
     }
 
+    /// How many bytes of the file are batches of entries, their frames included.
+    pub fn log_bytes(&self) -> Result<u64, RecordingError> {
+        self.index.batches.iter().try_fold(0, |sum, batch| {
+            let payload = self.frame(batch.frame, batch.first - 1)?.1;
+            Ok(sum + (HEADER_LEN + payload.len()) as u64)
+        })
+    }
+
     /// Checkpoints, in order: the first is before the first entry.
     pub fn checkpoints(&self) -> &[CheckpointRef] {
         &self.index.checkpoints
