@@ -95,7 +95,8 @@ impl Pair {
             GasFormatter::new().format(&encoded.instruction, &mut assembly);
             format!(
                 "{}: {assembly}  [{:02x?}] at {:#x}\n    host {:x?}, softcpu {:x?}, rflags {:x}, \
-                 mxcsr {:x}\n{found}    LOCKSTEP_FORM='{}' LOCKSTEP_SEED={seed:#x} cargo test --release -p lockstep-softcpu \
+                 mxcsr {:x}\n{found}    LOCKSTEP_FORM='{}' LOCKSTEP_SEED={seed:#x} cargo test --release \
+                 -p lockstep-softcpu \
                  --test hardware",
                 form.name(),
                 encoded.bytes,
