@@ -30,7 +30,7 @@ const WITH_ERROR: [u8; 7] = [8, 10, 11, 12, 13, 14, 17];
 
 /// The software CPU as an executor.
 pub struct Soft {
-    cpu: Cpu,
+    cpu: Box<Cpu>,
     ram: *mut u8,
     state: State,
     base: Vec<u8>,
@@ -138,7 +138,7 @@ impl Soft {
         let state = &mut self.state;
         let flat = |selector, access| Segment { selector, base: 0, limit: u32::MAX, access };
         let none = Segment { selector: 0, base: 0, limit: 0, access: 1 << 16 };
-        state.segments = [(); 8].map(|()| none.clone());
+        state.segments = [none; 8];
         state.segments[1] = flat(code, 0xa0fb);
         state.segments[2] = flat(data, 0xc0f3);
         state.segments[4] = flat(0, 0xc0f3);
