@@ -36,6 +36,8 @@ pub struct Builder {
     /// One of `cpu::mode`.
     pub mode: u8,
     ip: u16,
+    /// The instruction's bytes.
+    pub raw: [u8; LONGEST],
     /// Fusing pairs is allowed: the block is not a part that stops at an exact count.
     pub whole: bool,
 }
@@ -248,7 +250,7 @@ impl Cpu {
     }
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
-        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, whole }
+        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, raw: [0; LONGEST], whole }
     }
 
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
@@ -258,6 +260,7 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.ram.read(gpa, bytes);
         let mut builder = self.builder(vec![Op::new(stop)], true);
+        let bytes = &*bytes;
         let mut decoder = self.decoder(bytes, self.rip);
         let mut insn = Instruction::default();
         let mut ended = false;
@@ -274,6 +277,7 @@ impl Cpu {
                 }
                 break;
             }
+            builder.raw[..insn.len()].copy_from_slice(&bytes[at..at + insn.len()]);
             ended = lower(&mut builder, &insn) == Lowered::Ends;
             builder.number += 1;
             builder.ip += insn.len() as u16;
@@ -303,6 +307,7 @@ impl Cpu {
                 self.abort = crate::cpu::Abort::None;
                 break;
             };
+            builder.raw = bytes;
             ended = lower(&mut builder, &insn) == Lowered::Ends;
             builder.number += 1;
             builder.ip += length as u16;
