@@ -1,7 +1,7 @@
 //! Makes an instruction of a form with random operands: registers, addressing, immediates, harmless prefixes.
 
 use crate::forms::{Form, Operand, Prefix, is_string};
-use crate::state::{CODE, PAGE};
+use crate::state::{CODE, CODE_BYTES, PAGE};
 use crate::values::Random;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
@@ -72,8 +72,10 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
     let op = form.code.op_code();
     let mut instruction = Instruction::default();
     instruction.set_code(form.code);
-    let at = match random.below(8) {
-        0 => CODE + PAGE - 1 - random.below(14),
+    let at = match random.below(64) {
+        // Across two pages; to the end of the second, behind which there is none.
+        0..8 => CODE + PAGE - 1 - random.below(14),
+        8 => CODE + CODE_BYTES as u64 - 1 - random.below(14),
         _ => CODE + 0x100 + random.below(0xd00),
     };
     let short = random.one_in(8);
@@ -108,12 +110,6 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
     let mut encoder = Encoder::new(64);
     encoder.encode(&instruction, at).ok()?;
     let mut bytes = encoder.take_buffer();
-    if form.prefix == Prefix::None && random.one_in(24) {
-        redundant_prefix(&mut bytes, random);
-    }
-    if bytes.len() > 15 {
-        return None;
-    }
     let decoded = Decoder::with_ip(64, &bytes, at, DecoderOptions::NONE).decode();
     // Another code for the same bytes is another form, unless only the assembler tells them apart.
     if decoded.len() != bytes.len() || (decoded.code() != form.code && !alias(form.code, decoded.code())) {
@@ -129,6 +125,9 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
     {
         return None;
     }
+    if form.prefix == Prefix::None && !decoded.is_ip_rel_memory_operand() && random.one_in(24) {
+        more_prefixes(&mut bytes, random);
+    }
     Some(Encoded { instruction: decoded, bytes, at, shape, short })
 }
 
@@ -138,11 +137,22 @@ fn alias(code: Code, decoded: Code) -> bool {
     name.starts_with("Reservednop") || code.mnemonic() == decoded.mnemonic()
 }
 
-/// A prefix that means nothing here: a segment that 64-bit mode ignores, or an empty REX.
-fn redundant_prefix(bytes: &mut Vec<u8>, random: &mut Random) {
-    let prefix = random.pick(&[0x26, 0x2e, 0x36, 0x3e]);
-    if !matches!(bytes[0], 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65) {
-        bytes.insert(0, prefix);
+/// Prefixes in front: segments that 64-bit mode ignores, up to the longest instruction and one byte beyond
+/// (#GP); or LOCK, which most forms refuse (#UD).
+fn more_prefixes(bytes: &mut Vec<u8>, random: &mut Random) {
+    if matches!(bytes[0], 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0) {
+        return;
+    }
+    let count = match random.below(4) {
+        0 => 16 - bytes.len(),
+        1 => 15 - bytes.len(),
+        _ => 1,
+    };
+    for _ in 0..count {
+        bytes.insert(0, random.pick(&[0x26, 0x2e, 0x36, 0x3e]));
+    }
+    if bytes.len() < 15 && random.one_in(4) {
+        bytes.insert(0, 0xf0);
     }
 }
 

@@ -159,15 +159,17 @@ impl Native {
 
     fn write_code(&mut self, vector: &Vector) {
         let at = (vector.user.rip - CODE) as usize;
-        assert!(at + vector.code.len() < CODE_BYTES);
-        // SAFETY: the code fits the mapping, as asserted.
+        let present = &vector.code[..vector.code.len().min(CODE_BYTES - at)];
+        // SAFETY: `at` is below CODE_BYTES.
         let to = unsafe { self.code.add(at) };
-        // SAFETY: as above; nothing runs it now.
-        unsafe { ptr::copy_nonoverlapping(vector.code.as_ptr(), to, vector.code.len()) };
-        // SAFETY: the byte behind it is in the mapping too, as asserted.
-        let end = unsafe { to.add(vector.code.len()) };
-        // SAFETY: as above.
-        unsafe { *end = 0xcc };
+        // SAFETY: the bytes fit the mapping, as cut; nothing runs them now.
+        unsafe { ptr::copy_nonoverlapping(present.as_ptr(), to, present.len()) };
+        if at + present.len() < CODE_BYTES {
+            // SAFETY: the byte behind them is in the mapping, too.
+            let end = unsafe { to.add(present.len()) };
+            // SAFETY: as above.
+            unsafe { *end = 0xcc };
+        }
     }
 
     fn fill_frame(&mut self, user: &User, stop: Stop) {

@@ -159,6 +159,7 @@ impl Soft {
     pub fn run(&mut self, vector: &Vector) -> Outcome {
         let mut code = vector.code.clone();
         code.push(0xcc);
+        code.truncate(CODE_BYTES - (vector.user.rip - CODE) as usize);
         self.write_linear(vector.user.rip, &code);
         for (at, bytes) in &vector.patches {
             self.write_linear(*at, bytes);
