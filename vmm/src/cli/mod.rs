@@ -5,6 +5,7 @@ pub mod bench;
 pub mod demo;
 pub mod disk_server;
 pub mod doctor;
+pub mod guest;
 pub mod lan;
 pub mod primary;
 pub mod replicate;

@@ -71,6 +71,7 @@ pub fn run_live(
     // A network may still know the address at the place of a copy that is gone.
     announce(&host, &leader)?;
     host.status(|parts| parts.leader = Some(leader.clone()));
+    let _terminal = host.console_input()?;
     Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
 }
 
