@@ -18,12 +18,12 @@ use crate::engine::EngineKind;
 pub const MACHINE_MODEL: &str = "pc-2";
 
 const MIB: u64 = 1 << 20;
+/// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
+const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 /// The guest that is embedded.
 const MINIKV: &str = "minikv";
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
-/// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
-const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
 /// Options of every command that runs a virtual machine.
 #[derive(Debug, Clone, Args)]
@@ -175,13 +175,14 @@ impl VmConfig {
 
     /// The guest that the options name, as it is by itself.
     fn guest(args: &VmArgs, wall_base_ns: u64) -> anyhow::Result<Self> {
+        let engine = EngineKind::choose(&args.engine);
         let (clock, wall_base_ns) = match args.clock.as_str() {
             "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
             _ => (ClockPolicy::default(), wall_base_ns),
         };
         let mut config = Self {
             args: args.clone(),
-            engine: EngineKind::choose(&args.engine),
+            engine,
             clock,
             image: Vec::new(),
             initrd: None,
@@ -249,9 +250,8 @@ impl VmConfig {
 
     /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
     fn console_device(&self) -> ConsoleInput {
-        let last =
-            self.command_line.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
-        match last {
+        let mut words = self.command_line.split_whitespace().rev();
+        match words.find_map(|word| word.strip_prefix("console=")) {
             Some(device) if device.starts_with("hvc") => ConsoleInput::Virtio,
             _ => ConsoleInput::Serial,
         }
