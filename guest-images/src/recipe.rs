@@ -12,6 +12,7 @@ use crate::kernel::{self, KernelError};
 use crate::modules::{ModuleError, Modules};
 
 mod busybox;
+mod cpubench;
 
 /// Names that a guest's files have in its directory.
 const KERNEL: &str = "vmlinux";
@@ -80,7 +81,7 @@ pub struct Recipe {
 }
 
 /// All recipes.
-pub const RECIPES: &[Recipe] = &[busybox::RECIPE];
+pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE];
 
 /// Makes the image `name` and keeps it in `cache`; `say` hears of the progress.
 pub fn build(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Guest, BuildError> {
