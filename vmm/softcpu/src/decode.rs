@@ -14,7 +14,8 @@ use crate::{Cpu, Fault, exec};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
-const LONGEST: usize = 15;
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+pub const LONGEST: usize = 15;
 
 /// What a module made of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Builder {
     /// One of `cpu::mode`.
     pub mode: u8,
     ip: u16,
+    /// The instruction's bytes.
+    pub raw: [u8; LONGEST],
     /// Fusing pairs is allowed: the block is not a part that stops at an exact count.
     pub whole: bool,
 }
@@ -248,7 +251,7 @@ impl Cpu {
     }
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
-        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, whole }
+        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, raw: [0; LONGEST], whole }
     }
 
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
@@ -258,6 +261,7 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.ram.read(gpa, bytes);
         let mut builder = self.builder(vec![Op::new(stop)], true);
+        let bytes = &*bytes;
         let mut decoder = self.decoder(bytes, self.rip);
         let mut insn = Instruction::default();
         let mut ended = false;
@@ -274,6 +278,7 @@ impl Cpu {
                 }
                 break;
             }
+            builder.raw[..insn.len()].copy_from_slice(&bytes[at..at + insn.len()]);
             ended = lower(&mut builder, &insn) == Lowered::Ends;
             builder.number += 1;
             builder.ip += insn.len() as u16;
@@ -303,6 +308,7 @@ impl Cpu {
                 self.abort = crate::cpu::Abort::None;
                 break;
             };
+            builder.raw = bytes;
             ended = lower(&mut builder, &insn) == Lowered::Ends;
             builder.number += 1;
             builder.ip += length as u16;
@@ -334,6 +340,20 @@ impl Cpu {
             return self.raise(Exception::gp(0));
         }
         Ok(insn.len())
+    }
+
+    /// Fetches `length` bytes at `rip`, the rest zero.
+    pub(crate) fn fetch_bytes(&mut self, rip: u64, length: usize) -> Result<[u8; LONGEST], Fault> {
+        let mut bytes = [0; LONGEST];
+        let here = ((PAGE - rip % PAGE) as usize).min(length);
+        bytes[..length].fill(0xff);
+        let gpa = self.translate_code(rip)?;
+        self.ram.read(gpa, &mut bytes[..here]);
+        if here < length {
+            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
+            self.ram.read(gpa, &mut bytes[here..length]);
+        }
+        Ok(bytes)
     }
 
     /// Decodes the instruction at RIP again: for what an exception needs to know of it.

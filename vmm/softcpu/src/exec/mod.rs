@@ -16,6 +16,7 @@ mod stack;
 mod string;
 mod system;
 mod x87;
+mod x87_host;
 
 use iced_x86::Instruction;
 
