@@ -181,7 +181,7 @@ impl Cpu {
         let space = self.space;
         self.space |= privilege::IMPLICIT;
         let result = self.read(address);
-        self.space = space;
+        self.restore_privilege(space);
         result
     }
 
@@ -190,8 +190,13 @@ impl Cpu {
         let space = self.space;
         self.space |= privilege::IMPLICIT;
         let result = self.write(address, value);
-        self.space = space;
+        self.restore_privilege(space);
         result
+    }
+
+    /// Ends accesses of another privilege than `space` has. What they flushed may have renumbered the spaces.
+    pub(crate) fn restore_privilege(&mut self, space: u64) {
+        self.space = self.space & !3 | space & 3;
     }
 
     /// Reads any number of bytes.
@@ -228,6 +233,9 @@ impl Cpu {
     #[inline(never)]
     #[cold]
     fn read_slow(&mut self, address: u64, size: u64) -> Result<u128, Fault> {
+        if self.tlb.off {
+            self.watch_access(address, size, false);
+        }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
@@ -241,6 +249,9 @@ impl Cpu {
     #[inline(never)]
     #[cold]
     fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
+        if self.tlb.off {
+            self.watch_access(address, size, true);
+        }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, true)?;
         if first == size {
@@ -326,7 +337,6 @@ impl Cpu {
         let access = Access { write, exec: false, privilege: self.space & 3 };
         let page = self.walk(address, access)?;
         if self.tlb.off {
-            self.watch_access(address, write);
             return Ok(page.gpa);
         }
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
@@ -373,8 +383,9 @@ impl Cpu {
         }
     }
 
-    /// Drops all translations.
+    /// Drops all translations. The privilege of the access under way stays.
     pub(crate) fn flush_translations(&mut self) {
+        let space = self.space;
         self.tlb.clear();
         self.tlb.spaces.clear();
         for gpa in std::mem::take(&mut self.tlb.tables) {
@@ -382,6 +393,7 @@ impl Cpu {
         }
         self.cache.forget_jumps();
         self.update_space();
+        self.restore_privilege(space);
     }
 
     /// Derives `space` and `jump_key` from CR3, CPL, CR4.SMAP and RFLAGS.AC.
