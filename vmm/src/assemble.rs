@@ -3,8 +3,8 @@
 
 use crate::boot;
 use crate::config::VmConfig;
-use crate::engine::AnyEngine;
-use crate::machine::{Machine, MachineState};
+use crate::engine::{AnyEngine, EngineKind};
+use crate::machine::{Machine, MachineError, MachineState};
 use crate::memory::Ram;
 
 /// A machine on an engine of any kind.
@@ -18,8 +18,8 @@ pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 
-/// The machine of a configuration as it was saved; `ram` has its memory's content.
-pub fn restore(config: &VmConfig, ram: Ram, state: MachineState) -> anyhow::Result<Vm> {
-    let engine = config.engine.create(&ram)?;
-    Ok(Machine::restored(engine, ram, state)?)
+/// A machine as it was saved; `ram` has its memory's content.
+pub fn restore(engine: EngineKind, ram: Ram, state: MachineState) -> Result<Vm, MachineError> {
+    let engine = engine.create(&ram)?;
+    Machine::restored(engine, ram, state)
 }

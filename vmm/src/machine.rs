@@ -104,6 +104,14 @@ impl<E: Engine> Machine<E> {
         Ok(Self { engine, ram, devices, entry: VmEntry::Resume, halted: state.halted, ended: None })
     }
 
+    /// Goes on where this machine or another was saved; its memory has the content of that one.
+    pub fn reset(&mut self, state: MachineState) -> Result<(), MachineError> {
+        self.devices = Devices::restore(state.devices)?;
+        self.engine.restore(&state.cpu, state.at)?;
+        (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
+        Ok(())
+    }
+
     /// Everything but the memory.
     pub fn save(&mut self) -> Result<MachineState, MachineError> {
         let cpu = self.cpu()?;

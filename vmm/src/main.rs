@@ -32,6 +32,16 @@ enum Action {
     Primary(cli::primary::PrimaryArgs),
     /// Run the half of a pair that follows and takes over.
     Backup(cli::backup::BackupArgs),
+    /// Run one machine without a backup and keep its log in a file.
+    Record(cli::record::RecordCommandArgs),
+    /// Play a recording, to its end or to a place in it.
+    Replay(cli::replay::ReplayArgs),
+    /// Replay a recording again and again and compare everything.
+    Verify(cli::verify::VerifyArgs),
+    /// Show what is in a recording.
+    Log(cli::log::LogArgs),
+    /// Find where two runs of a log part.
+    Diverge(cli::diverge::DivergeArgs),
     /// Give a machine that runs alone a new backup.
     Replicate(cli::replicate::ReplicateArgs),
     /// Make guest images of Debian packages, and list them.
@@ -58,6 +68,11 @@ fn main() -> ExitCode {
         Action::Run(args) => cli::run::run(args),
         Action::Primary(args) => cli::primary::run(args),
         Action::Backup(args) => cli::backup::run(args),
+        Action::Record(args) => cli::record::run(args),
+        Action::Replay(args) => cli::replay::run(args),
+        Action::Verify(args) => cli::verify::run(args),
+        Action::Log(args) => cli::log::run(args),
+        Action::Diverge(args) => cli::diverge::run(args),
         Action::Replicate(args) => cli::replicate::run(args),
         Action::Demo(args) => cli::demo::run(args),
         Action::Bench(args) => cli::bench::run(args),

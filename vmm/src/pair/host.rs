@@ -56,7 +56,7 @@ pub(super) struct Host {
     pub(super) config: VmConfig,
     pub(super) clock: HostClock,
     pub(super) claimant: u128,
-    control: (Sender<Control>, Receiver<Control>),
+    pub(super) control: (Sender<Control>, Receiver<Control>),
     net: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     typed: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     live: Arc<AtomicBool>,
