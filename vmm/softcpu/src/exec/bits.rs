@@ -9,7 +9,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::Cpu;
-use crate::decode::{Builder, Lowered, gpr, operand_bytes};
+use crate::cpu::mode;
+use crate::decode::{Builder, Lowered, address_bytes, gpr, operand_bytes, segment};
 use crate::flags::{self, Lazy};
 use crate::op::{Handler, Op, next};
 use crate::word::Word;
@@ -68,11 +69,16 @@ fn bit_in_memory<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op, address: u64, 
     next(cpu, op)
 }
 
-/// The bit string's part that has the bit; `imm` masks the address.
+/// The bit string's part that has the bit. The operand is an offset in the segment `dst`, whose base is added
+/// at the end; `imm` is the mask of the address size.
 fn bit_mr<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op) {
     let offset = cpu.reg::<W>(op.src).sext() as i64;
     let part = (offset >> W::BITS.trailing_zeros()).wrapping_mul(W::BYTES as i64);
-    let address = cpu.address(op).wrapping_add(part as u64) & op.imm;
+    let within = cpu.address(op).wrapping_add(part as u64) & op.imm;
+    let mut address = cpu.bases[usize::from(op.dst) % 8].wrapping_add(within);
+    if cpu.mode & mode::LONG == 0 {
+        address &= 0xffff_ffff;
+    }
     bit_in_memory::<W, KIND>(cpu, op, address, offset as u64)
 }
 
@@ -114,11 +120,14 @@ fn lower_bit(builder: &mut Builder, insn: &Instruction, kind: u8) -> Lowered {
     });
     if by_register {
         op.src = gpr(insn.op1_register()).unwrap_or_default();
-        op.imm = if builder.is_long() { u64::MAX } else { 0xffff_ffff };
     } else {
         op.imm = insn.immediate(1);
     }
-    if memory {
+    if memory && by_register {
+        op.dst = segment(insn.memory_segment()) as u8;
+        op.imm = u64::MAX >> (64 - 8 * address_bytes(insn));
+        builder.memory_offset(&mut op, insn);
+    } else if memory {
         builder.memory(&mut op, insn);
     } else {
         op.dst = gpr(insn.op0_register()).unwrap_or_default();
@@ -129,40 +138,41 @@ fn lower_bit(builder: &mut Builder, insn: &Instruction, kind: u8) -> Lowered {
 
 /// A result from a source.
 trait Unary {
-    /// `old` is the destination's value before.
-    fn apply<W: Word>(flags: &mut Lazy, source: W, old: W) -> W;
+    /// `None` leaves the destination.
+    fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W>;
 }
 
-/// Only ZF is defined; the destination stays when there is no bit to be found.
+/// The number of a bit, if there is one; of the flags only ZF is defined. The whole destination stays, also the
+/// upper half of a register with a 32-bit operand.
 #[inline(always)]
-fn found<W: Word>(flags: &mut Lazy, source: W, old: W, bit: u32) -> W {
+fn found<W: Word>(flags: &mut Lazy, source: W, bit: u32) -> Option<W> {
     let none = source.zext() == 0;
     flags.set_zf(none);
-    if none { old } else { W::of(u64::from(bit)) }
+    (!none).then(|| W::of(u64::from(bit)))
 }
 
 struct Forward;
 impl Unary for Forward {
     #[inline(always)]
-    fn apply<W: Word>(flags: &mut Lazy, source: W, old: W) -> W {
-        found(flags, source, old, source.zext().trailing_zeros())
+    fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W> {
+        found(flags, source, source.zext().trailing_zeros())
     }
 }
 
 struct Reverse;
 impl Unary for Reverse {
     #[inline(always)]
-    fn apply<W: Word>(flags: &mut Lazy, source: W, old: W) -> W {
-        found(flags, source, old, 63u32.wrapping_sub(source.zext().leading_zeros()))
+    fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W> {
+        found(flags, source, 63u32.wrapping_sub(source.zext().leading_zeros()))
     }
 }
 
 struct Popcnt;
 impl Unary for Popcnt {
     #[inline(always)]
-    fn apply<W: Word>(flags: &mut Lazy, source: W, _old: W) -> W {
+    fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W> {
         *flags = Lazy::from_rflags(if source.zext() == 0 { flags::ZF } else { 0 });
-        W::of(u64::from(source.zext().count_ones()))
+        Some(W::of(u64::from(source.zext().count_ones())))
     }
 }
 
@@ -174,23 +184,24 @@ fn reversed<W: Word>(value: W) -> W {
 struct Movbe;
 impl Unary for Movbe {
     #[inline(always)]
-    fn apply<W: Word>(_flags: &mut Lazy, source: W, _old: W) -> W {
-        reversed(source)
+    fn apply<W: Word>(_flags: &mut Lazy, source: W) -> Option<W> {
+        Some(reversed(source))
     }
 }
 
 fn unary_r<K: Unary, W: Word>(cpu: &mut Cpu, op: &Op) {
-    let (source, old) = (cpu.reg::<W>(op.src), cpu.reg::<W>(op.dst));
-    let result = K::apply(&mut cpu.flags, source, old);
-    cpu.set_reg(op.dst, result);
+    let source = cpu.reg::<W>(op.src);
+    if let Some(result) = K::apply(&mut cpu.flags, source) {
+        cpu.set_reg(op.dst, result);
+    }
     next(cpu, op)
 }
 
 fn unary_m<K: Unary, W: Word>(cpu: &mut Cpu, op: &Op) {
     let source = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
-    let old = cpu.reg::<W>(op.dst);
-    let result = K::apply(&mut cpu.flags, source, old);
-    cpu.set_reg(op.dst, result);
+    if let Some(result) = K::apply(&mut cpu.flags, source) {
+        cpu.set_reg(op.dst, result);
+    }
     next(cpu, op)
 }
 

@@ -189,6 +189,12 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         | Mnemonic::Prefetcht2
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
+        | Mnemonic::Prefetchwt1
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1
+        | Mnemonic::Cldemote
+        | Mnemonic::Rdsspd
+        | Mnemonic::Rdsspq
         | Mnemonic::Lfence
         | Mnemonic::Sfence
         | Mnemonic::Mfence => {
