@@ -60,8 +60,7 @@ fn read(format: &'static str, reader: impl Read) -> Result<Vec<u8>, UnpackError>
 fn legacy_lz4(mut rest: &[u8]) -> Result<Vec<u8>, UnpackError> {
     const FORMAT: &str = "LZ4";
     let (mut out, mut block) = (Vec::new(), vec![0; LZ4_BLOCK]);
-    loop {
-        let Some((size, after)) = rest.split_first_chunk::<4>() else { break };
+    while let Some((size, after)) = rest.split_first_chunk::<4>() {
         let size = u32::from_le_bytes(*size) as usize;
         // Behind the last block the kernel's build puts the unpacked size.
         if after.is_empty() && size == out.len() {

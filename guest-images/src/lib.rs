@@ -28,6 +28,9 @@ pub use modules::ModuleError;
 /// The ELF64 image of `minikv`. Its segments are loaded at their physical addresses, from 1 MiB on.
 pub const MINIKV: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minikv.elf"));
 
+/// `cpubench`: nine kernels that measure a processor, as a static Linux program that is also a first process.
+pub const CPUBENCH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cpubench.elf"));
+
 /// The command line that `minikv` assumes where none says otherwise: `ip=`, `gw=` and `port=`, separated by
 /// spaces, each optional.
 pub const MINIKV_COMMAND_LINE: &str = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379";

@@ -250,9 +250,8 @@ impl VmConfig {
 
     /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
     fn console_device(&self) -> ConsoleInput {
-        let last =
-            self.command_line.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
-        match last {
+        let mut words = self.command_line.split_whitespace().rev();
+        match words.find_map(|word| word.strip_prefix("console=")) {
             Some(device) if device.starts_with("hvc") => ConsoleInput::Virtio,
             _ => ConsoleInput::Serial,
         }

@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Aligned, Bits32, Bits64, Forms, Operand, Xmm, lower_forms};
 use crate::decode::{Builder, Lowered};
-use crate::exec::sse_control;
+use crate::exec::sse_control::{self, unless_traps};
 use crate::flags::{self, Lazy};
 use crate::op::{Op, next};
 use crate::{Cpu, Fault, or_abort};
@@ -49,7 +49,7 @@ macro_rules! compare {
 
         fn forms(mnemonic: Mnemonic) -> Option<Forms> {
             Some(match mnemonic {
-                $(Mnemonic::$name => Forms { rr: compare_rr::<$name>, rm: compare_rm::<$name> },)*
+                $(Mnemonic::$name => Forms { rr: compare_rr::<$name, false>, rm: compare_rm::<$name, false> },)*
                 _ => return None,
             })
         }
@@ -65,23 +65,30 @@ compare! {
 }
 
 #[inline(always)]
-fn compare<K: Compare>(cpu: &mut Cpu, op: &Op, b: Xmm) -> Result<(), Fault> {
+fn compare<K: Compare, const TRAPS: bool>(cpu: &mut Cpu, op: &Op, b: Xmm) -> Result<(), Fault> {
     let a = cpu.xmm(op.dst);
-    let apply = move || K::apply(a, b);
-    let status = if K::FLOAT { sse_control::float(cpu, apply)? } else { apply() };
+    let status = sse_control::float::<u64, TRAPS>(cpu, move || K::apply(a, b))?;
     cpu.flags = Lazy::from_rflags(status >> 8 & (flags::ZF | flags::PF | flags::CF));
     Ok(())
 }
 
-fn compare_rr<K: Compare>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn compare_rr<K: Compare, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    if K::FLOAT {
+        unless_traps!(cpu, op, TRAPS, compare_rr, K);
+    }
     let b = cpu.xmm(op.src);
-    or_abort!(cpu, op, compare::<K>(cpu, op, b));
+    or_abort!(cpu, op, compare::<K, TRAPS>(cpu, op, b));
     next(cpu, op)
 }
 
-fn compare_rm<K: Compare>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn compare_rm<K: Compare, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    if K::FLOAT {
+        unless_traps!(cpu, op, TRAPS, compare_rm, K);
+    }
     let b = or_abort!(cpu, op, K::Memory::load(cpu, cpu.address(op)));
-    or_abort!(cpu, op, compare::<K>(cpu, op, b));
+    or_abort!(cpu, op, compare::<K, TRAPS>(cpu, op, b));
     next(cpu, op)
 }
 

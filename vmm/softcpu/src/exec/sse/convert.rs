@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Bits32, Bits64, Operand, Xmm, number};
 use crate::decode::{Builder, Lowered, gpr, operand_bytes};
-use crate::exec::sse_control;
+use crate::exec::sse_control::{self, unless_traps};
 use crate::op::{Handler, Op, next};
 use crate::word::Word;
 use crate::{Cpu, or_abort};
@@ -87,41 +87,49 @@ to_integer! {
     Tsd2si64 "cvttsd2si {}, {}" u64, Bits64;
 }
 
-fn from_r<K: FromInteger>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn from_r<K: FromInteger, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    unless_traps!(cpu, op, TRAPS, from_r, K);
     let (a, b) = (cpu.xmm(op.dst), cpu.reg::<K::Integer>(op.src));
-    let result = or_abort!(cpu, op, sse_control::float(cpu, move || K::apply(a, b)));
+    let result = or_abort!(cpu, op, sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(a, b)));
     cpu.set_xmm(op.dst, result);
     next(cpu, op)
 }
 
-fn from_m<K: FromInteger>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn from_m<K: FromInteger, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    unless_traps!(cpu, op, TRAPS, from_m, K);
     let b = or_abort!(cpu, op, cpu.read::<K::Integer>(cpu.address(op)));
     let a = cpu.xmm(op.dst);
-    let result = or_abort!(cpu, op, sse_control::float(cpu, move || K::apply(a, b)));
+    let result = or_abort!(cpu, op, sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(a, b)));
     cpu.set_xmm(op.dst, result);
     next(cpu, op)
 }
 
-fn to_from_r<K: ToInteger>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn to_from_r<K: ToInteger, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    unless_traps!(cpu, op, TRAPS, to_from_r, K);
     let b = cpu.xmm(op.src);
-    let result = or_abort!(cpu, op, sse_control::float(cpu, move || K::apply(b)));
+    let result = or_abort!(cpu, op, sse_control::float::<K::Integer, TRAPS>(cpu, move || K::apply(b)));
     cpu.set_reg(op.dst, result);
     next(cpu, op)
 }
 
-fn to_from_m<K: ToInteger>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn to_from_m<K: ToInteger, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    unless_traps!(cpu, op, TRAPS, to_from_m, K);
     let b = or_abort!(cpu, op, K::Memory::load(cpu, cpu.address(op)));
-    let result = or_abort!(cpu, op, sse_control::float(cpu, move || K::apply(b)));
+    let result = or_abort!(cpu, op, sse_control::float::<K::Integer, TRAPS>(cpu, move || K::apply(b)));
     cpu.set_reg(op.dst, result);
     next(cpu, op)
 }
 
 fn from<K: FromInteger>() -> [Handler; 2] {
-    [from_r::<K>, from_m::<K>]
+    [from_r::<K, false>, from_m::<K, false>]
 }
 
 fn to<K: ToInteger>() -> [Handler; 2] {
-    [to_from_r::<K>, to_from_m::<K>]
+    [to_from_r::<K, false>, to_from_m::<K, false>]
 }
 
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {

@@ -18,7 +18,7 @@ use std::arch::x86_64::__m128i;
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
-use super::sse_control;
+use super::sse_control::{self, unless_traps};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, NOT_AVAILABLE, UNDEFINED};
 use crate::exception::Exception;
@@ -168,7 +168,7 @@ pub struct Forms {
 
 /// The handlers of a `Binary`.
 pub const fn binary<K: Binary>() -> Forms {
-    Forms { rr: binary_rr::<K>, rm: binary_rm::<K> }
+    Forms { rr: binary_rr::<K, false>, rm: binary_rm::<K, false> }
 }
 
 /// The handlers of an `Immediate`, and its `reduce`.
@@ -177,43 +177,66 @@ const fn immediate<K: Immediate>() -> (Forms, fn(u8) -> u8) {
 }
 
 #[inline(always)]
-fn execute<K: Binary>(cpu: &mut Cpu, a: Xmm, b: Xmm) -> Result<Xmm, Fault> {
-    if K::FLOAT { sse_control::float(cpu, move || K::apply(a, b)) } else { Ok(K::apply(a, b)) }
+fn execute<K: Binary, const TRAPS: bool>(cpu: &mut Cpu, a: Xmm, b: Xmm) -> Result<Xmm, Fault> {
+    sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(a, b))
 }
 
-fn binary_rr<K: Binary>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn binary_rr<K: Binary, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    if K::FLOAT {
+        unless_traps!(cpu, op, TRAPS, binary_rr, K);
+    }
     let (a, b) = (cpu.xmm(op.dst), cpu.xmm(op.src));
-    let result = or_abort!(cpu, op, execute::<K>(cpu, a, b));
+    let result = or_abort!(cpu, op, execute::<K, TRAPS>(cpu, a, b));
     cpu.set_xmm(op.dst, result);
     next(cpu, op)
 }
 
-fn binary_rm<K: Binary>(cpu: &mut Cpu, op: &Op) {
+#[inline(never)]
+fn binary_rm<K: Binary, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
+    if K::FLOAT {
+        unless_traps!(cpu, op, TRAPS, binary_rm, K);
+    }
     let b = or_abort!(cpu, op, K::Memory::load(cpu, cpu.address(op)));
     let a = cpu.xmm(op.dst);
-    let result = or_abort!(cpu, op, execute::<K>(cpu, a, b));
+    let result = or_abort!(cpu, op, execute::<K, TRAPS>(cpu, a, b));
     cpu.set_xmm(op.dst, result);
     next(cpu, op)
 }
 
-#[inline(always)]
-fn execute_immediate<K: Immediate>(cpu: &mut Cpu, op: &Op, b: Xmm) -> Result<(), Fault> {
+fn execute_immediate<K: Immediate, const TRAPS: bool>(cpu: &mut Cpu, op: &Op, b: Xmm) -> Result<(), Fault> {
     let (imm, a) = (op.imm as u8, cpu.xmm(op.dst));
-    let apply = move || K::apply(imm, a, b);
-    let result = if K::FLOAT { sse_control::float(cpu, apply)? } else { apply() };
+    let result = sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(imm, a, b))?;
     cpu.set_xmm(op.dst, result);
     Ok(())
 }
 
-fn immediate_rr<K: Immediate>(cpu: &mut Cpu, op: &Op) {
+// Out of line: `apply` needs a stack frame, its callers must have none to leave by a jump.
+#[inline(never)]
+fn by_register<K: Immediate>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let b = cpu.xmm(op.src);
-    or_abort!(cpu, op, execute_immediate::<K>(cpu, op, b));
+    if K::FLOAT && sse_control::traps(cpu) {
+        return execute_immediate::<K, true>(cpu, op, b);
+    }
+    execute_immediate::<K, false>(cpu, op, b)
+}
+
+#[inline(never)]
+fn by_memory<K: Immediate>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    let b = K::Memory::load(cpu, cpu.address(op))?;
+    if K::FLOAT && sse_control::traps(cpu) {
+        return execute_immediate::<K, true>(cpu, op, b);
+    }
+    execute_immediate::<K, false>(cpu, op, b)
+}
+
+fn immediate_rr<K: Immediate>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, by_register::<K>(cpu, op));
     next(cpu, op)
 }
 
 fn immediate_rm<K: Immediate>(cpu: &mut Cpu, op: &Op) {
-    let b = or_abort!(cpu, op, K::Memory::load(cpu, cpu.address(op)));
-    or_abort!(cpu, op, execute_immediate::<K>(cpu, op, b));
+    or_abort!(cpu, op, by_memory::<K>(cpu, op));
     next(cpu, op)
 }
 

@@ -100,7 +100,7 @@ macro_rules! immediates {
                     let reduce: fn(u8) -> u8 = $reduce;
                     reduce(imm)
                 }
-                #[inline(never)]
+                #[inline(always)]
                 fn apply(imm: u8, mut a: Xmm, b: Xmm) -> Xmm {
                     below!($count, $arms!($text imm a b));
                     let _ = b;

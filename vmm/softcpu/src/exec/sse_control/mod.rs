@@ -75,10 +75,27 @@ impl Cpu {
     }
 }
 
-/// Executes an operation that reads MXCSR and sets flags there.
+/// The guest has an exception unmasked.
 #[inline(always)]
-pub fn float<R>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
-    if cpu.mxcsr & MASKS == MASKS { Ok(apply()) } else { trapping(cpu, apply) }
+pub fn traps(cpu: &Cpu) -> bool {
+    cpu.mxcsr & MASKS != MASKS
+}
+
+/// Begins the handler `$handler<$kind, TRAPS>` of an operation that reads MXCSR and sets flags there: which
+/// of its two forms is executed is found out here, so that the usual one needs no stack frame.
+macro_rules! unless_traps {
+    ($cpu:ident, $op:ident, $traps:ident, $handler:ident, $kind:ty) => {
+        if !$traps && $crate::exec::sse_control::traps($cpu) {
+            return $handler::<$kind, true>($cpu, $op);
+        }
+    };
+}
+pub(super) use unless_traps;
+
+/// Executes such an operation.
+#[inline(always)]
+pub fn float<R, const TRAPS: bool>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
+    if TRAPS { trapping(cpu, apply) } else { Ok(apply()) }
 }
 
 /// With an exception unmasked: the destination stays when it is raised.
