@@ -13,7 +13,7 @@ pub type Vm = Machine<AnyEngine>;
 /// The machine of a configuration before its first instruction, its guest image loaded.
 pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
     let ram = Ram::new(config.memory_bytes())?;
-    let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
+    let first = boot::load(ram.map(), ram.bytes(), &config.files())?;
     let engine = config.engine.create(&ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }

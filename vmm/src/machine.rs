@@ -382,7 +382,11 @@ impl<E: Engine> replay::Machine for Machine<E> {
 
     fn apply(&mut self, input: &Event) -> Result<(), MachineError> {
         match input {
-            Event::NetRx(_) | Event::ConsoleRx(_) | Event::DiskDone { .. } | Event::Clock { .. } => {
+            Event::NetRx(_)
+            | Event::ConsoleRx(_)
+            | Event::DiskDone { .. }
+            | Event::Clock { .. }
+            | Event::Trap { .. } => {
                 let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
                 let applied = self.devices.apply(self.ram.map(), input);
                 applied.map_err(|source| MachineError::Apply { at, source })?;
@@ -391,6 +395,14 @@ impl<E: Engine> replay::Machine for Machine<E> {
             other => return Err(MachineError::NotAnInput(other.name())),
         }
         Ok(())
+    }
+
+    fn entropy_wanted(&self) -> usize {
+        self.devices.entropy_wanted()
+    }
+
+    fn console_wanted(&self) -> usize {
+        self.devices.console_wanted()
     }
 
     fn take_output(&mut self) -> Option<Output> {

@@ -44,6 +44,8 @@ enum Action {
     Diverge(cli::diverge::DivergeArgs),
     /// Give a machine that runs alone a new backup.
     Replicate(cli::replicate::ReplicateArgs),
+    /// Make guest images of Debian packages, and list them.
+    Guest(cli::guest::GuestArgs),
     /// Serve shared disks with fenced writes, and the test-and-set.
     DiskServer(disk_server::Options),
     /// Run a user-space Ethernet switch with a gateway to the guest.
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Action::Replicate(args) => cli::replicate::run(args),
         Action::Demo(args) => cli::demo::run(args),
         Action::Bench(args) => cli::bench::run(args),
+        Action::Guest(args) => cli::guest::run(args),
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),

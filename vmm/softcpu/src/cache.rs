@@ -4,12 +4,14 @@
 //! decoded) and one mode, and stays within one page. A write to bytes that blocks were decoded from drops all
 //! blocks of that page; chains lead only from a block to another one of the same page, so none dangles.
 
+use crate::decode::LONGEST;
 use crate::op::Op;
 use crate::ram::PAGE;
 use crate::{Cpu, Fault};
 
 const JUMPS: usize = 4096;
 const GRANULE: u64 = 64;
+const CROSSINGS: usize = 512;
 
 #[derive(Clone, Copy)]
 struct Jump {
@@ -51,11 +53,22 @@ struct CodePage {
     covered: u64,
 }
 
+/// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so that
+/// nothing needs to drop it.
+struct Crossing {
+    rip: u64,
+    mode: u8,
+    bytes: [u8; LONGEST],
+    length: usize,
+    ops: Vec<Op>,
+}
+
 /// All decoded code.
 pub struct CodeCache {
     jumps: Box<[Jump; JUMPS]>,
     epoch: u64,
     pages: Vec<Option<Box<CodePage>>>,
+    crossings: Vec<Option<Crossing>>,
     scratch: Vec<Op>,
 }
 
@@ -73,7 +86,9 @@ impl CodeCache {
     pub(crate) fn new(pages: usize) -> Self {
         let mut all = Vec::new();
         all.resize_with(pages, || None);
-        Self { jumps: Box::new([NO_JUMP; JUMPS]), epoch: 1, pages: all, scratch: Vec::new() }
+        let mut crossings = Vec::new();
+        crossings.resize_with(CROSSINGS, || None);
+        Self { jumps: Box::new([NO_JUMP; JUMPS]), epoch: 1, pages: all, crossings, scratch: Vec::new() }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -186,6 +201,30 @@ impl Cpu {
         };
         self.cache.jumps[slot(rip)] = Jump { rip, key: self.jump_key, first };
         Ok(Some(first))
+    }
+
+    /// Runs the instruction at RIP, which crosses into the next page.
+    pub(crate) fn run_crossing(&mut self) {
+        let slot = (self.rip / PAGE) as usize % CROSSINGS;
+        if let Ok(crossing) = self.crossing(slot) {
+            self.enter(crossing.ops.as_ptr());
+            self.cache.crossings[slot] = Some(crossing);
+        }
+    }
+
+    fn crossing(&mut self, slot: usize) -> Result<Crossing, Fault> {
+        let known = self.cache.crossings[slot].take();
+        match known.filter(|known| known.rip == self.rip && known.mode == self.mode) {
+            Some(known) if self.fetch_bytes(self.rip, known.length)? == known.bytes => Ok(known),
+            _ => self.decode_crossing(),
+        }
+    }
+
+    fn decode_crossing(&mut self) -> Result<Crossing, Fault> {
+        let ops = self.decode_part(1)?;
+        let length = ops.last().map_or(0, |op| usize::from(op.ip));
+        let bytes = self.fetch_bytes(self.rip, length)?;
+        Ok(Crossing { rip: self.rip, mode: self.mode, bytes, length, ops })
     }
 
     /// Drops the decoded code of the page of `gpa`.

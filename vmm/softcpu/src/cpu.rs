@@ -316,7 +316,7 @@ impl Cpu {
                         self.enter(first);
                     }
                     Ok(Some(_)) => self.run_part(self.limit - self.retired),
-                    Ok(None) => self.run_part(1),
+                    Ok(None) => self.run_crossing(),
                     Err(Fault) => {}
                 }
             }
@@ -401,7 +401,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn enter(&mut self, first: *const Op) {
+    pub(crate) fn enter(&mut self, first: *const Op) {
         // SAFETY: the op is the first of a block, which is alive: blocks are dropped only by writes to their
         // page, and those happen outside of blocks.
         let op = unsafe { &*first };

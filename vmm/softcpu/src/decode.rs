@@ -14,7 +14,8 @@ use crate::{Cpu, Fault, exec};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
-const LONGEST: usize = 15;
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+pub const LONGEST: usize = 15;
 
 /// What a module made of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,6 +340,20 @@ impl Cpu {
             return self.raise(Exception::gp(0));
         }
         Ok(insn.len())
+    }
+
+    /// Fetches `length` bytes at `rip`, the rest zero.
+    pub(crate) fn fetch_bytes(&mut self, rip: u64, length: usize) -> Result<[u8; LONGEST], Fault> {
+        let mut bytes = [0; LONGEST];
+        let here = ((PAGE - rip % PAGE) as usize).min(length);
+        bytes[..length].fill(0xff);
+        let gpa = self.translate_code(rip)?;
+        self.ram.read(gpa, &mut bytes[..here]);
+        if here < length {
+            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
+            self.ram.read(gpa, &mut bytes[here..length]);
+        }
+        Ok(bytes)
     }
 
     /// Decodes the instruction at RIP again: for what an exception needs to know of it.

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod disk_server;
 pub mod diverge;
 pub mod doctor;
+pub mod guest;
 pub mod lan;
 pub mod log;
 pub mod primary;

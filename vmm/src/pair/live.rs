@@ -17,7 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
 use logchannel::tcp::ChannelWriter;
-use logchannel::{Event, Output};
+use logchannel::{Event, Output, TrapKind};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::leader::{Control, Leader, write_channel};
@@ -43,6 +43,8 @@ pub enum LiveEnd {
 pub struct Inputs {
     /// Ethernet frames.
     pub net: Receiver<Vec<u8>>,
+    /// Bytes typed at the console.
+    pub console: Receiver<Vec<u8>>,
     /// Everything else.
     pub control: Receiver<Control>,
 }
@@ -58,6 +60,8 @@ pub struct Live<M: Transferable> {
     writer: Option<ChannelWriter>,
     inputs: Inputs,
     refused: VecDeque<Event>,
+    /// Console input that the guest has no room for yet: it must not hold up the rest.
+    typed: VecDeque<u8>,
     recorded: Vec<Recorded>,
     bytes: Vec<u8>,
     digest_every_ns: u64,
@@ -92,6 +96,7 @@ impl<M: Transferable> Live<M> {
             writer,
             inputs,
             refused: VecDeque::new(),
+            typed: VecDeque::new(),
             recorded: Vec::new(),
             bytes: Vec::new(),
             digest_every_ns,
@@ -231,6 +236,8 @@ impl<M: Transferable> Live<M> {
             {
                 applied += usize::from(self.control(message)?);
             }
+            self.give_entropy()?;
+            applied += usize::from(self.type_in()?);
             while let Some(event) = self.refused.pop_front() {
                 if !self.offer(event)? {
                     break;
@@ -258,6 +265,38 @@ impl<M: Transferable> Live<M> {
                 return Ok(());
             }
         }
+    }
+
+    /// Gives the guest the entropy that it waits for.
+    fn give_entropy(&mut self) -> Result<(), M::Error> {
+        let words = self.recorder.machine().entropy_wanted();
+        if words == 0 {
+            return Ok(());
+        }
+        match crate::io::random_words(words) {
+            Ok(values) => {
+                for value in values {
+                    self.offer(Event::Trap { instruction: TrapKind::Random, value })?;
+                }
+            }
+            // The guest waits on: its random numbers must not be anything else.
+            Err(error) => tracing::error!(%error, "cannot read /dev/urandom for the guest"),
+        }
+        Ok(())
+    }
+
+    /// Offers what was typed, as much as the guest takes; whether there was anything.
+    fn type_in(&mut self) -> Result<bool, M::Error> {
+        if self.typed.is_empty() {
+            let Ok(bytes) = self.inputs.console.try_recv() else { return Ok(false) };
+            self.typed.extend(bytes);
+        }
+        let room = self.recorder.machine().console_wanted().min(self.typed.len());
+        if room == 0 {
+            return Ok(false);
+        }
+        let bytes = self.typed.drain(..room).collect();
+        self.offer(Event::ConsoleRx(bytes))
     }
 
     /// With a virtual clock: waits until every disk request has completed, and applies the completions in the
@@ -334,9 +373,15 @@ impl<M: Transferable> Live<M> {
         let deadline =
             self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
         let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
-        let Inputs { net, control } = self.inputs.clone();
+        let Inputs { net, console, control } = self.inputs.clone();
+        // What was typed before comes first; only the guest can make room for it.
+        let console = if self.typed.is_empty() { console } else { crossbeam_channel::never() };
         let message = select! {
             recv(control) -> message => message.ok(),
+            recv(console) -> bytes => {
+                self.typed.extend(bytes.unwrap_or_default());
+                return Ok(());
+            }
             recv(net) -> frame => frame.ok().map(|frame| Control::Input(Event::NetRx(frame))),
             default(wait) => None,
         };

@@ -84,6 +84,7 @@ pub fn run_live(
     // A network may still know the address at the place of a copy that is gone.
     announce(&host, &leader)?;
     host.status(|parts| parts.leader = Some(leader.clone()));
+    let _terminal = host.console_input()?;
     let mut live = host.live(recorder, leader, writer);
     if let Some(sink) = sink {
         end_on_signal(host.control.0.clone())?;

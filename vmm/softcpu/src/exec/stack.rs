@@ -3,7 +3,7 @@
 //! In 64-bit mode addresses on the stack are RSP itself; in compatibility mode SS has a base and SS.B says
 //! how much of RSP counts.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, gpr};
@@ -162,8 +162,6 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     let pushed = |number: u64| old.wrapping_sub(bytes * number);
     let frame = pushed(1);
     let top = pushed(if level == 0 { 1 } else { level + 1 }).wrapping_sub(allocate);
-    // The processor checks that the new top can be written before it changes anything.
-    cpu.check_write(cpu.stack_address(top), bytes)?;
     cpu.write(cpu.stack_address(frame), cpu.reg::<W>(RBP))?;
     for number in 1..level {
         let from = cpu.regs[5].wrapping_sub(bytes * number);
@@ -173,6 +171,8 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     if level > 0 {
         cpu.write(cpu.stack_address(pushed(level + 1)), W::of(frame))?;
     }
+    // Registers change only when the new top can be written, too; the frame below the old top is written by then.
+    cpu.check_write(cpu.stack_address(top), bytes)?;
     cpu.set_stack(top);
     cpu.set_reg(RBP, W::of(frame));
     Ok(())
@@ -246,6 +246,15 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
     Lowered::Continues
 }
 
+/// Operand size of ENTER and LEAVE.
+fn frame_bytes(insn: &Instruction) -> usize {
+    match insn.code() {
+        Code::Enterw_imm16_imm8 | Code::Leavew => 2,
+        Code::Enterd_imm16_imm8 | Code::Leaved => 4,
+        _ => 8,
+    }
+}
+
 fn lower_enter(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
     let mut op = Op::new(wide!(bytes, enter));
     op.imm = u64::from(insn.immediate16()) | u64::from(insn.immediate8_2nd()) << 16;
@@ -268,8 +277,8 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         M::Popf => one(builder, popf::<u16>, Lowered::Ends),
         M::Popfd => one(builder, popf::<u32>, Lowered::Ends),
         M::Popfq => one(builder, popf::<u64>, Lowered::Ends),
-        M::Leave => one(builder, wide!(stack_bytes(insn), leave), Lowered::Continues),
-        M::Enter => lower_enter(builder, insn, if builder.is_long() { 8 } else { 4 }),
+        M::Leave => one(builder, wide!(frame_bytes(insn), leave), Lowered::Continues),
+        M::Enter => lower_enter(builder, insn, frame_bytes(insn)),
         _ => Lowered::Unknown,
     }
 }
