@@ -66,6 +66,7 @@ fn image(cpu: &Cpu, wide: bool) -> Area {
 
 #[inline(never)]
 fn save(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
+    cpu.check_canonical(address, AREA)?;
     let address = cpu.aligned(address)?;
     cpu.check_write(address, AREA)?;
     let area = image(cpu, wide);
@@ -93,6 +94,7 @@ fn fpu(area: &Area, wide: bool) -> Fpu {
 
 #[inline(never)]
 fn restore(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
+    cpu.check_canonical(address, AREA)?;
     let address = cpu.aligned(address)?;
     let mut area = [0; WRITTEN];
     for at in (0..AREA as usize).step_by(16) {
