@@ -8,14 +8,16 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use devices::DevicesConfig;
 use logchannel::pair::PairConfig;
+use replay::ClockPolicy;
 
-use crate::engine::PositionClock;
-use crate::engine::kvm::{CPU_MODEL, host_cpu};
+use crate::engine::EngineKind;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
 pub const MACHINE_MODEL: &str = "pc-1";
 
 const MIB: u64 = 1 << 20;
+/// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
+const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
 /// Options of every command that runs a virtual machine.
 #[derive(Debug, Clone, Args)]
@@ -48,8 +50,12 @@ pub struct VmArgs {
     #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
     pub mac: [u8; 6],
     /// Engine: `auto` takes the fastest that is exact on this host.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "kvm"])]
+    #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
     pub engine: String,
+    /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
+    /// time is skipped, a disk request takes none, and two runs with the same inputs are identical.
+    #[arg(long, default_value = "host", value_parser = ["host", "virtual"])]
+    pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
@@ -110,6 +116,10 @@ impl PairArgs {
 pub struct VmConfig {
     /// The options.
     pub args: VmArgs,
+    /// The engine.
+    pub engine: EngineKind,
+    /// How host time becomes virtual time.
+    pub clock: ClockPolicy,
     /// The guest image.
     pub image: Vec<u8>,
     /// Unix time at power-on, nanoseconds.
@@ -134,7 +144,12 @@ impl VmConfig {
                 std::fs::read(path).with_context(|| format!("cannot read --kernel {}", path.display()))?
             }
         };
-        Ok(Self { args: args.clone(), image, wall_base_ns })
+        let engine = EngineKind::choose(&args.engine);
+        let (clock, wall_base_ns) = match args.clock.as_str() {
+            "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
+            _ => (ClockPolicy::default(), wall_base_ns),
+        };
+        Ok(Self { args: args.clone(), engine, clock, image, wall_base_ns })
     }
 
     /// Guest memory in bytes.
@@ -166,10 +181,10 @@ impl VmConfig {
     pub fn pair(&self) -> PairConfig {
         PairConfig {
             vm: self.args.vm.clone(),
-            engine: "kvm".into(),
-            clock: PositionClock::Exits.name().into(),
-            cpu_model: CPU_MODEL.into(),
-            host_cpu: host_cpu(),
+            engine: self.engine.name().into(),
+            clock: self.engine.clock().name().into(),
+            cpu_model: self.engine.cpu_model().into(),
+            host_cpu: self.engine.host_cpu(),
             machine_model: MACHINE_MODEL.into(),
             memory_bytes: self.memory_bytes(),
             image_digest: *blake3::hash(&self.image).as_bytes(),

@@ -3,6 +3,7 @@
 //! See docs/ARCHITECTURE.md for the map. This crate holds what touches KVM, memory and the host; the parts
 //! that must be pure live in crates of their own (devices, replay, ft, logchannel).
 
+pub mod assemble;
 pub mod boot;
 pub mod cli;
 pub mod cluster;

@@ -15,8 +15,8 @@ use ft::HaltReason;
 use replay::Ending;
 
 use crate::engine::EngineError;
+use crate::pair::host::ProcessEnd;
 use crate::pair::live::LiveEnd;
-use crate::pair::process::ProcessEnd;
 
 /// Another copy holds the generation: this one halted.
 pub const EXIT_OTHER_LIVE: u8 = 3;

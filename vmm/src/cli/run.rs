@@ -5,7 +5,7 @@ use clap::Args;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
-use crate::pair::process::run_live;
+use crate::pair::primary::run_live;
 
 /// Options of `lockstep run`.
 #[derive(Debug, Args)]
