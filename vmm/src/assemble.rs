@@ -14,12 +14,12 @@ pub type Vm = Machine<AnyEngine>;
 pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
     let ram = Ram::new(config.memory_bytes())?;
     let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
-    let engine = config.engine.create(&ram)?;
+    let engine = config.debugging.wrap(config.engine.create(&ram)?, &ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 
 /// The machine of a configuration as it was saved; `ram` has its memory's content.
 pub fn restore(config: &VmConfig, ram: Ram, state: MachineState) -> anyhow::Result<Vm> {
-    let engine = config.engine.create(&ram)?;
+    let engine = config.debugging.wrap(config.engine.create(&ram)?, &ram)?;
     Ok(Machine::restored(engine, ram, state)?)
 }

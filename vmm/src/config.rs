@@ -10,6 +10,7 @@ use devices::DevicesConfig;
 use logchannel::pair::PairConfig;
 use replay::ClockPolicy;
 
+use crate::debug::Debugging;
 use crate::engine::EngineKind;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
@@ -120,6 +121,8 @@ pub struct VmConfig {
     pub engine: EngineKind,
     /// How host time becomes virtual time.
     pub clock: ClockPolicy,
+    /// Who looks into the guest.
+    pub debugging: Debugging,
     /// The guest image.
     pub image: Vec<u8>,
     /// Unix time at power-on, nanoseconds.
@@ -149,7 +152,8 @@ impl VmConfig {
             "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
             _ => (ClockPolicy::default(), wall_base_ns),
         };
-        Ok(Self { args: args.clone(), engine, clock, image, wall_base_ns })
+        let debugging = Debugging::default();
+        Ok(Self { args: args.clone(), engine, clock, debugging, image, wall_base_ns })
     }
 
     /// Guest memory in bytes.
