@@ -7,6 +7,7 @@ use logchannel::Position;
 
 pub mod choice;
 pub mod kvm;
+pub mod soft;
 pub mod state;
 
 pub use choice::{AnyEngine, EngineKind};
@@ -156,9 +157,6 @@ pub enum EngineError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// This lockstep has no such engine.
-    #[error("this lockstep has no engine `{0}` built in: use --engine kvm")]
-    NotBuilt(&'static str),
     /// KVM ended a run in a way that neither guest nor monitor can answer.
     #[error("KVM stopped the vCPU: {0}")]
     Failed(String),
