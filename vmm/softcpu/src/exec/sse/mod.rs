@@ -171,8 +171,11 @@ pub const fn binary<K: Binary>() -> Forms {
     Forms { rr: binary_rr::<K, false>, rm: binary_rm::<K, false> }
 }
 
+/// Handlers, and what of the immediate they are to get.
+type Reduced = (Forms, fn(u8) -> u8);
+
 /// The handlers of an `Immediate`, and its `reduce`.
-const fn immediate<K: Immediate>() -> (Forms, fn(u8) -> u8) {
+const fn immediate<K: Immediate>() -> Reduced {
     (Forms { rr: immediate_rr::<K>, rm: immediate_rm::<K> }, K::reduce)
 }
 
