@@ -12,6 +12,8 @@ mod lanes;
 pub mod moves;
 pub mod packed;
 mod shuffle;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::arch::x86_64::__m128i;
