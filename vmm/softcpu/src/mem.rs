@@ -57,6 +57,8 @@ pub struct Tlb {
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
     pub(crate) off: bool,
+    /// What `read_slow` read.
+    loaded: u128,
 }
 
 impl Tlb {
@@ -68,6 +70,7 @@ impl Tlb {
             spaces: Vec::new(),
             tables: Vec::new(),
             off: false,
+            loaded: 0,
         }
     }
 
@@ -134,7 +137,8 @@ impl Cpu {
             // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
             return Ok(unsafe { host.read_unaligned() });
         }
-        self.read_slow(address, T::BYTES).map(T::from_bits)
+        self.read_slow(address, T::BYTES)?;
+        Ok(T::from_bits(self.tlb.loaded))
     }
 
     /// Writes memory at a linear address.
@@ -169,7 +173,8 @@ impl Cpu {
             return Ok(result);
         }
         self.check_write(address, T::BYTES)?;
-        let old = T::from_bits(self.read_slow(address, T::BYTES)?);
+        self.read_slow(address, T::BYTES)?;
+        let old = T::from_bits(self.tlb.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -308,9 +313,11 @@ impl Cpu {
         Ok(())
     }
 
+    /// Leaves what it read in `tlb.loaded`: as a result it would go through the caller's stack, and a handler
+    /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
-    fn read_slow(&mut self, address: u64, size: u64) -> Result<u128, Fault> {
+    fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
         if self.tlb.off {
             self.watch_access(address, size, false);
@@ -318,11 +325,13 @@ impl Cpu {
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
-            return self.load(gpa, size);
+            self.tlb.loaded = self.load(gpa, size)?;
+            return Ok(());
         }
         let rest = self.translate_data(address.wrapping_add(first), false)?;
         let low = self.load(gpa, first)?;
-        Ok(self.load(rest, size - first)? << (8 * first) | low)
+        self.tlb.loaded = self.load(rest, size - first)? << (8 * first) | low;
+        Ok(())
     }
 
     #[inline(never)]
