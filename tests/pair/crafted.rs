@@ -35,7 +35,7 @@ pub fn pair_config(options: &[&str]) -> PairConfig {
 
 /// The digest of that machine before its first instruction.
 pub fn first_digest(options: &[&str]) -> MachineDigest {
-    let mut machine = lockstep::pair::process::machine(&vm_config(options)).expect("a machine");
+    let mut machine = lockstep::assemble::boot(&vm_config(options)).expect("a machine");
     machine.digest().expect("its digest")
 }
 

@@ -3,6 +3,7 @@
 //! See docs/ARCHITECTURE.md for the map. This crate holds what touches KVM, memory and the host; the parts
 //! that must be pure live in crates of their own (devices, replay, ft, logchannel).
 
+pub mod assemble;
 pub mod boot;
 pub mod cli;
 pub mod cluster;
@@ -12,3 +13,4 @@ pub mod io;
 pub mod machine;
 pub mod memory;
 pub mod pair;
+pub mod recording;

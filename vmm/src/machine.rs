@@ -6,8 +6,12 @@
 //!            └─────────────────────────┘
 //! ```
 //!
-//! Interrupts are injected only here, between two exits, from the PIC's state: a function of the machine's
-//! own state and of the inputs applied at this position, hence the same on a replica.
+//! Interrupts are injected only here, between two runs of the engine, from the PIC's state: a function of the
+//! machine's own state and of the inputs applied at this position, hence the same on a replica.
+//!
+//! An engine that stops exactly makes time: the virtual clock advances with its position, and it is stopped
+//! where the next timer falls due. The clock is brought up to the position at every stop and before every
+//! access to a device, so that saving, restoring and stopping anywhere change nothing.
 
 use std::hash::Hasher as _;
 
@@ -17,8 +21,14 @@ use replay::{Ending, Stop};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use crate::engine::{CpuState, Engine, EngineError, VmEntry, VmExit};
+use crate::engine::{CpuState, Engine, EngineError, StopPrecision, VmEntry, VmExit};
 use crate::memory::Ram;
+
+/// Virtual time of one position, on engines that stop exactly.
+pub const NS_PER_COUNT: u64 = 1;
+
+/// Most that such an engine runs without coming back for inputs and the host's time: under a millisecond.
+const SLICE: u64 = 100_000;
 
 /// A failure of the host or of the monitor. What a guest does wrong is an `Ending`.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +102,14 @@ impl<E: Engine> Machine<E> {
         let devices = Devices::restore(state.devices)?;
         engine.restore(&state.cpu, state.at)?;
         Ok(Self { engine, ram, devices, entry: VmEntry::Resume, halted: state.halted, ended: None })
+    }
+
+    /// Goes on where this machine or another was saved; its memory has the content of that one.
+    pub fn reset(&mut self, state: MachineState) -> Result<(), MachineError> {
+        self.devices = Devices::restore(state.devices)?;
+        self.engine.restore(&state.cpu, state.at)?;
+        (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
+        Ok(())
     }
 
     /// Everything but the memory.
@@ -182,6 +200,88 @@ impl<E: Engine> Machine<E> {
         Ok(())
     }
 
+    /// Runs to the guest's next exit; `until` only says whether it is there already.
+    fn run_to_exit(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
+        let there = until.is_some_and(|until| self.engine.position().count >= until.count);
+        if there || self.stop() != Stop::Ready {
+            return Ok(self.stop());
+        }
+        if self.devices.interrupt_pending() {
+            self.inject()?;
+        }
+        let entry = std::mem::take(&mut self.entry);
+        let exit = self.engine.run(entry, until)?;
+        self.handle(exit);
+        Ok(self.stop())
+    }
+
+    /// Runs to the guest's next exit or to exactly `until`; without it to the end of a slice, or a kick.
+    fn run_exactly(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
+        let start = self.engine.position().count;
+        let end = until.map_or(start.saturating_add(SLICE), |until| until.count);
+        while self.engine.position().count < end && self.stop() == Stop::Ready {
+            if self.can_inject() {
+                let vector = self.devices.acknowledge_interrupt();
+                self.engine.inject(vector)?;
+                self.halted = false;
+            }
+            self.engine.request_window(self.devices.interrupt_pending());
+            match self.run_timed(self.timer_or(end))? {
+                VmExit::Window | VmExit::Reached => {}
+                // Not where it began: there an interrupt may have been delivered that is not in the position.
+                VmExit::Kicked if until.is_none() && self.engine.position().count > start => break,
+                VmExit::Kicked => {}
+                exit => {
+                    self.handle_whole(exit)?;
+                    break;
+                }
+            }
+        }
+        Ok(self.stop())
+    }
+
+    /// The position where the next timer falls due, if that is before `end`.
+    fn timer_or(&self, end: u64) -> Position {
+        let now_ns = self.devices.now_ns();
+        let timer =
+            self.devices.next_deadline_ns().filter(|due| *due > now_ns).map(|due| {
+                self.engine.position().count.saturating_add((due - now_ns).div_ceil(NS_PER_COUNT))
+            });
+        Position::at(timer.map_or(end, |timer| timer.min(end)))
+    }
+
+    /// Runs the engine, and lets the time pass that this takes.
+    fn run_timed(&mut self, until: Position) -> Result<VmExit, MachineError> {
+        let before = self.engine.position().count;
+        let entry = std::mem::take(&mut self.entry);
+        let exit = self.engine.run(entry, Some(until))?;
+        self.pass_time(before);
+        Ok(exit)
+    }
+
+    fn pass_time(&mut self, before: u64) {
+        let passed = (self.engine.position().count - before) * NS_PER_COUNT;
+        self.devices.advance_to(self.devices.now_ns().saturating_add(passed));
+    }
+
+    /// Handles an exit and whatever further exits its instruction takes, until it has retired.
+    fn handle_whole(&mut self, mut exit: VmExit) -> Result<(), MachineError> {
+        loop {
+            let (before, before_ns) = (self.engine.position().count, self.devices.now_ns());
+            self.handle(exit);
+            // A device whose reading takes time took it from the guest too.
+            self.engine.skip_time(self.devices.now_ns() - before_ns);
+            let entry = std::mem::take(&mut self.entry);
+            self.engine.complete(entry)?;
+            self.pass_time(before);
+            if self.engine.between_instructions() {
+                return Ok(());
+            }
+            let further = Position::at(self.engine.position().count.saturating_add(1));
+            exit = self.run_timed(further)?;
+        }
+    }
+
     fn stop(&self) -> Stop {
         if let Some(ending) = &self.ended {
             return Stop::Ended(ending.clone());
@@ -251,7 +351,7 @@ impl<E: Engine> Machine<E> {
             }
             VmExit::Shutdown => self.ended = Some(Ending::Reset),
             VmExit::Unsupported(what) => self.ended = Some(Ending::Stuck(what)),
-            VmExit::Reached | VmExit::Kicked => {}
+            VmExit::Reached | VmExit::Kicked | VmExit::Window => {}
         }
         if let (None, Some(ending)) = (&self.ended, self.devices.ended()) {
             self.ended = Some(match ending {
@@ -270,17 +370,10 @@ impl<E: Engine> replay::Machine for Machine<E> {
     }
 
     fn run(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
-        let there = until.is_some_and(|until| self.engine.position().count >= until.count);
-        if there || self.stop() != Stop::Ready {
-            return Ok(self.stop());
+        match self.engine.stops() {
+            StopPrecision::AtExits => self.run_to_exit(until),
+            StopPrecision::Exact => self.run_exactly(until),
         }
-        if self.devices.interrupt_pending() {
-            self.inject()?;
-        }
-        let entry = std::mem::take(&mut self.entry);
-        let exit = self.engine.run(entry, until)?;
-        self.handle(exit);
-        Ok(self.stop())
     }
 
     fn accepts(&self, input: &Event) -> bool {
@@ -289,14 +382,27 @@ impl<E: Engine> replay::Machine for Machine<E> {
 
     fn apply(&mut self, input: &Event) -> Result<(), MachineError> {
         match input {
-            Event::NetRx(_) | Event::ConsoleRx(_) | Event::DiskDone { .. } | Event::Clock { .. } => {
-                let at = self.engine.position();
+            Event::NetRx(_)
+            | Event::ConsoleRx(_)
+            | Event::DiskDone { .. }
+            | Event::Clock { .. }
+            | Event::Trap { .. } => {
+                let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
                 let applied = self.devices.apply(self.ram.map(), input);
                 applied.map_err(|source| MachineError::Apply { at, source })?;
+                self.engine.skip_time(self.devices.now_ns() - before_ns);
             }
             other => return Err(MachineError::NotAnInput(other.name())),
         }
         Ok(())
+    }
+
+    fn entropy_wanted(&self) -> usize {
+        self.devices.entropy_wanted()
+    }
+
+    fn console_wanted(&self) -> usize {
+        self.devices.console_wanted()
     }
 
     fn take_output(&mut self) -> Option<Output> {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
-use crate::pair::process::run_backup;
+use crate::pair::backup::run_backup;
 
 /// Options of `lockstep backup`.
 #[derive(Debug, Args)]

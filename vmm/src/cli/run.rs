@@ -2,10 +2,11 @@
 
 use clap::Args;
 
+use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
-use crate::pair::process::run_live;
+use crate::pair::primary::run_live;
 
 /// Options of `lockstep run`.
 #[derive(Debug, Args)]
@@ -20,6 +21,9 @@ pub struct RunArgs {
     /// The machine.
     #[command(flatten)]
     pub vm: VmArgs,
+    /// The recording.
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long)]
     pub take_over: bool,
@@ -28,5 +32,6 @@ pub struct RunArgs {
 /// Runs the command.
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = VmConfig::new(&args.vm, None, wall_ns())?;
-    Ok(conclude(&run_live(config, None, args.take_over)?))
+    let record = args.record.options();
+    Ok(conclude(&run_live(config, None, args.take_over, record.as_ref())?))
 }

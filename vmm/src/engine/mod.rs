@@ -5,9 +5,11 @@
 
 use logchannel::Position;
 
+pub mod choice;
 pub mod kvm;
 pub mod state;
 
+pub use choice::{AnyEngine, EngineKind};
 pub use state::CpuState;
 
 /// What an engine counts to name a point in the guest's execution (DESIGN 2).
@@ -116,6 +118,8 @@ pub enum VmExit {
     Reached,
     /// Stopped from outside; nothing was retired that is not in the position.
     Kicked,
+    /// The guest takes an external interrupt here, as `Engine::request_window` asked to be told.
+    Window,
 }
 
 /// How the guest goes on: the answer to its last exit.
@@ -152,12 +156,27 @@ pub enum EngineError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// This lockstep has no such engine.
+    #[error("this lockstep has no engine `{0}` built in: use --engine kvm")]
+    NotBuilt(&'static str),
     /// KVM ended a run in a way that neither guest nor monitor can answer.
     #[error("KVM stopped the vCPU: {0}")]
     Failed(String),
 }
 
+/// Stops a vCPU from another thread: its `run` returns `Kicked`, or is not disturbed at all.
+pub type Kick = Box<dyn Fn() + Send + Sync>;
+
 /// A CPU.
+///
+/// An engine that stops exactly keeps to this besides, so that positions between two calls are boundaries
+/// between instructions, and none has two states:
+///
+/// - an exit that needs no answer comes when its instruction has retired, and `complete` retires the
+///   instruction of one that does; `Shutdown` and `Unsupported` count as one, though nothing retires;
+/// - an injected interrupt is delivered by the next `run`, before its first instruction, and is not counted;
+/// - the time stamp counter advances by 1 ns (`machine::NS_PER_COUNT`) for each position, and by what
+///   `skip_time` says.
 pub trait Engine {
     /// The engine's name in configuration and messages.
     fn name(&self) -> &'static str;
@@ -175,14 +194,29 @@ pub trait Engine {
     fn interrupts_enabled(&self) -> bool;
     /// Queues an external interrupt for the next entry. Only when `interruptible`.
     fn inject(&mut self, vector: u8) -> Result<(), EngineError>;
-    /// Completes the instruction of the last exit with `entry` without running any further.
+    /// Asks for `VmExit::Window` at the first position where the guest takes an external interrupt, or for none
+    /// any more. Engines that stop only at exits have no use for it.
+    fn request_window(&mut self, on: bool) {
+        let _ = on;
+    }
+    /// Virtual time went on by `ns` while the guest retired nothing.
+    fn skip_time(&mut self, ns: u64) {
+        let _ = ns;
+    }
+    /// What stops a run from another thread, if the engine has such a thing.
+    fn kicker(&self) -> Option<Kick> {
+        None
+    }
+    /// Completes the instruction of the last exit with `entry` without running any further; does nothing when
+    /// no exit is outstanding.
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError>;
     /// Whether the completed exit ended its instruction. Some take several exits (string I/O, accesses that
     /// cross a page): in between, the state alone does not say how they go on.
     fn between_instructions(&self) -> bool;
     /// The whole architectural state; the last exit must be completed.
     fn save(&mut self) -> Result<CpuState, EngineError>;
-    /// Sets the whole architectural state and the position.
+    /// Sets the whole architectural state and the position. RAM may have another content than before: whatever
+    /// was derived from it is dropped.
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
     /// Starts or stops noting which pages of RAM the guest writes.
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;

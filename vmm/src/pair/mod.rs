@@ -15,12 +15,14 @@
 //! written under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk
 //! requests (a deadline ends a connection that takes none), console bytes.
 
+pub mod backup;
 pub mod claims;
 pub mod follower;
+pub mod host;
 pub mod leader;
 pub mod live;
 pub mod outside;
-pub mod process;
+pub mod primary;
 pub mod status;
 pub mod threads;
 pub mod transfer;
