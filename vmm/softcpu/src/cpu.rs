@@ -244,9 +244,9 @@ impl Cpu {
         self.retired = count;
     }
 
-    /// The time-stamp counter is the position plus `offset`.
-    pub fn set_tsc_offset(&mut self, offset: i64) {
-        self.tsc_offset = offset;
+    /// The time-stamp counter goes on by `ns` although nothing retires.
+    pub fn skip_time(&mut self, ns: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add_unsigned(ns);
     }
 
     /// A handle to stop `run` from another thread.

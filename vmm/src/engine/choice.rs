@@ -4,7 +4,11 @@
 use logchannel::Position;
 
 use crate::engine::kvm::{CPU_MODEL, KvmEngine, host_cpu};
-use crate::engine::{CpuState, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::engine::soft::{self, SoftEngine};
+use crate::engine::{
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
+    VmExit,
+};
 use crate::memory::Ram;
 
 /// An engine of any kind. Exits are rare enough that finding its methods at run time costs nothing.
@@ -56,15 +60,15 @@ impl EngineKind {
     pub fn cpu_model(self) -> &'static str {
         match self {
             EngineKind::Kvm => CPU_MODEL,
-            EngineKind::Soft => "x86-64-v2",
+            EngineKind::Soft => soft::CPU_MODEL,
         }
     }
 
-    /// The host's CPU, where guest code runs on it.
+    /// What of the host's CPU a guest's results depend on.
     pub fn host_cpu(self) -> String {
         match self {
             EngineKind::Kvm => host_cpu(),
-            EngineKind::Soft => String::new(),
+            EngineKind::Soft => soft::host_arithmetic(),
         }
     }
 
@@ -73,7 +77,7 @@ impl EngineKind {
     pub fn create(self, ram: &Ram) -> Result<AnyEngine, EngineError> {
         match self {
             EngineKind::Kvm => Ok(Box::new(KvmEngine::new(ram)?)),
-            EngineKind::Soft => Err(EngineError::NotBuilt(self.name())),
+            EngineKind::Soft => Ok(Box::new(SoftEngine::new(ram))),
         }
     }
 }
@@ -127,6 +131,35 @@ impl Engine for AnyEngine {
 
     fn kicker(&self) -> Option<Kick> {
         (**self).kicker()
+    }
+
+    fn debug_kicker(&self) -> Option<Kick> {
+        (**self).debug_kicker()
+    }
+
+    fn run_debug(
+        &mut self,
+        entry: VmEntry,
+        until: Option<Position>,
+        ask: DebugRun<'_>,
+    ) -> Result<DebugStop, EngineError> {
+        (**self).run_debug(entry, until, ask)
+    }
+
+    fn breakpoint_style(&self) -> BreakpointStyle {
+        (**self).breakpoint_style()
+    }
+
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        (**self).rip()
+    }
+
+    fn ram_written(&mut self, address: u64, bytes: usize) {
+        (**self).ram_written(address, bytes);
+    }
+
+    fn attend(&mut self, entry: VmEntry) -> Result<VmEntry, EngineError> {
+        (**self).attend(entry)
     }
 
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
