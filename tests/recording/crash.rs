@@ -1,6 +1,6 @@
 //! Recorders that are killed, and files that are damaged.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::Shutdown;
 
 use lockstep::cluster::Part;
 use tempfile::TempDir;
@@ -9,20 +9,19 @@ use crate::client::Client;
 use crate::harness::{Pair, scale, wait_until};
 use crate::recorded::{json, load, lockstep, shared, start, succeeds};
 
-/// Keeps the guest busy until told to stop, or until it is gone.
+/// Keeps the guest busy while `work` goes on.
 fn under_load(port: u16, work: impl FnOnce()) {
-    let stop = AtomicBool::new(false);
+    let mut client = Client::connect(port).expect("a connection");
+    let closer = client.closer().expect("a handle");
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let Ok(mut client) = Client::connect(port) else { return };
+        scope.spawn(move || {
             let mut number = 0;
-            while !stop.load(Ordering::Relaxed) && client.set(&format!("key{}", number % 9), "value").is_ok()
-            {
+            while client.set(&format!("key{}", number % 9), "value").is_ok() {
                 number += 1;
             }
         });
         work();
-        stop.store(true, Ordering::Relaxed);
+        closer.shutdown(Shutdown::Both).expect("the connection ends");
     });
 }
 
