@@ -1,7 +1,7 @@
-//! Builds `minikv`, the bare-metal guest, with the cargo that builds this, and leaves its ELF file in
-//! `OUT_DIR`.
+//! Builds `minikv`, the bare-metal guest, and `cpubench`, a static Linux program, with the cargo that builds
+//! this, and leaves their ELF files in `OUT_DIR`.
 //!
-//! The guest is compiled for the host's own Linux target, linked without any of the host's libraries: a
+//! They are compiled for the host's own Linux target, linked without any of the host's libraries: a
 //! target without an operating system is one more thing to install, this one is always there. Its workspace
 //! has a lock file of its own, whose packages are all among those of the outer one; so what was built offline
 //! outside is built offline inside.
@@ -18,29 +18,32 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let guest = manifest.join("minikv");
-    for input in ["Cargo.toml", "Cargo.lock", "link.ld", "src", "core/Cargo.toml", "core/src"] {
+    println!("cargo::rerun-if-changed=build.rs");
+    build(&manifest.join("minikv"), &out, "minikv", &["link.ld", "core/Cargo.toml", "core/src"]);
+    build(&manifest.join("cpubench"), &out, "cpubench", &[]);
+}
+
+fn build(guest: &Path, out: &Path, name: &str, more: &[&str]) {
+    for input in ["Cargo.toml", "Cargo.lock", "src"].iter().chain(more) {
         println!("cargo::rerun-if-changed={}", guest.join(input).display());
     }
-    println!("cargo::rerun-if-changed=build.rs");
-
-    let target_dir = out.join("minikv-target");
-    let available = cargo(&guest, &target_dir)
+    let target_dir = out.join(format!("{name}-target"));
+    let available = cargo(guest, &target_dir)
         .args(["fetch", "--locked", "--offline", "--quiet", "--target", TARGET])
         .output()
         .is_ok_and(|output| output.status.success());
-    let mut build = cargo(&guest, &target_dir);
-    build.args(["build", "--locked", "--release", "--bin", "minikv", "--target", TARGET]);
+    let mut build = cargo(guest, &target_dir);
+    build.args(["build", "--locked", "--release", "--bin", name, "--target", TARGET]);
     if available {
         build.arg("--offline");
     }
     let output = build.output().unwrap_or_else(|error| panic!("cannot start {build:?}: {error}"));
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        panic!("the guest minikv does not build ({}):\n{text}", output.status);
+        panic!("the guest program {name} does not build ({}):\n{text}", output.status);
     }
-    let built = target_dir.join(TARGET).join("release").join("minikv");
-    let image = out.join("minikv.elf");
+    let built = target_dir.join(TARGET).join("release").join(name);
+    let image = out.join(format!("{name}.elf"));
     std::fs::copy(&built, &image)
         .unwrap_or_else(|error| panic!("cannot copy {} to {}: {error}", built.display(), image.display()));
 }
@@ -96,9 +99,12 @@ fn rustflags(guest: &Path) -> Vec<String> {
     ]
     .map(String::from)
     .into();
-    flags.push(format!("-Clink-arg=-Wl,-T,{}", guest.join("link.ld").display()));
+    let script = guest.join("link.ld");
+    if script.exists() {
+        flags.push(format!("-Clink-arg=-Wl,-T,{}", script.display()));
+    }
     // The same sources give the same image wherever they are: the two hosts of a pair compare its digest.
-    flags.push(format!("--remap-path-prefix={}=minikv", guest.display()));
+    flags.push(format!("--remap-path-prefix={}=guest", guest.display()));
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     if let Some(home) = home {

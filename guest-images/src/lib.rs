@@ -9,10 +9,27 @@
 //! blk devices at their addresses of the machine model `pc`, and a UART. What it never executes: RDTSC,
 //! RDRAND, RDSEED, CPUID; `tests/` checks that, and that its CPL0 part keeps to the few instructions that
 //! every KVM emulates.
+//!
+//! The other guests are Linux, made of Debian packages on the user's machine by `recipe` and kept by `cache`
+//! (docs/guests.md).
 #![forbid(unsafe_code)]
+
+pub mod apt;
+pub mod cache;
+pub mod compress;
+mod elf;
+pub mod initramfs;
+pub mod kernel;
+mod modules;
+pub mod recipe;
+
+pub use modules::ModuleError;
 
 /// The ELF64 image of `minikv`. Its segments are loaded at their physical addresses, from 1 MiB on.
 pub const MINIKV: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minikv.elf"));
+
+/// `cpubench`: nine kernels that measure a processor, as a static Linux program that is also a first process.
+pub const CPUBENCH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cpubench.elf"));
 
 /// The command line that `minikv` assumes where none says otherwise: `ip=`, `gw=` and `port=`, separated by
 /// spaces, each optional.

@@ -156,6 +156,11 @@ impl FrameReader {
         Self { protocol, next: 0, buffer: Vec::new(), start: 0 }
     }
 
+    /// A reader in the middle of a stream, whose next frame is `number`.
+    pub fn starting_at(protocol: Protocol, number: u64) -> Self {
+        Self { next: number, ..Self::new(protocol) }
+    }
+
     /// Adds bytes as they arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {

@@ -33,7 +33,7 @@ pub mod udp;
 pub use batch::LogStart;
 pub use buffer::{Limits, LogStats, ReceiveQueue, SendBuffer};
 pub use endpoint::{ChannelError, Endpoint};
-pub use entry::{DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq};
+pub use entry::{DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq, TrapKind};
 pub use heartbeat::{Heartbeat, Role};
 pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};

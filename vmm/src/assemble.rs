@@ -3,8 +3,9 @@
 
 use crate::boot;
 use crate::config::VmConfig;
-use crate::engine::AnyEngine;
-use crate::machine::{Machine, MachineState};
+use crate::debug::Debugging;
+use crate::engine::{AnyEngine, EngineKind};
+use crate::machine::{Machine, MachineError, MachineState};
 use crate::memory::Ram;
 
 /// A machine on an engine of any kind.
@@ -13,13 +14,23 @@ pub type Vm = Machine<AnyEngine>;
 /// The machine of a configuration before its first instruction, its guest image loaded.
 pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
     let ram = Ram::new(config.memory_bytes())?;
-    let first = boot::load_elf64(ram.map(), ram.bytes(), &config.image, &config.args.cmdline)?;
+    let first = boot::load(ram.map(), ram.bytes(), &config.files())?;
     let engine = config.debugging.wrap(config.engine.create(&ram)?, &ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 
-/// The machine of a configuration as it was saved; `ram` has its memory's content.
-pub fn restore(config: &VmConfig, ram: Ram, state: MachineState) -> anyhow::Result<Vm> {
-    let engine = config.debugging.wrap(config.engine.create(&ram)?, &ram)?;
-    Ok(Machine::restored(engine, ram, state)?)
+/// A machine as it was saved; `ram` has its memory's content.
+pub fn restore(engine: EngineKind, ram: Ram, state: MachineState) -> Result<Vm, MachineError> {
+    restore_debugged(engine, &Debugging::default(), ram, state)
+}
+
+/// The same, looked into.
+pub fn restore_debugged(
+    engine: EngineKind,
+    debugging: &Debugging,
+    ram: Ram,
+    state: MachineState,
+) -> Result<Vm, MachineError> {
+    let engine = debugging.wrap(engine.create(&ram)?, &ram)?;
+    Machine::restored(engine, ram, state)
 }

@@ -1,24 +1,30 @@
 //! What a virtual machine is: options as given, checked once, then only read.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use devices::DevicesConfig;
+use devices::{ConsoleInput, DevicesConfig};
+use guest_images::cache::Cache;
 use logchannel::pair::PairConfig;
 use replay::ClockPolicy;
 
+use crate::boot::GuestFiles;
 use crate::debug::Debugging;
 use crate::engine::EngineKind;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
-pub const MACHINE_MODEL: &str = "pc-1";
+pub const MACHINE_MODEL: &str = "pc-2";
 
 const MIB: u64 = 1 << 20;
 /// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
 const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
+/// The guest that is embedded.
+const MINIKV: &str = "minikv";
+/// Guest memory where nothing says how much, MiB.
+const DEFAULT_MEMORY_MIB: u64 = 64;
 
 /// Options of every command that runs a virtual machine.
 #[derive(Debug, Clone, Args)]
@@ -26,15 +32,24 @@ pub struct VmArgs {
     /// Name of the virtual machine, as the disk server knows it.
     #[arg(long, default_value = "vm0", value_name = "NAME")]
     pub vm: String,
-    /// Guest memory in MiB, an even number.
-    #[arg(long, default_value_t = 64, value_name = "MIB")]
-    pub memory: u64,
-    /// Guest image: a static 64-bit ELF file. Without it, the embedded minikv.
+    /// Guest memory in MiB, an even number. Without it, what the guest is known to need, or 64.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Guest: minikv, which is embedded, or one that `lockstep guest build` made.
+    #[arg(long, default_value = MINIKV, value_name = "NAME", conflicts_with = "kernel")]
+    pub guest: String,
+    /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Kernel of a guest of one's own: a static 64-bit ELF file, or a Linux bzImage.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Command line of the guest.
-    #[arg(long, default_value = "ip=10.77.0.2/24 gw=10.77.0.1 port=6379", value_name = "TEXT")]
-    pub cmdline: String,
+    /// Initial RAM disk; replaces that of the guest, if it has one.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Command line of the guest; without it, the guest's own.
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
     /// Disk server, host:port.
     #[arg(long, default_value = disk_server::DEFAULT_LISTEN, value_name = "ADDRESS")]
     pub disk_server: String,
@@ -66,6 +81,9 @@ pub struct VmArgs {
     /// File for the guest's console; standard output without it.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
+    pub console_input: String,
 }
 
 /// Options of both halves of a pair.
@@ -123,8 +141,14 @@ pub struct VmConfig {
     pub clock: ClockPolicy,
     /// Who looks into the guest.
     pub debugging: Debugging,
-    /// The guest image.
+    /// The kernel, or the whole guest where it has no other files.
     pub image: Vec<u8>,
+    /// The initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+    /// The guest's command line.
+    pub command_line: String,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
     /// Unix time at power-on, nanoseconds.
     pub wall_base_ns: u64,
 }
@@ -135,30 +159,76 @@ impl VmConfig {
         if let Some(pair) = pair {
             pair.check()?;
         }
-        ensure!(
-            (4..=3072).contains(&args.memory) && args.memory.is_multiple_of(2),
-            "--memory {}: an even number of MiB, 4 to 3072",
-            args.memory
-        );
         ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
-        let image = match &args.kernel {
-            None => guest_images::MINIKV.to_vec(),
-            Some(path) => {
-                std::fs::read(path).with_context(|| format!("cannot read --kernel {}", path.display()))?
-            }
-        };
+        let mut config = Self::guest(args, wall_base_ns)?;
+        if let Some(path) = &args.initrd {
+            config.initrd = Some(read("--initrd", path)?);
+        }
+        if let Some(line) = &args.cmdline {
+            config.command_line.clone_from(line);
+        }
+        config.memory_mib = args.memory.unwrap_or(config.memory_mib);
+        ensure!(
+            (4..=3072).contains(&config.memory_mib) && config.memory_mib.is_multiple_of(2),
+            "--memory {}: an even number of MiB, 4 to 3072",
+            config.memory_mib
+        );
+        Ok(config)
+    }
+
+    /// The guest that the options name, as it is by itself.
+    fn guest(args: &VmArgs, wall_base_ns: u64) -> anyhow::Result<Self> {
         let engine = EngineKind::choose(&args.engine);
         let (clock, wall_base_ns) = match args.clock.as_str() {
             "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
             _ => (ClockPolicy::default(), wall_base_ns),
         };
-        let debugging = Debugging::default();
-        Ok(Self { args: args.clone(), engine, clock, debugging, image, wall_base_ns })
+        let mut config = Self {
+            args: args.clone(),
+            engine,
+            clock,
+            debugging: Debugging::default(),
+            image: Vec::new(),
+            initrd: None,
+            command_line: guest_images::MINIKV_COMMAND_LINE.into(),
+            memory_mib: DEFAULT_MEMORY_MIB,
+            wall_base_ns,
+        };
+        if let Some(path) = &args.kernel {
+            config.image = read("--kernel", path)?;
+        } else if args.guest == MINIKV {
+            config.image = guest_images::MINIKV.to_vec();
+        } else {
+            let guest = Cache::new(args.cache.as_deref())?.find(&args.guest)?;
+            let manifest = &guest.manifest;
+            config.image = guest.read(&manifest.kernel)?;
+            config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?;
+            config.command_line.clone_from(&manifest.command_line);
+            config.memory_mib = manifest.memory_mib;
+        }
+        Ok(config)
+    }
+
+    /// What the guest is started with.
+    pub fn files(&self) -> GuestFiles<'_> {
+        GuestFiles { kernel: &self.image, initrd: self.initrd.as_deref(), command_line: &self.command_line }
+    }
+
+    /// BLAKE3 of everything that is loaded into the guest's memory.
+    fn image_digest(&self) -> [u8; 32] {
+        let kernel = blake3::hash(&self.image);
+        match &self.initrd {
+            None => *kernel.as_bytes(),
+            Some(initrd) => {
+                let both = [*kernel.as_bytes(), *blake3::hash(initrd).as_bytes()];
+                *blake3::hash(&both.concat()).as_bytes()
+            }
+        }
     }
 
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        self.args.memory * MIB
+        self.memory_mib * MIB
     }
 
     /// Disk size in bytes.
@@ -178,6 +248,16 @@ impl VmConfig {
             disk_bytes: self.disk_bytes(),
             wall_base_ns: self.wall_base_ns,
             memory_bytes: self.memory_bytes(),
+            console_input: self.console_device(),
+        }
+    }
+
+    /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
+    fn console_device(&self) -> ConsoleInput {
+        let mut words = self.command_line.split_whitespace().rev();
+        match words.find_map(|word| word.strip_prefix("console=")) {
+            Some(device) if device.starts_with("hvc") => ConsoleInput::Virtio,
+            _ => ConsoleInput::Serial,
         }
     }
 
@@ -191,8 +271,8 @@ impl VmConfig {
             host_cpu: self.engine.host_cpu(),
             machine_model: MACHINE_MODEL.into(),
             memory_bytes: self.memory_bytes(),
-            image_digest: *blake3::hash(&self.image).as_bytes(),
-            command_line: self.args.cmdline.clone(),
+            image_digest: self.image_digest(),
+            command_line: self.command_line.clone(),
             disk_bytes: self.disk_bytes(),
             mac: self.args.mac,
             wall_base_ns: self.wall_base_ns,
@@ -202,9 +282,13 @@ impl VmConfig {
 
     /// The guest's IPv4 address, as its command line says (`ip=ADDRESS/PREFIX`): announced when going live.
     pub fn guest_ip(&self) -> Option<Ipv4Addr> {
-        let value = self.args.cmdline.split_whitespace().find_map(|word| word.strip_prefix("ip="))?;
+        let value = self.command_line.split_whitespace().find_map(|word| word.strip_prefix("ip="))?;
         value.split('/').next()?.parse().ok()
     }
+}
+
+fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {option} {}", path.display()))
 }
 
 fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {

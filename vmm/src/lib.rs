@@ -14,3 +14,4 @@ pub mod io;
 pub mod machine;
 pub mod memory;
 pub mod pair;
+pub mod recording;

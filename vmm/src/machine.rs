@@ -104,6 +104,14 @@ impl<E: Engine> Machine<E> {
         Ok(Self { engine, ram, devices, entry: VmEntry::Resume, halted: state.halted, ended: None })
     }
 
+    /// Goes on where this machine or another was saved; its memory has the content of that one.
+    pub fn reset(&mut self, state: MachineState) -> Result<(), MachineError> {
+        self.devices = Devices::restore(state.devices)?;
+        self.engine.restore(&state.cpu, state.at)?;
+        (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
+        Ok(())
+    }
+
     /// Everything but the memory.
     pub fn save(&mut self) -> Result<MachineState, MachineError> {
         let cpu = self.cpu()?;
@@ -381,7 +389,11 @@ impl<E: Engine> replay::Machine for Machine<E> {
 
     fn apply(&mut self, input: &Event) -> Result<(), MachineError> {
         match input {
-            Event::NetRx(_) | Event::ConsoleRx(_) | Event::DiskDone { .. } | Event::Clock { .. } => {
+            Event::NetRx(_)
+            | Event::ConsoleRx(_)
+            | Event::DiskDone { .. }
+            | Event::Clock { .. }
+            | Event::Trap { .. } => {
                 let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
                 let applied = self.devices.apply(self.ram.map(), input);
                 applied.map_err(|source| MachineError::Apply { at, source })?;
@@ -390,6 +402,14 @@ impl<E: Engine> replay::Machine for Machine<E> {
             other => return Err(MachineError::NotAnInput(other.name())),
         }
         Ok(())
+    }
+
+    fn entropy_wanted(&self) -> usize {
+        self.devices.entropy_wanted()
+    }
+
+    fn console_wanted(&self) -> usize {
+        self.devices.console_wanted()
     }
 
     fn take_output(&mut self) -> Option<Output> {

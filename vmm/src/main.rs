@@ -32,8 +32,20 @@ enum Action {
     Primary(cli::primary::PrimaryArgs),
     /// Run the half of a pair that follows and takes over.
     Backup(cli::backup::BackupArgs),
+    /// Run one machine without a backup and keep its log in a file.
+    Record(cli::record::RecordCommandArgs),
+    /// Play a recording, to its end or to a place in it.
+    Replay(cli::replay::ReplayArgs),
+    /// Replay a recording again and again and compare everything.
+    Verify(cli::verify::VerifyArgs),
+    /// Show what is in a recording.
+    Log(cli::log::LogArgs),
+    /// Find where two runs of a log part.
+    Diverge(cli::diverge::DivergeArgs),
     /// Give a machine that runs alone a new backup.
     Replicate(cli::replicate::ReplicateArgs),
+    /// Make guest images of Debian packages, and list them.
+    Guest(cli::guest::GuestArgs),
     /// Serve shared disks with fenced writes, and the test-and-set.
     DiskServer(disk_server::Options),
     /// Run a user-space Ethernet switch with a gateway to the guest.
@@ -56,9 +68,15 @@ fn main() -> ExitCode {
         Action::Run(args) => cli::run::run(args),
         Action::Primary(args) => cli::primary::run(args),
         Action::Backup(args) => cli::backup::run(args),
+        Action::Record(args) => cli::record::run(args),
+        Action::Replay(args) => cli::replay::run(args),
+        Action::Verify(args) => cli::verify::run(args),
+        Action::Log(args) => cli::log::run(args),
+        Action::Diverge(args) => cli::diverge::run(args),
         Action::Replicate(args) => cli::replicate::run(args),
         Action::Demo(args) => cli::demo::run(args),
         Action::Bench(args) => cli::bench::run(args),
+        Action::Guest(args) => cli::guest::run(args),
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),

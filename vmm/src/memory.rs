@@ -108,6 +108,16 @@ impl Ram {
         self.map.write_slice(data, GuestAddress(address as u64)).expect("inside guest memory");
     }
 
+    /// Makes all of it zero again.
+    pub fn clear(&mut self) {
+        let zero = vec![0; HUGE_PAGE_BYTES];
+        for address in (0..self.bytes).step_by(HUGE_PAGE_BYTES) {
+            if self.as_slice()[address..address + HUGE_PAGE_BYTES] != zero {
+                self.write(address, &zero);
+            }
+        }
+    }
+
     /// Pages that devices wrote since the last call, a bit each.
     pub fn take_device_writes(&self) -> Vec<u64> {
         self.map.iter().next().map(|region| MmapRegion::bitmap(region).get_and_reset()).unwrap_or_default()

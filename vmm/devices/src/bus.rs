@@ -1,16 +1,18 @@
 //! The bus: which access reaches which register. Nobody home reads as all ones and swallows writes.
 //!
-//! Wide registers (event port, PM1a control) exist at their own width only. All other ports are 8 bits wide:
+//! Wide registers (event port, PM1a control, ACPI timer) exist at their own width only. All other ports are 8 bits wide:
 //! a wider access is split into bytes at consecutive ports, as an ISA bus does.
 
 use vm_memory::GuestMemory;
 
 use crate::layout::{
     CMOS_PORT, ELCR_PORT, EVENT_EXIT_PORT, EVENT_IDENTITY, EVENT_PAGE_PORT, EVENT_POLL, EVENT_PORT,
-    EVENT_WAIT, KEYBOARD_COMMAND_PORT, PIC1_PORT, PIC2_PORT, PIT_PORT, PM1A_CONTROL_PORT, PORT_B, RESET_PORT,
-    UART_PORT, VIRTIO_BLK_BASE, VIRTIO_MMIO_SIZE, VIRTIO_NET_BASE,
+    EVENT_WAIT, KEYBOARD_COMMAND_PORT, PIC1_PORT, PIC2_PORT, PIT_PORT, PM_TIMER_PORT, PM1A_CONTROL_PORT,
+    PM1A_EVENT_PORT, PORT_B, RESET_PORT, UART_PORT, VIRTIO_BLK_BASE, VIRTIO_CONSOLE_BASE, VIRTIO_MMIO_SIZE,
+    VIRTIO_NET_BASE, VIRTIO_RNG_BASE,
 };
 use crate::machine::Devices;
+use crate::power::Power;
 
 const PIC1_DATA: u16 = PIC1_PORT + 1;
 const PIC2_DATA: u16 = PIC2_PORT + 1;
@@ -18,16 +20,25 @@ const ELCR2: u16 = ELCR_PORT + 1;
 const PIT_CONTROL: u16 = PIT_PORT + 3;
 const CMOS_DATA: u16 = CMOS_PORT + 1;
 const UART_LAST: u16 = UART_PORT + 7;
+const PM1A_EVENT_LAST: u16 = PM1A_EVENT_PORT + 3;
 
 /// Which device a guest physical address belongs to.
 enum Window {
     Net(u64),
     Blk(u64),
+    Rng(u64),
+    Console(u64),
 }
 
 fn window(address: u64) -> Option<Window> {
-    let inside = |base: u64| address.checked_sub(base).filter(|&offset| offset < VIRTIO_MMIO_SIZE);
-    inside(VIRTIO_NET_BASE).map(Window::Net).or_else(|| inside(VIRTIO_BLK_BASE).map(Window::Blk))
+    let offset = address % VIRTIO_MMIO_SIZE;
+    match address - offset {
+        VIRTIO_NET_BASE => Some(Window::Net(offset)),
+        VIRTIO_BLK_BASE => Some(Window::Blk(offset)),
+        VIRTIO_RNG_BASE => Some(Window::Rng(offset)),
+        VIRTIO_CONSOLE_BASE => Some(Window::Console(offset)),
+        _ => None,
+    }
 }
 
 impl Devices {
@@ -37,6 +48,11 @@ impl Devices {
             (EVENT_PORT, data) if data.len() == 4 => data.copy_from_slice(&EVENT_IDENTITY.to_le_bytes()),
             (PM1A_CONTROL_PORT, [low, high]) => {
                 [*low, *high] = self.parts.power.read_pm1a().to_le_bytes();
+            }
+            (PM_TIMER_PORT, data) if data.len() == 4 => {
+                let now_ns = self.time_read();
+                data.copy_from_slice(&Power::timer(now_ns).to_le_bytes());
+                self.sync_lines();
             }
             (EVENT_PORT..=EVENT_EXIT_PORT, data) => data.fill(0xff),
             (_, data) => {
@@ -84,6 +100,8 @@ impl Devices {
         match window(address) {
             Some(Window::Net(offset)) => self.parts.net.read(offset, data),
             Some(Window::Blk(offset)) => self.parts.blk.read(offset, data),
+            Some(Window::Rng(offset)) => self.parts.rng.read(offset, data),
+            Some(Window::Console(offset)) => self.parts.console.read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -94,6 +112,8 @@ impl Devices {
         match window(address) {
             Some(Window::Net(offset)) => self.parts.net.write(mem, scratch, outputs, offset, data),
             Some(Window::Blk(offset)) => self.parts.blk.write(mem, scratch, outputs, offset, data),
+            Some(Window::Rng(offset)) => self.parts.rng.write(mem, scratch, offset, data),
+            Some(Window::Console(offset)) => self.parts.console.write(mem, scratch, outputs, offset, data),
             None => return,
         }
         self.sync_lines();
@@ -135,6 +155,7 @@ impl Devices {
                 self.parts.rtc.read_data(now_ns)
             }
             UART_PORT..=UART_LAST => self.parts.uart.read(port - UART_PORT),
+            PM1A_EVENT_PORT..=PM1A_EVENT_LAST => self.parts.power.read_event(port - PM1A_EVENT_PORT),
             _ => 0xff,
         }
     }
@@ -159,6 +180,7 @@ impl Devices {
                     self.flush_console();
                 }
             }
+            PM1A_EVENT_PORT..=PM1A_EVENT_LAST => self.parts.power.write_event(port - PM1A_EVENT_PORT, value),
             // POST codes, and ports where nobody lives.
             _ => {}
         }

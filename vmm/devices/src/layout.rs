@@ -5,10 +5,12 @@
 //!  0000_0000  RAM, 64 MiB unless told           020-021 0a0-0a1  PIC pair      4d0-4d1 ELCR
 //!  d000_0000  virtio-net    4 KiB               040-043 061      PIT, port B
 //!  d000_1000  virtio-blk    4 KiB               064              reset (write fe)
-//!  d000_2000  reserved (entropy)                070-071          CMOS, RTC
-//!  d000_3000  reserved (console)                080              POST code, ignored
+//!  d000_2000  virtio-rng    4 KiB               070-071          CMOS, RTC
+//!  d000_3000  virtio-console 4 KiB              080              POST code, ignored
 //!                                               3f8-3ff          UART
+//!                                               600-603          ACPI PM1a events
 //!                                               604              ACPI PM1a control
+//!                                               608              ACPI timer
 //!                                               cf9              reset control
 //!                                               4c50-4c5b        event port
 //! ```
@@ -39,9 +41,9 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 pub const VIRTIO_NET_BASE: u64 = 0xd000_0000;
 /// virtio-blk.
 pub const VIRTIO_BLK_BASE: u64 = 0xd000_1000;
-/// Kept free for an entropy device.
+/// virtio-rng.
 pub const VIRTIO_RNG_BASE: u64 = 0xd000_2000;
-/// Kept free for a virtio console.
+/// virtio-console.
 pub const VIRTIO_CONSOLE_BASE: u64 = 0xd000_3000;
 /// Most entries of each virtqueue.
 pub const VIRTQUEUE_SIZE: u16 = 256;
@@ -66,8 +68,12 @@ pub const CMOS_PORT: u16 = 0x70;
 pub const POST_PORT: u16 = 0x80;
 /// UART 16550, eight registers.
 pub const UART_PORT: u16 = 0x3f8;
+/// ACPI PM1a event block: status and enable, 16 bits each.
+pub const PM1A_EVENT_PORT: u16 = 0x600;
 /// ACPI PM1a control block, 16 bits.
 pub const PM1A_CONTROL_PORT: u16 = 0x604;
+/// ACPI power management timer, 32 bits.
+pub const PM_TIMER_PORT: u16 = 0x608;
 /// SLP_EN in PM1a control: power off.
 pub const PM1A_SLP_EN: u16 = 1 << 13;
 /// Reset control register.
@@ -104,12 +110,18 @@ pub const PIT_IRQ: u8 = 0;
 pub const CASCADE_IRQ: u8 = 2;
 /// UART.
 pub const UART_IRQ: u8 = 4;
+/// virtio-console.
+pub const VIRTIO_CONSOLE_IRQ: u8 = 5;
 /// RTC.
 pub const RTC_IRQ: u8 = 8;
+/// ACPI's system control interrupt; nothing here raises it.
+pub const SCI_IRQ: u8 = 9;
 /// virtio-net.
 pub const VIRTIO_NET_IRQ: u8 = 10;
 /// virtio-blk.
 pub const VIRTIO_BLK_IRQ: u8 = 11;
+/// virtio-rng.
+pub const VIRTIO_RNG_IRQ: u8 = 12;
 
 /// How far a guest's read of time advances the virtual clock (about what an ISA bus cycle takes): time stands
 /// still between `Clock` events, but no two reads see the same instant.

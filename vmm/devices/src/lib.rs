@@ -11,7 +11,7 @@
 //!                  │                         │
 //!                  ▼                         ▼
 //!   ┌───────────────────────────────────────────────────┐
-//!   │ bus    event port · virtio-net · virtio-blk       │──▶ outputs, in the order they were made
+//!   │ bus    event port · virtio net, blk, rng, console │──▶ outputs, in the order they were made
 //!   │        UART · PIT · RTC · power                   │
 //!   │                  │ lines                          │──▶ guest memory (DMA)
 //!   │                  ▼                                │
@@ -43,7 +43,7 @@ pub mod layout;
 #[cfg(test)]
 mod testing;
 
-pub use machine::{ApplyError, Devices, DevicesConfig};
+pub use machine::{ApplyError, ConsoleInput, Devices, DevicesConfig};
 pub use power::Ending;
 pub use state::{DevicesState, RestoreError, STATE_VERSION};
 

@@ -2,21 +2,22 @@
 
 use std::collections::VecDeque;
 
-use logchannel::{DiskRequest, DiskStatus, Event, Output};
+use logchannel::{DiskRequest, DiskStatus, Event, Output, TrapKind};
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use crate::clock::Clock;
 use crate::event_port::{EventPort, Wait};
 use crate::layout::{
-    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, UART_IRQ, VIRTIO_BLK_IRQ, VIRTIO_NET_IRQ,
+    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, UART_IRQ, VIRTIO_BLK_IRQ, VIRTIO_CONSOLE_IRQ,
+    VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
 };
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::power::{Ending, Power};
 use crate::rtc::Rtc;
 use crate::uart::Uart;
-use crate::virtio::{Blk, Chain, DoneError, Net};
+use crate::virtio::{Blk, Chain, Console, DoneError, Net, Rng};
 
 /// What a machine's devices are made with. Both copies of a pair must use the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,11 +30,29 @@ pub struct DevicesConfig {
     pub wall_base_ns: u64,
     /// Size of RAM in bytes, for the CMOS.
     pub memory_bytes: u64,
+    /// Which console takes the input.
+    pub console_input: ConsoleInput,
+}
+
+/// The device that `ConsoleRx` events go to. Both send to the same console.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConsoleInput {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// virtio-console.
+    Virtio,
 }
 
 impl Default for DevicesConfig {
     fn default() -> Self {
-        Self { mac: DEFAULT_GUEST_MAC, disk_bytes: 0, wall_base_ns: 0, memory_bytes: DEFAULT_MEMORY_BYTES }
+        Self {
+            mac: DEFAULT_GUEST_MAC,
+            disk_bytes: 0,
+            wall_base_ns: 0,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
+            console_input: ConsoleInput::Serial,
+        }
     }
 }
 
@@ -65,6 +84,9 @@ pub enum ApplyError {
         /// Bytes that it brings.
         found: u64,
     },
+    /// Entropy came that nobody asked for.
+    #[error("entropy that the guest did not ask for")]
+    EntropyUnwanted,
     /// Not an input of devices.
     #[error("{event} is not an event that devices take")]
     NotForDevices {
@@ -85,6 +107,8 @@ pub(crate) struct Parts {
     pub event_port: EventPort,
     pub net: Net,
     pub blk: Blk,
+    pub rng: Rng,
+    pub console: Console,
 }
 
 /// The devices of one machine.
@@ -109,6 +133,8 @@ impl Devices {
             event_port: EventPort::default(),
             net: Net::new(config.mac),
             blk: Blk::new(config.disk_bytes),
+            rng: Rng::new(),
+            console: Console::new(config.console_input == ConsoleInput::Virtio),
         };
         Self::from_parts(parts, VecDeque::new())
     }
@@ -167,9 +193,27 @@ impl Devices {
         }
     }
 
-    /// How many bytes of console input the guest's UART has room for: the most that one `ConsoleRx` may hold.
+    /// How many bytes of console input the guest has room for: the most that one `ConsoleRx` may hold.
     pub fn console_room(&self) -> usize {
-        self.parts.uart.room()
+        match self.parts.console.takes_input() {
+            true => self.parts.console.room(),
+            false => self.parts.uart.room(),
+        }
+    }
+
+    /// How many bytes of console input the guest would take now; 0 while it does not listen. Input offered
+    /// earlier is what a guest loses that sets its console up later.
+    pub fn console_wanted(&self) -> usize {
+        match self.parts.console.takes_input() {
+            true if self.parts.console.listens() => self.parts.console.room(),
+            false if self.parts.uart.listens() => self.parts.uart.room(),
+            _ => 0,
+        }
+    }
+
+    /// How many words of entropy the guest waits for: that many `Trap` events of kind `Random` are accepted.
+    pub fn entropy_wanted(&self) -> usize {
+        self.parts.rng.wanted()
     }
 
     /// The disk requests given out and not completed, oldest first, with their data: what a copy that goes
@@ -185,15 +229,25 @@ impl Devices {
             Event::NetRx(frame) => self.parts.net.accepts(mem, frame),
             Event::ConsoleRx(bytes) => bytes.len() <= self.console_room(),
             Event::DiskDone { .. } | Event::Clock { .. } => true,
+            Event::Trap { instruction: TrapKind::Random, .. } => self.entropy_wanted() > 0,
             _ => false,
         }
     }
 
-    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone` or `Clock`.
+    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, or a `Trap` that brings entropy.
     pub fn apply<M: GuestMemory>(&mut self, mem: &M, event: &Event) -> Result<(), ApplyError> {
         match event {
             Event::NetRx(frame) => self.parts.net.receive(mem, &mut self.scratch, frame),
+            Event::ConsoleRx(bytes) if self.parts.console.takes_input() => {
+                self.parts.console.receive(mem, &mut self.scratch, bytes);
+            }
             Event::ConsoleRx(bytes) => self.parts.uart.receive(bytes),
+            Event::Trap { instruction: TrapKind::Random, value } => {
+                if self.entropy_wanted() == 0 {
+                    return Err(ApplyError::EntropyUnwanted);
+                }
+                self.parts.rng.entropy(mem, &mut self.scratch, *value);
+            }
             Event::DiskDone { request, status, data } => self.disk_done(mem, *request, *status, data)?,
             Event::Clock { now_ns } => {
                 let before_ns = self.now_ns();
@@ -206,7 +260,7 @@ impl Devices {
         }
         self.flush_console();
         let Parts { event_port, clock, .. } = &mut self.parts;
-        if !matches!(event, Event::Clock { .. }) {
+        if !matches!(event, Event::Clock { .. } | Event::Trap { .. }) {
             event_port.count_input();
         }
         event_port.publish(mem, clock);
@@ -237,6 +291,8 @@ impl Devices {
     pub(crate) fn service_queues<M: GuestMemory>(&mut self, mem: &M) {
         self.parts.net.service(mem, &mut self.scratch, &mut self.outputs);
         self.parts.blk.service(mem, &mut self.scratch, &mut self.outputs);
+        self.parts.rng.service(mem, &mut self.scratch);
+        self.parts.console.service(mem, &mut self.scratch, &mut self.outputs);
     }
 
     /// Brings the virtual clock forward to `now_ns`, as an engine whose positions make time does; timers that
@@ -273,12 +329,14 @@ impl Devices {
 
     /// Shows the PICs the lines of all devices.
     pub(crate) fn sync_lines(&mut self) {
-        let Parts { pic, pit, rtc, uart, net, blk, .. } = &mut self.parts;
+        let Parts { pic, pit, rtc, uart, net, blk, rng, console, .. } = &mut self.parts;
         pic.set_line(PIT_IRQ, pit.line());
         pic.set_line(UART_IRQ, uart.line());
         pic.set_line(RTC_IRQ, rtc.line());
         pic.set_line(VIRTIO_NET_IRQ, net.line());
         pic.set_line(VIRTIO_BLK_IRQ, blk.line());
+        pic.set_line(VIRTIO_RNG_IRQ, rng.line());
+        pic.set_line(VIRTIO_CONSOLE_IRQ, console.line());
     }
 }
 

@@ -146,6 +146,35 @@ fn ways_to_end() {
 }
 
 #[test]
+fn acpi_events_are_enabled_and_never_happen() {
+    let mut guest = Guest::new();
+    let word = |guest: &mut Guest, port: u16| {
+        let mut data = [0xaa; 2];
+        guest.devices.pio_read(&guest.ram, port, &mut data);
+        u16::from_le_bytes(data)
+    };
+    guest.devices.pio_write(&guest.ram, PM1A_EVENT_PORT + 2, &0x0120u16.to_le_bytes());
+    guest.devices.pio_write(&guest.ram, PM1A_EVENT_PORT, &0xffffu16.to_le_bytes());
+    assert_eq!(word(&mut guest, PM1A_EVENT_PORT + 2), 0x0120);
+    assert_eq!(word(&mut guest, PM1A_EVENT_PORT), 0);
+    assert_eq!(word(&mut guest, PM1A_CONTROL_PORT), 1, "in ACPI mode");
+    assert_eq!(guest.inl(PM1A_EVENT_PORT), 0x0120_0000);
+}
+
+#[test]
+fn the_acpi_timer_counts_virtual_time() {
+    let mut guest = Guest::new();
+    guest.devices.apply(&guest.ram, &Event::Clock { now_ns: 10_000_000_000 - TIME_READ_STEP_NS }).unwrap();
+    assert_eq!(guest.inl(PM_TIMER_PORT), 35_795_450);
+    assert_eq!(guest.inl(PM_TIMER_PORT), 35_795_453, "no two reads see the same instant");
+    let now_ns = 1_300_000_000_000;
+    guest.devices.apply(&guest.ram, &Event::Clock { now_ns }).unwrap();
+    let ticks = u64::from(guest.inl(PM_TIMER_PORT));
+    assert_eq!(ticks, 3_579_545 * 1300 + 3 - (1 << 32), "it wraps at 32 bits");
+    assert_eq!(guest.inb(PM_TIMER_PORT), 0xff, "32 bits at once, or nothing");
+}
+
+#[test]
 fn nobody_home_reads_all_ones() {
     let mut guest = Guest::new();
     for size in [1, 2, 4, 8] {
@@ -155,7 +184,7 @@ fn nobody_home_reads_all_ones() {
             assert_eq!(data[..size], [0xff; 8][..size]);
             guest.devices.pio_write(&guest.ram, port, &data[..size]);
         }
-        for address in [RAM_BYTES, VIRTIO_RNG_BASE, VIRTIO_CONSOLE_BASE, u64::MAX] {
+        for address in [RAM_BYTES, VIRTIO_NET_BASE - 8, VIRTIO_CONSOLE_BASE + VIRTIO_MMIO_SIZE, u64::MAX] {
             let mut data = [0; 8];
             guest.devices.mmio_read(&guest.ram, address, &mut data[..size]);
             assert_eq!(data[..size], [0xff; 8][..size]);

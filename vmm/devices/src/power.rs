@@ -1,11 +1,17 @@
-//! Ways for a guest to end its machine: ACPI PM1a control (ACPI 6.5, 4.8.3.2), the reset control register of
-//! PC chipsets at 0xcf9, the keyboard controller's reset pulse, and the event port's exit status.
+//! Power management: ACPI's PM1a event and control blocks (ACPI 6.5, 4.8.3.1 and 4.8.3.2) and timer (4.8.2.1),
+//! and the other ways for a guest to end its machine: the reset control register of PC chipsets at 0xcf9, the
+//! keyboard controller's reset pulse, and the event port's exit status.
+//!
+//! The machine is in ACPI mode from the start. No event of the PM1a block ever happens, so its status is
+//! always zero and the SCI is never raised; what the guest enables it reads back.
 
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{KEYBOARD_RESET, PM1A_SLP_EN, RESET_CPU};
 
-/// SCI_EN in PM1a control: the machine is in ACPI mode from the start.
+/// Frequency of the ACPI timer.
+const TIMER_HZ: u128 = 3_579_545;
+/// SCI_EN in PM1a control.
 const PM1A_SCI_EN: u16 = 1;
 
 /// How the guest ended its machine.
@@ -17,10 +23,11 @@ pub enum Ending {
     Reset,
 }
 
-/// Remembers the first ending.
+/// Remembers the first ending, and which events the guest enabled.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Power {
     ended: Option<Ending>,
+    events_enabled: [u8; 2],
 }
 
 impl Power {
@@ -30,6 +37,26 @@ impl Power {
 
     pub(crate) fn exit(&mut self, status: u8) {
         self.ended.get_or_insert(Ending::PowerOff(status));
+    }
+
+    /// One byte of the PM1a event block: status, then enable.
+    pub(crate) fn read_event(&self, register: u16) -> u8 {
+        match register {
+            2 | 3 => self.events_enabled[usize::from(register - 2)],
+            _ => 0,
+        }
+    }
+
+    /// Status bits are cleared by writing them; there are none.
+    pub(crate) fn write_event(&mut self, register: u16, value: u8) {
+        if let 2 | 3 = register {
+            self.events_enabled[usize::from(register - 2)] = value;
+        }
+    }
+
+    /// The ACPI timer, 32 bits wide, at this virtual time.
+    pub(crate) fn timer(now_ns: u64) -> u32 {
+        (u128::from(now_ns) * TIMER_HZ / 1_000_000_000) as u32
     }
 
     pub(crate) fn read_pm1a(&self) -> u16 {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Devices, Parts};
 
 /// Version of `DevicesState`. Whoever changes what a device keeps changes this number.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 
 /// The whole state of the devices, outputs not taken yet included.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,9 @@ impl Devices {
         }
         if !state.parts.blk.consistent() {
             return Err(RestoreError::Inconsistent("the disk requests in flight do not add up"));
+        }
+        if !state.parts.rng.consistent() {
+            return Err(RestoreError::Inconsistent("the entropy gathered is more than was asked for"));
         }
         Ok(Self::from_parts(state.parts, state.outputs.into()))
     }

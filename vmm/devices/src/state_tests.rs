@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use logchannel::{DiskOp, DiskStatus, Event};
+use logchannel::{DiskOp, DiskStatus, Event, TrapKind};
 use proptest::prelude::*;
 
 use super::*;
@@ -16,12 +16,14 @@ enum Step {
     Out(u16, Vec<u8>),
     Read(u64, usize),
     Write(u64, Vec<u8>),
-    /// The guest offers this head in queue 0 (receive), 1 (transmit) or 2 (disk).
+    /// The guest offers this head in a queue: 0 and 1 are the network's, 2 the disk's, 3 entropy's, 4 and 5 the
+    /// console's.
     Offer(usize, u16),
     /// The guest writes into its shared page.
     Poke(u64, u64),
     Frame(usize, u8),
     Console(Vec<u8>),
+    Entropy(u64),
     /// The clock moves by so many nanoseconds.
     Pass(u64),
     /// The oldest request in flight completes; true for success.
@@ -34,15 +36,19 @@ const PAGE: u64 = 0x5000;
 /// A machine with its devices set up and some requests ready to be offered.
 struct Machine {
     guest: Guest,
-    queues: [Driver; 3],
+    queues: [Driver; 6],
     in_flight: VecDeque<(u64, usize)>,
     /// Everything that came out: values read, vectors, outputs, what is waited for.
     seen: Vec<u8>,
 }
 
 impl Machine {
-    fn new(features: u64) -> Self {
+    fn new(features: u64, virtio_console: bool) -> Self {
         let mut guest = Guest::new();
+        if virtio_console {
+            let console_input = crate::ConsoleInput::Virtio;
+            guest.devices = Devices::new(&crate::DevicesConfig { console_input, ..config() });
+        }
         for (port, base, icw3) in [(0x20, 0x20, 4), (0xa0, 0x28, 2)] {
             for (port, value) in
                 [(port, 0x11), (port + 1, base), (port + 1, icw3), (port + 1, 1), (port + 1, 0)]
@@ -69,7 +75,15 @@ impl Machine {
             blk.set_descriptor(&guest.ram, first + 1, header + 0x1000, 512, NEXT | direction, first + 2);
             blk.set_descriptor(&guest.ram, first + 2, header + 0x800, 1, WRITE, 0);
         }
-        Self { guest, queues: [rx, tx, blk], in_flight: VecDeque::new(), seen: Vec::new() }
+        let rng = guest.start_rng(1 << 32 | features);
+        let [typed, sent] = guest.start_console(1 << 32 | features);
+        for index in 0..16u16 {
+            let buffer = 0x38_0000 + 0x1000 * u64::from(index);
+            rng.set_descriptor(&guest.ram, index, buffer, 5 * u32::from(index), WRITE, 0);
+            typed.set_descriptor(&guest.ram, index, buffer, 3 * u32::from(index), WRITE, 0);
+            sent.set_descriptor(&guest.ram, index, buffer, 7 * u32::from(index), 0, 0);
+        }
+        Self { guest, queues: [rx, tx, blk, rng, typed, sent], in_flight: VecDeque::new(), seen: Vec::new() }
     }
 
     fn step(&mut self, step: &Step) {
@@ -89,6 +103,12 @@ impl Machine {
             Step::Offer(queue, head) => self.queues[*queue].offer(ram, *head),
             Step::Poke(offset, value) => self.guest.write_u64(PAGE + offset, *value),
             Step::Frame(len, byte) => self.apply(Event::NetRx(vec![*byte; *len])),
+            Step::Entropy(value) => {
+                let event = Event::Trap { instruction: TrapKind::Random, value: *value };
+                if self.guest.devices.accepts(&self.guest.ram, &event) {
+                    self.apply(event);
+                }
+            }
             Step::Console(bytes) => self.apply(Event::ConsoleRx(bytes.clone())),
             Step::Pass(ns) => {
                 let now_ns = self.guest.devices.now_ns().saturating_add(*ns);
@@ -156,6 +176,7 @@ fn port() -> impl Strategy<Value = u16> {
         prop::sample::select(vec![0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x61, 0x70, 0x71, 0x60, 0x80]),
         0x40u16..0x44,
         0x3f8u16..0x400,
+        0x600u16..0x60c,
         0x4c4eu16..0x4c5e,
         Just(EVENT_PORT),
     ]
@@ -171,7 +192,8 @@ fn data() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn address() -> impl Strategy<Value = u64> {
-    let device = prop::sample::select(vec![VIRTIO_NET_BASE, VIRTIO_BLK_BASE]);
+    let device =
+        prop::sample::select(vec![VIRTIO_NET_BASE, VIRTIO_BLK_BASE, VIRTIO_RNG_BASE, VIRTIO_CONSOLE_BASE]);
     // Status is left out of most, or the devices would be reset most of the time.
     let register = prop_oneof![
         8 => prop::sample::select(vec![0x50u64, 0x60, 0x64]),
@@ -195,10 +217,11 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (port(), data()).prop_map(|(port, data)| Step::Out(port, data)),
         1 => (address(), size()).prop_map(|(at, size)| Step::Read(at, size)),
         2 => (address(), 0u32..4).prop_map(|(at, value)| Step::Write(at, value.to_le_bytes().to_vec())),
-        6 => (0usize..3, 0u16..16).prop_map(|(queue, head)| Step::Offer(queue, head)),
+        6 => (0usize..6, 0u16..16).prop_map(|(queue, head)| Step::Offer(queue, head)),
         2 => (field, value).prop_map(|(at, value)| Step::Poke(at, value)),
         2 => (len, any::<u8>()).prop_map(|(len, byte)| Step::Frame(len, byte)),
         1 => prop::collection::vec(any::<u8>(), 0..20).prop_map(Step::Console),
+        2 => any::<u64>().prop_map(Step::Entropy),
         3 => pass.prop_map(Step::Pass),
         2 => any::<bool>().prop_map(Step::Complete),
         2 => Just(Step::Acknowledge),
@@ -214,11 +237,11 @@ proptest! {
     fn moved_and_unmoved_machines_stay_equal(
         steps in prop::collection::vec((step(), prop::bool::weighted(0.05)), 1..150),
         event_idx in any::<bool>(),
+        virtio_console in any::<bool>(),
     ) {
         let features = if event_idx { 1 << 29 } else { 0 };
-        let mut unmoved = Machine::new(features);
-        let mut again = Machine::new(features);
-        let mut moved = Machine::new(features);
+        let new = || Machine::new(features, virtio_console);
+        let (mut unmoved, mut again, mut moved) = (new(), new(), new());
         for (step, moves) in &steps {
             for machine in [&mut unmoved, &mut again, &mut moved] {
                 machine.step(step);
@@ -263,8 +286,9 @@ fn digest_tells_machines_apart() {
 
 #[test]
 fn damaged_states_do_not_panic() {
-    let mut machine = Machine::new(0);
+    let mut machine = Machine::new(0, true);
     machine.step(&Step::Offer(2, 3));
+    machine.step(&Step::Offer(3, 5));
     machine.step(&Step::Out(EVENT_PORT, vec![0; 4]));
     let bytes = codec::encode(&machine.guest.devices.save()).unwrap();
     let memory = ram();
@@ -280,6 +304,11 @@ fn damaged_states_do_not_panic() {
                 devices.pio_read(&memory, port, &mut [0; 4]);
                 devices.pio_write(&memory, port, &[1, 0, 0, 0]);
             }
+            while devices.entropy_wanted() > 0 {
+                let event = Event::Trap { instruction: TrapKind::Random, value: 1 };
+                let _ = devices.apply(&memory, &event);
+            }
+            let _ = devices.apply(&memory, &Event::ConsoleRx(vec![b'x'; 16]));
             devices.acknowledge_interrupt();
         }
     }

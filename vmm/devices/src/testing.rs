@@ -3,7 +3,7 @@
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::{VIRTIO_BLK_BASE, VIRTIO_NET_BASE};
+use crate::layout::{VIRTIO_BLK_BASE, VIRTIO_CONSOLE_BASE, VIRTIO_NET_BASE, VIRTIO_RNG_BASE};
 use crate::{Devices, DevicesConfig};
 
 /// Guest memory of the tests, with the dirty-page tracking that the machine uses left out.
@@ -158,6 +158,23 @@ impl Guest {
         let queue = self.add_queue(VIRTIO_BLK_BASE, 0, 16, 0x12_0000);
         self.driver_ok(VIRTIO_BLK_BASE);
         queue
+    }
+
+    /// virtio-rng with a queue of 16 entries.
+    pub(crate) fn start_rng(&mut self, features: u64) -> Driver {
+        self.negotiate(VIRTIO_RNG_BASE, features);
+        let queue = self.add_queue(VIRTIO_RNG_BASE, 0, 16, 0x13_0000);
+        self.driver_ok(VIRTIO_RNG_BASE);
+        queue
+    }
+
+    /// virtio-console with both queues of 16 entries: receive, transmit.
+    pub(crate) fn start_console(&mut self, features: u64) -> [Driver; 2] {
+        self.negotiate(VIRTIO_CONSOLE_BASE, features);
+        let rx = self.add_queue(VIRTIO_CONSOLE_BASE, 0, 16, 0x14_0000);
+        let tx = self.add_queue(VIRTIO_CONSOLE_BASE, 1, 16, 0x15_0000);
+        self.driver_ok(VIRTIO_CONSOLE_BASE);
+        [rx, tx]
     }
 }
 

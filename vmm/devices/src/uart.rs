@@ -103,6 +103,11 @@ impl Uart {
         }
     }
 
+    /// Whether the guest wants to be told of what it receives.
+    pub(crate) fn listens(&self) -> bool {
+        self.ier & IER_RECEIVED != 0 && self.mcr & MCR_LOOP == 0
+    }
+
     /// Takes what was sent and has gathered.
     pub(crate) fn take_sent(&mut self) -> Option<Vec<u8>> {
         if self.tx.is_empty() { None } else { Some(std::mem::take(&mut self.tx)) }

@@ -70,6 +70,16 @@ pub trait Machine {
     /// Applies one input at the current position.
     fn apply(&mut self, input: &Event) -> Result<(), Self::Error>;
 
+    /// How many words of entropy the guest waits for: as many `Trap` inputs of kind `Random` are accepted.
+    fn entropy_wanted(&self) -> usize {
+        0
+    }
+
+    /// How many bytes of console input the guest would take now; 0 while it does not listen.
+    fn console_wanted(&self) -> usize {
+        0
+    }
+
     /// The oldest output not yet taken.
     fn take_output(&mut self) -> Option<Output>;
 

@@ -154,6 +154,11 @@ impl<M: Machine> Recorder<M> {
         self.machine
     }
 
+    /// How host time becomes virtual time.
+    pub fn policy(&self) -> ClockPolicy {
+        self.policy
+    }
+
     /// Number of the next entry.
     pub fn next_seq(&self) -> Seq {
         self.next_seq

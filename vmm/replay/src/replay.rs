@@ -121,6 +121,11 @@ impl<M: Machine> Replayer<M> {
         &mut self.machine
     }
 
+    /// Gives the machine back.
+    pub fn into_machine(self) -> M {
+        self.machine
+    }
+
     /// Number of the last entry executed.
     pub fn executed(&self) -> Seq {
         self.executed
@@ -161,28 +166,43 @@ impl<M: Machine> Replayer<M> {
 
     /// Goes on to the next entry held, for at most `BATCH` stops of the machine, and executes it.
     pub fn advance(&mut self) -> Result<Progress, ReplayError<M::Error>> {
+        let progress = self.go(None)?;
+        Ok(progress.expect("there is no limit"))
+    }
+
+    /// As `advance`, but the machine runs no further than `limit`. `None` when it is there and every entry
+    /// held that lies there is executed.
+    pub fn advance_to(&mut self, limit: Position) -> Result<Option<Progress>, ReplayError<M::Error>> {
+        self.go(Some(limit))
+    }
+
+    fn go(&mut self, limit: Option<Position>) -> Result<Option<Progress>, ReplayError<M::Error>> {
         if let Some(divergence) = &self.diverged {
             return Err(ReplayError::Diverged(divergence.clone()));
         }
         for _ in 0..BATCH {
             self.collect_outputs();
             let Some(entry) = self.held.front() else {
-                return Ok(match &self.guest {
+                return Ok(Some(match &self.guest {
                     Guest::Ended(ending) => Progress::Ended(ending.clone()),
                     Guest::Runs | Guest::Waits { .. } => Progress::NeedEntries,
-                });
+                }));
             };
             let (seq, at) = (entry.seq, entry.at);
             if self.machine.position() == at {
                 let entry = self.held.pop_front().expect("just seen");
-                return self.execute(entry);
+                return self.execute(entry).map(Some);
             }
             if let Some(difference) = self.cannot_run(at) {
                 return Err(ReplayError::Diverged(self.diverge(seq, difference)));
             }
-            self.run_towards(seq, at)?;
+            let to = limit.filter(|limit| limit.count < at.count).unwrap_or(at);
+            if self.machine.position().count >= to.count {
+                return Ok(None);
+            }
+            self.run_towards(seq, to)?;
         }
-        Ok(Progress::Running)
+        Ok(Some(Progress::Running))
     }
 
     /// Goes live: the machine runs on from the last entry, and the log continues with the next number.

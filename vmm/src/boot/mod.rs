@@ -5,17 +5,25 @@
 //!
 //! ```text
 //!  0x500  GDT      0x7000 boot_params     0x9000.. page tables (PML4, PDPT, 4 × PD)     0x20000 command line
+//!  0xe0000  ACPI tables
+//!  1 MiB or higher  kernel       end of RAM, downwards  initial RAM disk
 //! ```
+
+mod acpi;
+mod bzimage;
+mod params;
 
 use std::io::Cursor;
 
 use linux_loader::loader::KernelLoader;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::Elf;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::engine::state::{CpuState, Segment, TableRegister};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, PAGE_BYTES};
+
+pub use acpi::tables as acpi_tables;
 
 const GDT: u64 = 0x500;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -24,8 +32,9 @@ const PDPT: u64 = 0xa000;
 const PAGE_DIRECTORIES: u64 = 0xb000;
 const COMMAND_LINE: u64 = 0x2_0000;
 const COMMAND_LINE_MAX: usize = 4096;
-const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
+/// An initial RAM disk must end below, unless the kernel's header says something else.
+const INITRD_END_MAX: u64 = 0x8000_0000;
 
 /// Present, writable, and accessed and dirty from the start: a CPU that sets these bits by itself does so
 /// also speculatively, which no log determines, and RAM would differ between replicas.
@@ -33,29 +42,84 @@ const PRESENT_WRITABLE: u64 = 0x63;
 const HUGE: u64 = 1 << 7;
 const USER: u64 = 1 << 2;
 
-const E820_RAM: u32 = 1;
-const BOOT_FLAG: u16 = 0xaa55;
-const HEADER_MAGIC: u32 = 0x5372_6448;
-const LOADER_UNDEFINED: u8 = 0xff;
-
 /// Why a guest image cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The image is no such ELF file, or does not fit.
     #[error(
         "cannot load the guest image: {0}. It must be a static 64-bit ELF that loads between 1 MiB and the \
-         end of RAM"
+         end of RAM, or a bzImage; --memory gives more RAM"
     )]
     Image(#[source] linux_loader::loader::Error),
+    /// A bzImage that has no 64-bit entry.
+    #[error("the bzImage has no 64-bit entry (boot protocol {0:#x}): a 64-bit kernel is needed")]
+    NoEntry64(u16),
+    /// A kernel that needs more than there is.
+    #[error("the kernel needs {need} MiB from {start:#x} on, guest memory has {have} MiB: see --memory")]
+    NoRoom {
+        /// Where it is loaded.
+        start: u64,
+        /// How much it needs there, MiB.
+        need: u64,
+        /// Guest memory, MiB.
+        have: u64,
+    },
     /// The image loads where the boot tables are.
     #[error("the guest image's entry point {0:#x} is below 1 MiB, where the boot tables are")]
     TooLow(u64),
+    /// The initial RAM disk and the kernel do not both fit.
+    #[error(
+        "the initial RAM disk of {initrd} MiB finds no room behind the kernel, which ends at {kernel_end:#x}: \
+         guest memory has {have} MiB, see --memory"
+    )]
+    Initrd {
+        /// Its size in MiB.
+        initrd: u64,
+        /// Where the kernel ends.
+        kernel_end: u64,
+        /// Guest memory, MiB.
+        have: u64,
+    },
     /// The command line is too long.
     #[error("the guest command line has {0} bytes, {COMMAND_LINE_MAX} allowed")]
     CommandLine(usize),
     /// Guest memory is too small for the tables.
     #[error("cannot write the boot tables: {0}")]
     Memory(#[source] vm_memory::GuestMemoryError),
+}
+
+/// What a guest is started with.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestFiles<'a> {
+    /// An ELF file, or a Linux bzImage.
+    pub kernel: &'a [u8],
+    /// The initial RAM disk.
+    pub initrd: Option<&'a [u8]>,
+    /// The command line.
+    pub command_line: &'a str,
+}
+
+/// A kernel in memory.
+struct Loaded {
+    /// Where it begins to run.
+    entry: u64,
+    /// First byte that is free behind it and what it needs at once.
+    end: u64,
+    /// What a bzImage says about itself.
+    header: Option<setup_header>,
+}
+
+/// Loads a guest and makes everything it needs; the result is the vCPU's first state.
+pub fn load(memory: &GuestMemory, ram_bytes: u64, files: &GuestFiles<'_>) -> Result<CpuState, BootError> {
+    let loaded = match guest_images::kernel::is_bzimage(files.kernel) {
+        true => bzimage::load(memory, ram_bytes, files.kernel)?,
+        false => load_elf(memory, files.kernel)?,
+    };
+    let initrd = match files.initrd {
+        Some(data) if !data.is_empty() => Some(place_initrd(memory, ram_bytes, &loaded, data)?),
+        _ => None,
+    };
+    boot_tables(memory, ram_bytes, &loaded, initrd, files.command_line)
 }
 
 /// Loads the ELF `image` and makes everything it needs; the result is the vCPU's first state.
@@ -65,9 +129,7 @@ pub fn load_elf64(
     image: &[u8],
     command_line: &str,
 ) -> Result<CpuState, BootError> {
-    let high = Some(GuestAddress(HIGH_RAM_START));
-    let loaded = Elf::load(memory, None, &mut Cursor::new(image), high).map_err(BootError::Image)?;
-    boot_tables(memory, ram_bytes, loaded.kernel_load.0, command_line)
+    load(memory, ram_bytes, &GuestFiles { kernel: image, initrd: None, command_line })
 }
 
 /// Copies position-dependent 64-bit code to `entry` (at least 1 MiB) and makes what it needs to start there.
@@ -79,42 +141,60 @@ pub fn load_flat64(
     command_line: &str,
 ) -> Result<CpuState, BootError> {
     memory.write_slice(code, GuestAddress(entry)).map_err(BootError::Memory)?;
-    boot_tables(memory, ram_bytes, entry, command_line)
+    let loaded = Loaded { entry, end: entry + code.len() as u64, header: None };
+    boot_tables(memory, ram_bytes, &loaded, None, command_line)
+}
+
+fn load_elf(memory: &GuestMemory, image: &[u8]) -> Result<Loaded, BootError> {
+    let high = Some(GuestAddress(HIGH_RAM_START));
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image), high).map_err(BootError::Image)?;
+    Ok(Loaded { entry: loaded.kernel_load.0, end: loaded.kernel_end, header: None })
+}
+
+/// Copies the initial RAM disk as high as the kernel takes it; where it is, and its size.
+fn place_initrd(
+    memory: &GuestMemory,
+    ram_bytes: u64,
+    kernel: &Loaded,
+    data: &[u8],
+) -> Result<(u64, u64), BootError> {
+    let told = kernel.header.map(|header| u64::from(header.initrd_addr_max) + 1);
+    let end = ram_bytes.min(told.unwrap_or(INITRD_END_MAX));
+    let size = data.len() as u64;
+    let start = end.checked_sub(size).map(|start| start - start % PAGE_BYTES as u64);
+    let Some(start) = start.filter(|&start| start >= kernel.end) else {
+        return Err(BootError::Initrd {
+            initrd: size.div_ceil(1 << 20),
+            kernel_end: kernel.end,
+            have: ram_bytes >> 20,
+        });
+    };
+    memory.write_slice(data, GuestAddress(start)).map_err(BootError::Memory)?;
+    Ok((start, size))
 }
 
 fn boot_tables(
     memory: &GuestMemory,
     ram_bytes: u64,
-    entry: u64,
+    kernel: &Loaded,
+    initrd: Option<(u64, u64)>,
     command_line: &str,
 ) -> Result<CpuState, BootError> {
-    if entry < HIGH_RAM_START {
-        return Err(BootError::TooLow(entry));
+    if kernel.entry < HIGH_RAM_START {
+        return Err(BootError::TooLow(kernel.entry));
     }
     if command_line.len() >= COMMAND_LINE_MAX {
         return Err(BootError::CommandLine(command_line.len()));
     }
     let mut line = command_line.as_bytes().to_vec();
     line.push(0);
-    let params = params(ram_bytes, command_line.len() as u32);
     memory.write_slice(&line, GuestAddress(COMMAND_LINE)).map_err(BootError::Memory)?;
+    let acpi = acpi::tables();
+    memory.write_slice(&acpi.bytes, GuestAddress(acpi.start)).map_err(BootError::Memory)?;
+    let params = params::boot_params(ram_bytes, kernel.header, initrd, command_line.len() as u32);
     memory.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(BootError::Memory)?;
     page_tables(memory)?;
-    first_state(memory, entry)
-}
-
-fn params(ram_bytes: u64, command_line_len: u32) -> boot_params {
-    let mut params = boot_params::default();
-    params.hdr.boot_flag = BOOT_FLAG;
-    params.hdr.header = HEADER_MAGIC;
-    params.hdr.type_of_loader = LOADER_UNDEFINED;
-    params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
-    params.hdr.cmdline_size = command_line_len;
-    params.e820_table[0] = boot_e820_entry { addr: 0, size: LOW_RAM_END, r#type: E820_RAM };
-    params.e820_table[1] =
-        boot_e820_entry { addr: HIGH_RAM_START, size: ram_bytes - HIGH_RAM_START, r#type: E820_RAM };
-    params.e820_entries = 2;
-    params
+    first_state(memory, kernel.entry)
 }
 
 /// Identity map of the first 4 GiB by 2 MiB pages, supervisor only.
@@ -168,3 +248,7 @@ fn first_state(memory: &GuestMemory, entry: u64) -> Result<CpuState, BootError> 
     state.gpr[6] = BOOT_PARAMS;
     Ok(state)
 }
+
+#[cfg(test)]
+#[path = "boot_tests.rs"]
+mod tests;

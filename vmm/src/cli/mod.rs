@@ -4,15 +4,21 @@ pub mod backup;
 pub mod bench;
 pub mod demo;
 pub mod disk_server;
+pub mod diverge;
 pub mod doctor;
+pub mod guest;
 pub mod lan;
+pub mod log;
 pub mod primary;
+pub mod record;
+pub mod replay;
 pub mod replicate;
 pub mod run;
 pub mod status;
+pub mod verify;
 
+use ::replay::Ending;
 use ft::HaltReason;
-use replay::Ending;
 
 use crate::engine::EngineError;
 use crate::pair::host::ProcessEnd;

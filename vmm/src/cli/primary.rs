@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
@@ -21,6 +22,9 @@ pub struct PrimaryArgs {
     /// Times of the pair.
     #[command(flatten)]
     pub pair: PairArgs,
+    /// The recording.
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// Where the backup listens, host:port.
     #[arg(long, value_name = "ADDRESS")]
     pub backup: String,
@@ -32,5 +36,7 @@ pub struct PrimaryArgs {
 /// Runs the command.
 pub fn run(args: &PrimaryArgs) -> anyhow::Result<u8> {
     let config = VmConfig::new(&args.vm, Some(&args.pair), wall_ns())?;
-    Ok(conclude(&run_live(config, Some((&args.backup, &args.pair)), args.take_over)?))
+    let record = args.record.options();
+    let end = run_live(config, Some((&args.backup, &args.pair)), args.take_over, record.as_ref())?;
+    Ok(conclude(&end))
 }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::debug::{DebugArgs, Debugging};
@@ -27,6 +28,9 @@ pub struct RunArgs {
     /// Who looks into the guest.
     #[command(flatten)]
     pub debug: DebugArgs,
+    /// The recording.
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long)]
     pub take_over: bool,
@@ -36,5 +40,6 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let mut config = VmConfig::new(&args.vm, None, wall_ns())?;
     config.debugging = Debugging::new(&args.debug, &config.image, false)?;
-    Ok(conclude(&run_live(config, None, args.take_over)?))
+    let record = args.record.options();
+    Ok(conclude(&run_live(config, None, args.take_over, record.as_ref())?))
 }

@@ -284,7 +284,8 @@ pub trait Engine {
     fn between_instructions(&self) -> bool;
     /// The whole architectural state; the last exit must be completed.
     fn save(&mut self) -> Result<CpuState, EngineError>;
-    /// Sets the whole architectural state and the position.
+    /// Sets the whole architectural state and the position. RAM may have another content than before: whatever
+    /// was derived from it is dropped.
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
     /// Starts or stops noting which pages of RAM the guest writes.
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;

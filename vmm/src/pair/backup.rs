@@ -214,7 +214,7 @@ fn transferred(
 ) -> anyhow::Result<(Vm, LogStart)> {
     let mut ram = Ram::new(config.memory_bytes())?;
     let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;
-    Ok((assemble::restore(config, ram, state)?, log))
+    Ok((assemble::restore(config.engine, ram, state)?, log))
 }
 
 /// The protocol's word for having a machine as it was after `log`. The entries of the requests in flight are

@@ -20,7 +20,7 @@ use replay::Recorder;
 use crate::assemble::Vm;
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
-use crate::io::control;
+use crate::io::{console, control};
 use crate::pair::claims::Claims;
 use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
@@ -33,6 +33,8 @@ use crate::pair::transfer::Joined;
 
 /// Frames that wait for the guest.
 const NET_QUEUE: usize = 1024;
+/// Reads of the console's input that wait for the guest.
+const CONSOLE_QUEUE: usize = 16;
 /// Completions and requests that wait for the guest: more than a disk has in flight.
 const CONTROL_QUEUE: usize = 4096;
 /// How often an announcement of the guest's address is sent at once.
@@ -54,8 +56,9 @@ pub(super) struct Host {
     pub(super) config: VmConfig,
     pub(super) clock: HostClock,
     pub(super) claimant: u128,
-    control: (Sender<Control>, Receiver<Control>),
+    pub(super) control: (Sender<Control>, Receiver<Control>),
     net: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    typed: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     live: Arc<AtomicBool>,
     status: Arc<Mutex<StatusParts>>,
 }
@@ -83,6 +86,7 @@ impl Host {
             claimant,
             control: bounded(CONTROL_QUEUE),
             net: bounded(NET_QUEUE),
+            typed: bounded(CONSOLE_QUEUE),
             live: Arc::new(AtomicBool::new(false)),
             status: Arc::new(Mutex::new(StatusParts {
                 role,
@@ -195,6 +199,23 @@ impl Host {
         })
     }
 
+    /// Starts reading the console's input, if there is any. The terminal is as before once the result is
+    /// dropped.
+    pub(super) fn console_input(&self) -> anyhow::Result<Option<console::Terminal>> {
+        let (queue, control) = (self.typed.0.clone(), self.control.0.clone());
+        let end = move || drop(control.send(Control::Shutdown));
+        let (reader, terminal) = match self.config.args.console_input.as_str() {
+            "none" => return Ok(None),
+            "auto" => match console::Terminal::take_over()? {
+                Some(terminal) => (console::Reader::terminal(queue, end), Some(terminal)),
+                None => return Ok(None),
+            },
+            _ => (console::Reader::stream(queue), None),
+        };
+        start("console-in", move || reader.read())?;
+        Ok(terminal)
+    }
+
     /// The vCPU thread's loop.
     pub(super) fn live(
         &self,
@@ -202,7 +223,8 @@ impl Host {
         leader: Arc<Leader>,
         writer: Option<ChannelWriter>,
     ) -> Live<Vm> {
-        let inputs = Inputs { net: self.net.1.clone(), control: self.control.1.clone() };
+        let (net, control) = (self.net.1.clone(), self.control.1.clone());
+        let inputs = Inputs { net, console: self.typed.1.clone(), control };
         let (vm, claimant, of_joined) = (self.config.args.vm.clone(), self.claimant, leader.clone());
         let joined = Box::new(move |joined| replicate(&vm, claimant, &of_joined, joined));
         Live::new(recorder, leader, writer, inputs, self.config.digest_every_ns(), joined)

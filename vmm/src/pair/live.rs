@@ -6,19 +6,23 @@
 //!
 //! A batch goes to the channel when it holds an output, when enough is pending, and before blocking: no timer
 //! lies on the path of an output.
+//!
+//! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time it
+//! waits for at once, and a disk request completes where it was made, the guest standing still meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
-use logchannel::Event;
 use logchannel::tcp::ChannelWriter;
-use replay::{Ending, Offer, Recorded, Recorder, Stop};
+use logchannel::{Event, Output, TrapKind};
+use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::leader::{Control, Leader, write_channel};
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
+use crate::recording::Sink;
 
 /// Longest block without a look around.
 const LOOK_AROUND: Duration = Duration::from_millis(500);
@@ -39,6 +43,8 @@ pub enum LiveEnd {
 pub struct Inputs {
     /// Ethernet frames.
     pub net: Receiver<Vec<u8>>,
+    /// Bytes typed at the console.
+    pub console: Receiver<Vec<u8>>,
     /// Everything else.
     pub control: Receiver<Control>,
 }
@@ -54,6 +60,8 @@ pub struct Live<M: Transferable> {
     writer: Option<ChannelWriter>,
     inputs: Inputs,
     refused: VecDeque<Event>,
+    /// Console input that the guest has no room for yet: it must not hold up the rest.
+    typed: VecDeque<u8>,
     recorded: Vec<Recorded>,
     bytes: Vec<u8>,
     digest_every_ns: u64,
@@ -63,6 +71,9 @@ pub struct Live<M: Transferable> {
     period_start_ns: u64,
     transfer: Option<Outgoing>,
     joined: JoinedCall,
+    recording: Option<Sink>,
+    /// With a virtual clock: disk requests made, and what has come of them.
+    disk: BTreeMap<u64, Option<Event>>,
 }
 
 impl<M: Transferable> Live<M> {
@@ -78,22 +89,35 @@ impl<M: Transferable> Live<M> {
     ) -> Self {
         let digested = recorder.next_seq();
         let now = leader.clock().now_ns();
+        let from = if recorder.policy() == ClockPolicy::Virtual { recorder.machine().now_ns() } else { now };
         Self {
             recorder,
             leader,
             writer,
             inputs,
             refused: VecDeque::new(),
+            typed: VecDeque::new(),
             recorded: Vec::new(),
             bytes: Vec::new(),
             digest_every_ns,
-            next_digest_ns: now + digest_every_ns,
+            next_digest_ns: from + digest_every_ns,
             digested,
             paused_ns: 0,
             period_start_ns: now,
             transfer: None,
             joined,
+            recording: None,
+            disk: BTreeMap::new(),
         }
+    }
+
+    /// Has the log go into a recording too, which begins with the machine as it is.
+    pub fn record(&mut self, sink: Sink) {
+        self.recording = Some(sink);
+    }
+
+    fn is_virtual(&self) -> bool {
+        self.recorder.policy() == ClockPolicy::Virtual
     }
 
     /// Logs that this copy went live, when a backup became it.
@@ -102,8 +126,20 @@ impl<M: Transferable> Live<M> {
         self.submit(true);
     }
 
-    /// Runs until the guest ends or the protocol stops this process.
+    /// Runs until the guest ends or the protocol stops this process; a recording ends with it.
     pub fn run(mut self) -> Result<LiveEnd, M::Error> {
+        let end = self.run_guest();
+        if let Some(sink) = self.recording.take() {
+            let path = sink.path().to_owned();
+            match sink.finish() {
+                Ok(written) => eprintln!("lockstep: recorded {}: {} bytes", path.display(), written.bytes),
+                Err(error) => eprintln!("lockstep: {}: {error}", path.display()),
+            }
+        }
+        end
+    }
+
+    fn run_guest(&mut self) -> Result<LiveEnd, M::Error> {
         loop {
             if let Some(reason) = self.wait_for_room() {
                 return Ok(LiveEnd::Halted(reason));
@@ -115,7 +151,18 @@ impl<M: Transferable> Live<M> {
             }
             self.take_inputs()?;
             self.digest_if_due()?;
+            self.checkpoint_if_due()?;
             self.transfer();
+        }
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), M::Error> {
+        self.submit(false);
+        match &mut self.recording {
+            Some(sink) if self.recorder.ending().is_none() => {
+                sink.checkpoint_if_due(self.recorder.machine_mut())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -124,6 +171,16 @@ impl<M: Transferable> Live<M> {
         let flush = flush || self.recorded.iter().any(|recorded| recorded.output.is_some());
         if self.recorded.is_empty() && !flush {
             return;
+        }
+        if let Some(sink) = &mut self.recording {
+            sink.append(&self.recorded);
+        }
+        if self.is_virtual() {
+            let requests = self.recorded.iter().filter_map(|recorded| match &recorded.output {
+                Some(Output::Disk(request)) => Some((request.id, None)),
+                _ => None,
+            });
+            self.disk.extend(requests);
         }
         self.leader.append(&mut self.recorded, flush, &mut self.bytes);
         write_channel(&self.leader, &mut self.writer, &mut self.bytes);
@@ -167,13 +224,20 @@ impl<M: Transferable> Live<M> {
     fn take_inputs(&mut self) -> Result<(), M::Error> {
         let mut applied = 0;
         loop {
-            self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+            if !self.take_disk()? {
+                return Ok(());
+            }
+            if !self.is_virtual() {
+                self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+            }
             // First what a guest may be waiting for that has no room for frames.
             while applied < MAX_INPUTS
                 && let Ok(message) = self.inputs.control.try_recv()
             {
                 applied += usize::from(self.control(message)?);
             }
+            self.give_entropy()?;
+            applied += usize::from(self.type_in()?);
             while let Some(event) = self.refused.pop_front() {
                 if !self.offer(event)? {
                     break;
@@ -185,6 +249,9 @@ impl<M: Transferable> Live<M> {
                 && let Ok(frame) = self.inputs.net.try_recv()
             {
                 applied += usize::from(self.offer(Event::NetRx(frame))?);
+            }
+            if self.is_virtual() {
+                self.recorder.clock(0, &mut self.recorded)?;
             }
             if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
                 return Ok(());
@@ -199,6 +266,59 @@ impl<M: Transferable> Live<M> {
                 return Ok(());
             }
         }
+    }
+
+    /// Gives the guest the entropy that it waits for.
+    fn give_entropy(&mut self) -> Result<(), M::Error> {
+        let words = self.recorder.machine().entropy_wanted();
+        if words == 0 {
+            return Ok(());
+        }
+        match crate::io::random_words(words) {
+            Ok(values) => {
+                for value in values {
+                    self.offer(Event::Trap { instruction: TrapKind::Random, value })?;
+                }
+            }
+            // The guest waits on: its random numbers must not be anything else.
+            Err(error) => tracing::error!(%error, "cannot read /dev/urandom for the guest"),
+        }
+        Ok(())
+    }
+
+    /// Offers what was typed, as much as the guest takes; whether there was anything.
+    fn type_in(&mut self) -> Result<bool, M::Error> {
+        if self.typed.is_empty() {
+            let Ok(bytes) = self.inputs.console.try_recv() else { return Ok(false) };
+            self.typed.extend(bytes);
+        }
+        let room = self.recorder.machine().console_wanted().min(self.typed.len());
+        if room == 0 {
+            return Ok(false);
+        }
+        let bytes = self.typed.drain(..room).collect();
+        self.offer(Event::ConsoleRx(bytes))
+    }
+
+    /// With a virtual clock: waits until every disk request has completed, and applies the completions in the
+    /// order of the requests. Whether this process may go on.
+    fn take_disk(&mut self) -> Result<bool, M::Error> {
+        while !self.disk.is_empty() {
+            while self.disk.values().any(Option::is_none) {
+                self.submit(true);
+                if self.leader.halted().is_some() || self.recorder.ending().is_some() {
+                    return Ok(false);
+                }
+                if let Ok(message) = self.inputs.control.recv_timeout(LOOK_AROUND) {
+                    self.control(message)?;
+                }
+            }
+            for event in std::mem::take(&mut self.disk).into_values().flatten() {
+                self.offer(event)?;
+            }
+            self.submit(true);
+        }
+        Ok(true)
     }
 
     /// Offers an input; one that the guest has no room for is kept and comes first next time.
@@ -217,7 +337,15 @@ impl<M: Transferable> Live<M> {
             Control::Input(Event::DiskDone { request, .. }) if !self.leader.disk_completed(request) => {
                 Ok(false)
             }
-            Control::Input(event) => self.offer(event),
+            Control::Input(event) => {
+                if let Event::DiskDone { request, .. } = &event
+                    && let Some(waiting) = self.disk.get_mut(request)
+                {
+                    *waiting = Some(event);
+                    return Ok(false);
+                }
+                self.offer(event)
+            }
             Control::GoLive(generation) => {
                 self.recorder.go_live(generation, &mut self.recorded);
                 Ok(false)
@@ -246,15 +374,23 @@ impl<M: Transferable> Live<M> {
         let deadline =
             self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
         let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
-        let Inputs { net, control } = self.inputs.clone();
+        let Inputs { net, console, control } = self.inputs.clone();
+        // What was typed before comes first; only the guest can make room for it.
+        let console = if self.typed.is_empty() { console } else { crossbeam_channel::never() };
         let message = select! {
             recv(control) -> message => message.ok(),
+            recv(console) -> bytes => {
+                self.typed.extend(bytes.unwrap_or_default());
+                return Ok(());
+            }
             recv(net) -> frame => frame.ok().map(|frame| Control::Input(Event::NetRx(frame))),
             default(wait) => None,
         };
         let Some(message) = message else { return Ok(()) };
         // Time has passed: the clock first, so that the input is not older than the guest believes.
-        self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+        if !self.is_virtual() {
+            self.recorder.clock(self.leader.clock().now_ns(), &mut self.recorded)?;
+        }
         if self.refused.is_empty() || !matches!(message, Control::Input(Event::NetRx(_))) {
             self.control(message)?;
         } else if let Control::Input(event) = message {
@@ -267,12 +403,15 @@ impl<M: Transferable> Live<M> {
         if self.digest_every_ns == 0 || self.recorder.ending().is_some() {
             return Ok(());
         }
-        let now = self.leader.clock().now_ns();
+        let now = match self.is_virtual() {
+            true => self.recorder.machine().now_ns(),
+            false => self.leader.clock().now_ns(),
+        };
         if now >= self.next_digest_ns && self.recorder.next_seq() > self.digested {
             self.recorder.digest(&mut self.recorded)?;
             self.submit(false);
             self.digested = self.recorder.next_seq();
-            self.next_digest_ns = self.leader.clock().now_ns() + self.digest_every_ns;
+            self.next_digest_ns = now + self.digest_every_ns;
         }
         Ok(())
     }

@@ -5,26 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use crossbeam_channel::Sender;
 use ft::Primary;
 use logchannel::batch::LogStart;
 use logchannel::message::Hello;
 use logchannel::udp::HeartbeatSocket;
 use replay::Recorder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::assemble;
 use crate::config::{PairArgs, VmConfig};
 use crate::pair::claims::claims;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
-use crate::pair::leader::Leader;
+use crate::pair::leader::{Control, Leader};
 use crate::pair::outside::Outside;
 use crate::pair::threads::start;
 use crate::pair::transfer::{Joined, Joining};
+use crate::recording::format::Header;
+use crate::recording::sink::{RecordOptions, Sink};
 
-/// Runs an unreplicated machine, or with `backup` the primary of a pair.
+/// Runs an unreplicated machine, or with `backup` the primary of a pair; with `record` its log goes into a file too.
 pub fn run_live(
     config: VmConfig,
     backup: Option<(&str, &PairArgs)>,
     take_over: bool,
+    record: Option<&RecordOptions>,
 ) -> anyhow::Result<ProcessEnd> {
     let wait_for_backup = Duration::from_secs(60);
     let role = if backup.is_some() { "primary" } else { "run" };
@@ -50,7 +55,15 @@ pub fn run_live(
         eprintln!("lockstep: waiting for the backup at {address}");
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
     }
-    let recorder = Recorder::new(assemble::boot(&host.config)?, host.config.clock, host.clock.now_ns());
+    let mut machine = assemble::boot(&host.config)?;
+    let sink = match record {
+        Some(options) => {
+            let header = Header::new(&host.config, options.checkpoint_every_ns);
+            Some(Sink::create(&options.path, &header, &mut machine)?)
+        }
+        None => None,
+    };
+    let recorder = Recorder::new(machine, host.config.clock, host.clock.now_ns());
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
@@ -71,7 +84,31 @@ pub fn run_live(
     // A network may still know the address at the place of a copy that is gone.
     announce(&host, &leader)?;
     host.status(|parts| parts.leader = Some(leader.clone()));
-    Ok(ProcessEnd::Live(host.live(recorder, leader, writer).run()?))
+    let _terminal = host.console_input()?;
+    let mut live = host.live(recorder, leader, writer);
+    if let Some(sink) = sink {
+        end_on_signal(host.control.0.clone())?;
+        live.record(sink);
+    }
+    Ok(ProcessEnd::Live(live.run()?))
+}
+
+/// Has SIGINT and SIGTERM power the machine off, so that its recording ends as a whole one.
+fn end_on_signal(control: Sender<Control>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(guard);
+    start("signals", move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            let _ = control.send(Control::Shutdown);
+            // Whoever asks again does not want to wait.
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            std::process::exit(130);
+        });
+    })?;
+    Ok(())
 }
 
 /// Greets a backup that is to get this machine by state transfer.

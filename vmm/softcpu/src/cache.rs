@@ -1,0 +1,236 @@
+//! Decoded code: blocks of ops per physical page, and a table from RIP to block.
+//!
+//! A block is made for one linear address (RIP-relative operands and branch targets are computed when it is
+//! decoded) and one mode, and stays within one page. A write to bytes that blocks were decoded from drops all
+//! blocks of that page; chains lead only from a block to another one of the same page, so none dangles.
+
+use crate::decode::LONGEST;
+use crate::op::Op;
+use crate::ram::PAGE;
+use crate::{Cpu, Fault};
+
+const JUMPS: usize = 4096;
+const GRANULE: u64 = 64;
+const CROSSINGS: usize = 512;
+
+#[derive(Clone, Copy)]
+struct Jump {
+    rip: u64,
+    key: u64,
+    first: *const Op,
+}
+
+const NO_JUMP: Jump = Jump { rip: 0, key: u64::MAX, first: std::ptr::null() };
+
+/// A block: `ops[0]` is its header, whose `imm` counts its instructions.
+struct Block {
+    ops: *mut [Op],
+    rip: u64,
+    mode: u8,
+    /// Another block at the same offset, plus one; 0 for none.
+    other: u16,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw` in `add`, and dropped once.
+        drop(unsafe { Box::from_raw(self.ops) });
+    }
+}
+
+impl Block {
+    fn first(&self) -> *const Op {
+        // SAFETY: a block has a header and at least one more op.
+        unsafe { self.ops.cast::<Op>().add(1) }
+    }
+}
+
+struct CodePage {
+    /// By offset in the page: number of a block plus one, or 0.
+    at: Box<[u16; PAGE as usize]>,
+    blocks: Vec<Block>,
+    /// Which 64-byte pieces blocks were decoded from.
+    covered: u64,
+}
+
+/// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so that
+/// nothing needs to drop it.
+struct Crossing {
+    rip: u64,
+    mode: u8,
+    bytes: [u8; LONGEST],
+    length: usize,
+    ops: Vec<Op>,
+}
+
+/// All decoded code.
+pub struct CodeCache {
+    jumps: Box<[Jump; JUMPS]>,
+    epoch: u64,
+    pages: Vec<Option<Box<CodePage>>>,
+    crossings: Vec<Option<Crossing>>,
+    scratch: Vec<Op>,
+}
+
+#[inline(always)]
+fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize % JUMPS
+}
+
+fn pieces(offset: u64, size: u64) -> u64 {
+    let (first, last) = (offset / GRANULE, (offset + size - 1).min(PAGE - 1) / GRANULE);
+    (u64::MAX >> (63 - (last - first))) << first
+}
+
+impl CodeCache {
+    pub(crate) fn new(pages: usize) -> Self {
+        let mut all = Vec::new();
+        all.resize_with(pages, || None);
+        let mut crossings = Vec::new();
+        crossings.resize_with(CROSSINGS, || None);
+        Self { jumps: Box::new([NO_JUMP; JUMPS]), epoch: 1, pages: all, crossings, scratch: Vec::new() }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Forgets which block a RIP leads to; `jump_key` must be derived anew.
+    pub(crate) fn forget_jumps(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Instructions in the block that begins with `first`.
+    #[inline(always)]
+    pub(crate) fn count(&self, first: *const Op) -> u64 {
+        // SAFETY: a block's first op follows its header.
+        unsafe { (*first.sub(1)).imm }
+    }
+
+    /// Whether blocks were decoded from any of these bytes.
+    pub(crate) fn covers(&self, gpa: u64, size: u64) -> bool {
+        let page = self.pages[(gpa / PAGE) as usize].as_ref();
+        page.is_some_and(|page| page.covered & pieces(gpa % PAGE, size) != 0)
+    }
+
+    pub(crate) fn drop_page(&mut self, gpa: u64) {
+        self.pages[(gpa / PAGE) as usize] = None;
+        self.epoch += 1;
+    }
+
+    fn find(&self, gpa: u64, rip: u64, mode: u8) -> Option<*const Op> {
+        let page = self.pages[(gpa / PAGE) as usize].as_ref()?;
+        let mut number = page.at[(gpa % PAGE) as usize];
+        while number != 0 {
+            let block = &page.blocks[usize::from(number) - 1];
+            if block.rip == rip && block.mode == mode {
+                return Some(block.first());
+            }
+            number = block.other;
+        }
+        None
+    }
+
+    /// Adds a block decoded from `bytes` bytes at `gpa`; `ops` has its header.
+    fn add(&mut self, gpa: u64, rip: u64, mode: u8, bytes: u64, ops: Vec<Op>) -> *const Op {
+        let page = self.pages[(gpa / PAGE) as usize].get_or_insert_with(|| {
+            Box::new(CodePage { at: Box::new([0; PAGE as usize]), blocks: Vec::new(), covered: 0 })
+        });
+        if page.blocks.len() == usize::from(u16::MAX) - 1 {
+            *page.at = [0; PAGE as usize];
+            page.blocks.clear();
+            self.epoch += 1;
+        }
+        page.covered |= pieces(gpa % PAGE, bytes);
+        let at = &mut page.at[(gpa % PAGE) as usize];
+        let ops = Box::into_raw(ops.into_boxed_slice());
+        page.blocks.push(Block { ops, rip, mode, other: *at });
+        *at = page.blocks.len() as u16;
+        page.blocks[page.blocks.len() - 1].first()
+    }
+
+    pub(crate) fn take_scratch(&mut self) -> Vec<Op> {
+        let mut ops = std::mem::take(&mut self.scratch);
+        ops.clear();
+        ops
+    }
+
+    pub(crate) fn keep_scratch(&mut self, ops: Vec<Op>) {
+        self.scratch = ops;
+    }
+}
+
+impl Cpu {
+    /// The block at `target`, if it is known and fits below the limit.
+    #[inline(always)]
+    pub(crate) fn cached_block<'a>(&mut self, target: u64) -> Option<&'a Op> {
+        let jump = &self.cache.jumps[slot(target)];
+        if jump.rip == target
+            && jump.key == self.jump_key
+            && self.retired + self.cache.count(jump.first) <= self.limit
+        {
+            // SAFETY: entries whose key is valid lead to blocks that are alive.
+            return Some(unsafe { &*jump.first });
+        }
+        None
+    }
+
+    /// The block at RIP, decoded if need be; `None` for an instruction that crosses into the next page.
+    pub(crate) fn block_at_rip(&mut self) -> Result<Option<*const Op>, Fault> {
+        let rip = self.rip;
+        let jump = self.cache.jumps[slot(rip)];
+        if jump.rip == rip && jump.key == self.jump_key {
+            return Ok(Some(jump.first));
+        }
+        let gpa = self.translate_code(rip)?;
+        if !self.ram.holds(gpa, 1) {
+            return Ok(None);
+        }
+        let first = match self.cache.find(gpa, rip, self.mode) {
+            Some(first) => first,
+            None => {
+                let Some((ops, bytes)) = self.decode_block(gpa) else { return Ok(None) };
+                self.watch_code(gpa);
+                let epoch = self.cache.epoch;
+                let first = self.cache.add(gpa, rip, self.mode, bytes, ops);
+                if epoch != self.cache.epoch {
+                    self.update_space();
+                }
+                first
+            }
+        };
+        self.cache.jumps[slot(rip)] = Jump { rip, key: self.jump_key, first };
+        Ok(Some(first))
+    }
+
+    /// Runs the instruction at RIP, which crosses into the next page.
+    pub(crate) fn run_crossing(&mut self) {
+        let slot = (self.rip / PAGE) as usize % CROSSINGS;
+        if let Ok(crossing) = self.crossing(slot) {
+            self.enter(crossing.ops.as_ptr());
+            self.cache.crossings[slot] = Some(crossing);
+        }
+    }
+
+    fn crossing(&mut self, slot: usize) -> Result<Crossing, Fault> {
+        let known = self.cache.crossings[slot].take();
+        match known.filter(|known| known.rip == self.rip && known.mode == self.mode) {
+            Some(known) if self.fetch_bytes(self.rip, known.length)? == known.bytes => Ok(known),
+            _ => self.decode_crossing(),
+        }
+    }
+
+    fn decode_crossing(&mut self) -> Result<Crossing, Fault> {
+        let ops = self.decode_part(1)?;
+        let length = ops.last().map_or(0, |op| usize::from(op.ip));
+        let bytes = self.fetch_bytes(self.rip, length)?;
+        Ok(Crossing { rip: self.rip, mode: self.mode, bytes, length, ops })
+    }
+
+    /// Drops the decoded code of the page of `gpa`.
+    pub(crate) fn drop_code(&mut self, gpa: u64) {
+        self.cache.drop_page(gpa);
+        self.ram.clear_flags(gpa, crate::ram::CODE);
+        self.update_space();
+    }
+}

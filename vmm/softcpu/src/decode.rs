@@ -1,0 +1,367 @@
+//! Decoding: bytes to iced-x86 instructions to ops.
+//!
+//! Each module of `exec` knows its instructions: its `lower` turns one into ops, or says it is not its own.
+//! What none of them knows is #UD, and CPUID does not advertise it.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+
+use crate::cpu::mode;
+use crate::exception::Exception;
+use crate::op::{ADDRESS, Handler, Op, ZERO, abort, next};
+use crate::ram::PAGE;
+use crate::state::Seg;
+use crate::{Cpu, Fault, exec};
+
+/// Most instructions in a block.
+const BLOCK: u64 = 64;
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+pub const LONGEST: usize = 15;
+
+/// What a module made of an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lowered {
+    /// Nothing: it is not one of its own.
+    Unknown,
+    /// The block goes on after it.
+    Continues,
+    /// It is the last of its block: its op does not call `next`.
+    Ends,
+}
+
+/// A block being decoded.
+pub struct Builder {
+    ops: Vec<Op>,
+    number: u64,
+    /// Of the block's start.
+    rip: u64,
+    /// One of `cpu::mode`.
+    pub mode: u8,
+    ip: u16,
+    /// The instruction's bytes.
+    pub raw: [u8; LONGEST],
+    /// Fusing pairs is allowed: the block is not a part that stops at an exact count.
+    pub whole: bool,
+}
+
+impl Builder {
+    /// 64-bit code.
+    pub fn is_long(&self) -> bool {
+        self.mode & mode::LONG != 0
+    }
+
+    /// Appends an op of the instruction being decoded.
+    pub fn push(&mut self, mut op: Op) {
+        op.number = self.number as u8;
+        op.ip = self.ip;
+        self.ops.push(op);
+    }
+
+    /// Takes back the last op, to fuse it with the one that follows.
+    pub fn last(&mut self) -> Option<&mut Op> {
+        self.ops.last_mut().filter(|op| u64::from(op.number) + 1 == self.number)
+    }
+
+    /// The number of the instruction being decoded.
+    pub fn number(&self) -> u8 {
+        self.number as u8
+    }
+
+    /// Describes the memory operand of `insn` in `op`, in 64-bit addressing without a segment base; anything
+    /// else is computed by an op of its own before.
+    pub fn memory(&mut self, op: &mut Op, insn: &Instruction) {
+        self.operand(op, insn, segment(insn.memory_segment()));
+    }
+
+    /// As `memory`, without any segment's base: the offset, as LEA computes it.
+    pub fn memory_offset(&mut self, op: &mut Op, insn: &Instruction) {
+        self.operand(op, insn, NO_SEGMENT);
+    }
+
+    fn operand(&mut self, op: &mut Op, insn: &Instruction, segment: Seg) {
+        if insn.is_ip_rel_memory_operand() {
+            op.disp.set(insn.ip_rel_memory_address());
+        } else {
+            op.base = gpr(insn.memory_base()).unwrap_or(ZERO);
+            op.index = gpr(insn.memory_index()).unwrap_or(ZERO);
+            op.scale = insn.memory_index_scale().trailing_zeros() as u8;
+            op.disp.set(insn.memory_displacement64());
+        }
+        let size = address_bytes(insn);
+        if self.is_long() && size == 8 && !matches!(segment, Seg::Fs | Seg::Gs) {
+            return;
+        }
+        let mut before = Op::new(if size == 4 { address_32 } else { address_64 });
+        if size == 2 {
+            before.run = address_16;
+        }
+        (before.base, before.index, before.scale) = (op.base, op.index, op.scale);
+        before.disp.set(op.disp.get());
+        before.src = segment as u8;
+        self.push(before);
+        (op.base, op.index, op.scale) = (ADDRESS, ZERO, 0);
+        op.disp.set(0);
+    }
+}
+
+/// Has no base.
+const NO_SEGMENT: Seg = Seg::Tr;
+
+fn set_address(cpu: &mut Cpu, op: &Op, offset: u64) {
+    let mut linear = cpu.bases[usize::from(op.src) % 8].wrapping_add(offset);
+    if cpu.mode & mode::LONG == 0 {
+        linear &= 0xffff_ffff;
+    }
+    cpu.set_reg(ADDRESS, linear);
+    next(cpu, op)
+}
+
+fn address_64(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.address(op);
+    set_address(cpu, op, offset)
+}
+
+fn address_32(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.address(op) & 0xffff_ffff;
+    set_address(cpu, op, offset)
+}
+
+fn address_16(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.address(op) & 0xffff;
+    set_address(cpu, op, offset)
+}
+
+/// Size of the addresses that a memory operand is computed in.
+fn address_bytes(insn: &Instruction) -> usize {
+    let of = |register: Register| (register != Register::None).then(|| register.size());
+    let base = insn.memory_base();
+    if insn.is_ip_rel_memory_operand() {
+        return if base == Register::EIP { 4 } else { 8 };
+    }
+    let by_displacement = match insn.memory_displ_size() {
+        2 => 2,
+        4 => 4,
+        _ => 8,
+    };
+    of(base).or_else(|| of(insn.memory_index())).unwrap_or(by_displacement)
+}
+
+/// Register-file offset of a general register of any size.
+pub fn gpr(register: Register) -> Option<u8> {
+    match register {
+        Register::None | Register::RIP | Register::EIP => None,
+        Register::AH => Some(1),
+        Register::CH => Some(9),
+        Register::DH => Some(17),
+        Register::BH => Some(25),
+        other if other.is_gpr() => Some(other.full_register().number() as u8 * 8),
+        _ => None,
+    }
+}
+
+/// Segment register of iced's.
+pub fn segment(register: Register) -> Seg {
+    match register {
+        Register::ES => Seg::Es,
+        Register::CS => Seg::Cs,
+        Register::SS => Seg::Ss,
+        Register::FS => Seg::Fs,
+        Register::GS => Seg::Gs,
+        _ => Seg::Ds,
+    }
+}
+
+/// Bytes of operand `number`: of a register or of memory.
+pub fn operand_bytes(insn: &Instruction, number: u32) -> usize {
+    match insn.op_kind(number) {
+        OpKind::Register => insn.op_register(number).size(),
+        OpKind::Immediate8 => 1,
+        _ => insn.memory_size().size(),
+    }
+}
+
+/// The handler of the operand size: `sized!(bytes, handler, Kind)`.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! sized {
+    ($bytes:expr, $f:ident $(, $g:ty)*) => {
+        match $bytes {
+            1 => $f::<$($g,)* u8> as $crate::op::Handler,
+            2 => $f::<$($g,)* u16> as $crate::op::Handler,
+            4 => $f::<$($g,)* u32> as $crate::op::Handler,
+            _ => $f::<$($g,)* u64> as $crate::op::Handler,
+        }
+    };
+}
+
+fn undefined(cpu: &mut Cpu, op: &Op) {
+    let _ = cpu.raise::<()>(Exception::ud());
+    abort(cpu, op)
+}
+
+fn not_available(cpu: &mut Cpu, op: &Op) {
+    let _ = cpu.raise::<()>(Exception::nm());
+    abort(cpu, op)
+}
+
+fn too_long(cpu: &mut Cpu, op: &Op) {
+    let _ = cpu.raise::<()>(Exception::gp(0));
+    abort(cpu, op)
+}
+
+/// Raises #UD: for forms that a module knows to be invalid.
+pub const UNDEFINED: Handler = undefined;
+/// Raises #NM.
+pub const NOT_AVAILABLE: Handler = not_available;
+
+/// Ends a block that just stops: the next instruction follows.
+fn fall_through(cpu: &mut Cpu, op: &Op) {
+    cpu.rip = cpu.rip.wrapping_add(u64::from(op.ip));
+    cpu.retired += u64::from(op.number);
+    let rip = cpu.rip;
+    if let Some(first) = cpu.cached_block(rip) {
+        (first.run)(cpu, first)
+    }
+}
+
+/// Ends a part of a block.
+fn stop(cpu: &mut Cpu, op: &Op) {
+    cpu.rip = cpu.rip.wrapping_add(u64::from(op.ip));
+    cpu.retired += u64::from(op.number);
+}
+
+fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    for module in exec::MODULES {
+        let lowered = module(builder, insn);
+        if lowered != Lowered::Unknown {
+            return lowered;
+        }
+    }
+    builder.push(Op::new(UNDEFINED));
+    Lowered::Ends
+}
+
+impl Cpu {
+    fn decoder<'a>(&self, bytes: &'a [u8], rip: u64) -> Decoder<'a> {
+        let bits = match self.mode & (mode::LONG | mode::BIG) {
+            0 => 16,
+            mode::BIG => 32,
+            _ => 64,
+        };
+        Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE)
+    }
+
+    fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
+        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, raw: [0; LONGEST], whole }
+    }
+
+    /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
+    /// the next page.
+    pub(crate) fn decode_block(&self, gpa: u64) -> Option<(Vec<Op>, u64)> {
+        let mut page = [0; PAGE as usize];
+        let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
+        self.ram.read(gpa, bytes);
+        let mut builder = self.builder(vec![Op::new(stop)], true);
+        let bytes = &*bytes;
+        let mut decoder = self.decoder(bytes, self.rip);
+        let mut insn = Instruction::default();
+        let mut ended = false;
+        while builder.number < BLOCK && !ended && decoder.can_decode() {
+            let at = decoder.position();
+            decoder.decode_out(&mut insn);
+            if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                let left = decoder.max_position() - at;
+                if left >= LONGEST {
+                    builder.push(Op::new(too_long));
+                    builder.number += 1;
+                    builder.ip += LONGEST as u16;
+                    ended = true;
+                }
+                break;
+            }
+            builder.raw[..insn.len()].copy_from_slice(&bytes[at..at + insn.len()]);
+            ended = lower(&mut builder, &insn) == Lowered::Ends;
+            builder.number += 1;
+            builder.ip += insn.len() as u16;
+        }
+        if builder.number == 0 {
+            return None;
+        }
+        let (count, length) = (builder.number, u64::from(builder.ip));
+        builder.push(Op::new(if ended { stop } else { fall_through }));
+        builder.ops[0].imm = count;
+        Some((builder.ops, length))
+    }
+
+    /// Decodes at most `count` instructions at RIP, as far as one page goes, for a single use.
+    pub(crate) fn decode_part(&mut self, count: u64) -> Result<Vec<Op>, Fault> {
+        let ops = self.cache.take_scratch();
+        let mut builder = self.builder(ops, false);
+        let mut insn = Instruction::default();
+        let mut ended = false;
+        while builder.number < count.min(BLOCK) && !ended {
+            let rip = builder.rip.wrapping_add(u64::from(builder.ip));
+            let mut bytes = [0; LONGEST];
+            let Ok(length) = self.fetch(rip, &mut bytes, &mut insn) else {
+                if builder.number == 0 {
+                    return Err(Fault);
+                }
+                self.abort = crate::cpu::Abort::None;
+                break;
+            };
+            builder.raw = bytes;
+            ended = lower(&mut builder, &insn) == Lowered::Ends;
+            builder.number += 1;
+            builder.ip += length as u16;
+        }
+        builder.push(Op::new(stop));
+        Ok(builder.ops)
+    }
+
+    /// Fetches and decodes the instruction at `rip`; the second page is touched only if it reaches there.
+    pub(crate) fn fetch(
+        &mut self,
+        rip: u64,
+        bytes: &mut [u8; LONGEST],
+        insn: &mut Instruction,
+    ) -> Result<usize, Fault> {
+        let gpa = self.translate_code(rip)?;
+        let here = ((PAGE - rip % PAGE) as usize).min(LONGEST);
+        bytes.fill(0xff);
+        self.ram.read(gpa, &mut bytes[..here]);
+        let mut decoder = self.decoder(&bytes[..here], rip);
+        decoder.decode_out(insn);
+        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
+            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
+            self.ram.read(gpa, &mut bytes[here..]);
+            let mut decoder = self.decoder(&bytes[..], rip);
+            decoder.decode_out(insn);
+        }
+        if insn.is_invalid() && insn.len() == 0 {
+            return self.raise(Exception::gp(0));
+        }
+        Ok(insn.len())
+    }
+
+    /// Fetches `length` bytes at `rip`, the rest zero.
+    pub(crate) fn fetch_bytes(&mut self, rip: u64, length: usize) -> Result<[u8; LONGEST], Fault> {
+        let mut bytes = [0; LONGEST];
+        let here = ((PAGE - rip % PAGE) as usize).min(length);
+        bytes[..length].fill(0xff);
+        let gpa = self.translate_code(rip)?;
+        self.ram.read(gpa, &mut bytes[..here]);
+        if here < length {
+            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
+            self.ram.read(gpa, &mut bytes[here..length]);
+        }
+        Ok(bytes)
+    }
+
+    /// Decodes the instruction at RIP again: for what an exception needs to know of it.
+    pub fn instruction_at_rip(&mut self) -> Option<Instruction> {
+        let (abort, rip) = (self.abort, self.rip);
+        let mut insn = Instruction::default();
+        let fetched = self.fetch(rip, &mut [0; LONGEST], &mut insn);
+        self.abort = abort;
+        fetched.ok().map(|_| insn)
+    }
+}

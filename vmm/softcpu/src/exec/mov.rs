@@ -1,0 +1,178 @@
+//! MOV, MOVZX, MOVSX, LEA, and instructions that do nothing here: NOP, prefetches, fences.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use crate::Cpu;
+use crate::decode::{Builder, Lowered, gpr, operand_bytes};
+use crate::op::{Handler, Op, next};
+use crate::word::Word;
+use crate::{or_abort, sized};
+
+fn mov_rr<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = cpu.reg::<W>(op.src);
+    cpu.set_reg(op.dst, value);
+    next(cpu, op)
+}
+
+fn mov_ri<W: Word>(cpu: &mut Cpu, op: &Op) {
+    cpu.set_reg(op.dst, W::of(op.imm));
+    next(cpu, op)
+}
+
+fn mov_rm<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
+    cpu.set_reg(op.dst, value);
+    next(cpu, op)
+}
+
+fn mov_mr<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = cpu.reg::<W>(op.src);
+    or_abort!(cpu, op, cpu.write(cpu.address(op), value));
+    next(cpu, op)
+}
+
+fn mov_mi<W: Word>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.write(cpu.address(op), W::of(op.imm)));
+    next(cpu, op)
+}
+
+fn extend_rr<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = cpu.reg::<S>(op.src);
+    cpu.set_reg(op.dst, D::of(if SIGNED { value.sext() } else { value.zext() }));
+    next(cpu, op)
+}
+
+fn extend_rm<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.read::<S>(cpu.address(op)));
+    cpu.set_reg(op.dst, D::of(if SIGNED { value.sext() } else { value.zext() }));
+    next(cpu, op)
+}
+
+fn lea<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let address = cpu.address(op);
+    cpu.set_reg(op.dst, W::of(address));
+    next(cpu, op)
+}
+
+fn nothing(cpu: &mut Cpu, op: &Op) {
+    next(cpu, op)
+}
+
+macro_rules! extend {
+    ($f:ident, $signed:expr, $from:expr, $to:expr) => {
+        match ($signed, $from) {
+            (false, 1) => sized_to!($f, false, u8, $to),
+            (false, _) => sized_to!($f, false, u16, $to),
+            (true, 1) => sized_to!($f, true, u8, $to),
+            (true, 2) => sized_to!($f, true, u16, $to),
+            (true, _) => sized_to!($f, true, u32, $to),
+        }
+    };
+}
+
+macro_rules! sized_to {
+    ($f:ident, $signed:literal, $from:ty, $to:expr) => {
+        match $to {
+            2 => $f::<$signed, $from, u16> as Handler,
+            4 => $f::<$signed, $from, u32> as Handler,
+            _ => $f::<$signed, $from, u64> as Handler,
+        }
+    };
+}
+
+fn lower_mov(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let bytes = operand_bytes(insn, 0);
+    let (to, from) = (insn.op0_kind(), insn.op1_kind());
+    let mut op = match (to, from) {
+        (OpKind::Register, OpKind::Register) => {
+            let (Some(dst), Some(src)) = (gpr(insn.op0_register()), gpr(insn.op1_register())) else {
+                return Lowered::Unknown;
+            };
+            let mut op = Op::new(sized!(bytes, mov_rr));
+            (op.dst, op.src) = (dst, src);
+            op
+        }
+        (OpKind::Register, OpKind::Memory) => {
+            let Some(dst) = gpr(insn.op0_register()) else { return Lowered::Unknown };
+            let mut op = Op::new(sized!(bytes, mov_rm));
+            op.dst = dst;
+            builder.memory(&mut op, insn);
+            op
+        }
+        (OpKind::Memory, OpKind::Register) => {
+            let Some(src) = gpr(insn.op1_register()) else { return Lowered::Unknown };
+            let mut op = Op::new(sized!(bytes, mov_mr));
+            op.src = src;
+            builder.memory(&mut op, insn);
+            op
+        }
+        (OpKind::Register, _) => {
+            let mut op = Op::new(sized!(bytes, mov_ri));
+            op.dst = gpr(insn.op0_register()).unwrap_or_default();
+            op
+        }
+        _ => {
+            let mut op = Op::new(sized!(bytes, mov_mi));
+            builder.memory(&mut op, insn);
+            op
+        }
+    };
+    if !matches!(from, OpKind::Register | OpKind::Memory) {
+        op.imm = insn.immediate(1);
+    }
+    builder.push(op);
+    Lowered::Continues
+}
+
+fn lower_extend(builder: &mut Builder, insn: &Instruction, signed: bool) -> Lowered {
+    let (to, from) = (operand_bytes(insn, 0), operand_bytes(insn, 1));
+    let in_memory = insn.op1_kind() == OpKind::Memory;
+    let mut op = Op::new(if in_memory {
+        extend!(extend_rm, signed, from, to)
+    } else {
+        extend!(extend_rr, signed, from, to)
+    });
+    op.dst = gpr(insn.op0_register()).unwrap_or_default();
+    if in_memory {
+        builder.memory(&mut op, insn);
+    } else {
+        op.src = gpr(insn.op1_register()).unwrap_or_default();
+    }
+    builder.push(op);
+    Lowered::Continues
+}
+
+fn lower_lea(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let mut op = Op::new(sized!(operand_bytes(insn, 0), lea));
+    op.dst = gpr(insn.op0_register()).unwrap_or_default();
+    builder.memory_offset(&mut op, insn);
+    builder.push(op);
+    Lowered::Continues
+}
+
+pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    match insn.mnemonic() {
+        Mnemonic::Mov => lower_mov(builder, insn),
+        Mnemonic::Movzx => lower_extend(builder, insn, false),
+        Mnemonic::Movsx | Mnemonic::Movsxd => lower_extend(builder, insn, true),
+        Mnemonic::Lea => lower_lea(builder, insn),
+        Mnemonic::Nop
+        | Mnemonic::Pause
+        | Mnemonic::Endbr64
+        | Mnemonic::Endbr32
+        | Mnemonic::Reservednop
+        | Mnemonic::Prefetchnta
+        | Mnemonic::Prefetcht0
+        | Mnemonic::Prefetcht1
+        | Mnemonic::Prefetcht2
+        | Mnemonic::Prefetch
+        | Mnemonic::Prefetchw
+        | Mnemonic::Lfence
+        | Mnemonic::Sfence
+        | Mnemonic::Mfence => {
+            builder.push(Op::new(nothing));
+            Lowered::Continues
+        }
+        _ => Lowered::Unknown,
+    }
+}

@@ -1,0 +1,9 @@
+//! MUL, IMUL, DIV, IDIV and the conversions of the accumulator.
+
+use iced_x86::Instruction;
+
+use crate::decode::{Builder, Lowered};
+
+pub fn lower(_builder: &mut Builder, _insn: &Instruction) -> Lowered {
+    Lowered::Unknown
+}

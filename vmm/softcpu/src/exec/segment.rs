@@ -1,0 +1,9 @@
+//! Loads and stores of segment registers, far transfers, IRET.
+
+use iced_x86::Instruction;
+
+use crate::decode::{Builder, Lowered};
+
+pub fn lower(_builder: &mut Builder, _insn: &Instruction) -> Lowered {
+    Lowered::Unknown
+}

@@ -1,0 +1,9 @@
+//! Shifts and rotates.
+
+use iced_x86::Instruction;
+
+use crate::decode::{Builder, Lowered};
+
+pub fn lower(_builder: &mut Builder, _insn: &Instruction) -> Lowered {
+    Lowered::Unknown
+}

@@ -1,0 +1,284 @@
+//! PUSH, POP, PUSHF, POPF, ENTER, LEAVE, and the stack as calls use it.
+//!
+//! In 64-bit mode addresses on the stack are RSP itself; in compatibility mode SS has a base and SS.B says
+//! how much of RSP counts.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+
+use crate::cpu::mode;
+use crate::decode::{Builder, Lowered, gpr};
+use crate::flags;
+use crate::op::{Handler, Op, abort, next};
+use crate::state::{Seg, Segment};
+use crate::word::Word;
+use crate::{Cpu, Fault, or_abort};
+
+/// Register-file offset of RSP.
+pub const RSP: u8 = 32;
+/// Register-file offset of RBP.
+pub const RBP: u8 = 40;
+
+impl Cpu {
+    fn stack_mask(&self) -> u64 {
+        match self.segments[Seg::Ss as usize].access & Segment::BIG {
+            0 => 0xffff,
+            _ => 0xffff_ffff,
+        }
+    }
+
+    /// Linear address of the stack's byte `offset` (a value of RSP).
+    #[inline(always)]
+    fn stack_address(&self, offset: u64) -> u64 {
+        if self.mode & mode::LONG != 0 {
+            return offset;
+        }
+        self.base(Seg::Ss).wrapping_add(offset & self.stack_mask()) & 0xffff_ffff
+    }
+
+    /// Moves RSP to `value`, as much of it as counts.
+    #[inline(always)]
+    pub(crate) fn set_stack(&mut self, value: u64) {
+        if self.mode & mode::LONG != 0 {
+            self.regs[4] = value;
+            return;
+        }
+        let mask = self.stack_mask();
+        let kept = if mask == 0xffff { self.regs[4] & !mask } else { 0 };
+        self.regs[4] = kept | value & mask;
+    }
+
+    /// Pushes a value; RSP moves only when it could be written.
+    #[inline(always)]
+    pub(crate) fn push<W: Word>(&mut self, value: W) -> Result<(), Fault> {
+        let to = self.regs[4].wrapping_sub(W::BYTES);
+        self.write(self.stack_address(to), value)?;
+        self.set_stack(to);
+        Ok(())
+    }
+
+    /// Reads the value `skip` bytes above the top of the stack; RSP stays.
+    #[inline(always)]
+    pub(crate) fn peek<W: Word>(&mut self, skip: u64) -> Result<W, Fault> {
+        let from = self.regs[4].wrapping_add(skip);
+        self.read(self.stack_address(from))
+    }
+}
+
+fn push_r<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = cpu.reg::<W>(op.src);
+    or_abort!(cpu, op, cpu.push(value));
+    next(cpu, op)
+}
+
+fn push_i<W: Word>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.push(W::of(op.imm)));
+    next(cpu, op)
+}
+
+fn push_m<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
+    or_abort!(cpu, op, cpu.push(value));
+    next(cpu, op)
+}
+
+fn push_segment<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = W::of(u64::from(cpu.segments[usize::from(op.src) % 8].selector));
+    or_abort!(cpu, op, cpu.push(value));
+    next(cpu, op)
+}
+
+fn pop_r<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.peek::<W>(0));
+    cpu.set_stack(cpu.regs[4].wrapping_add(W::BYTES));
+    cpu.set_reg(op.dst, value);
+    next(cpu, op)
+}
+
+/// POP to memory computes its address with RSP already moved (SDM vol. 2, POP).
+fn pop_m<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.peek::<W>(0));
+    let before = cpu.regs[4];
+    cpu.set_stack(before.wrapping_add(W::BYTES));
+    if cpu.write(cpu.address(op), value).is_err() {
+        cpu.regs[4] = before;
+        return abort(cpu, op);
+    }
+    next(cpu, op)
+}
+
+fn pushf<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = W::of(cpu.rflags() & !(flags::RF | flags::VM));
+    or_abort!(cpu, op, cpu.push(value));
+    next(cpu, op)
+}
+
+/// POPF: IOPL changes at CPL 0 only, IF when CPL ≤ IOPL (SDM vol. 2, POPF).
+fn popf<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let value = or_abort!(cpu, op, cpu.peek::<W>(0)).zext();
+    cpu.set_stack(cpu.regs[4].wrapping_add(W::BYTES));
+    cpu.load_rflags(value, W::BYTES);
+    cpu.end(op)
+}
+
+impl Cpu {
+    /// Sets the flags that this privilege may set from the low `bytes` bytes of `value`.
+    pub(crate) fn load_rflags(&mut self, value: u64, bytes: u64) {
+        let iopl = (self.system_flags & flags::IOPL) >> 12;
+        let mut mask = flags::STATUS | flags::TF | flags::DF | flags::NT;
+        if bytes > 2 {
+            mask |= flags::AC | flags::ID | flags::RF;
+        }
+        if self.cpl == 0 {
+            mask |= flags::IOPL;
+        }
+        if u64::from(self.cpl) <= iopl {
+            mask |= flags::IF;
+        }
+        let old = self.rflags();
+        self.set_rflags((old & !mask | value & mask) & !flags::RF);
+        self.update_space();
+    }
+}
+
+fn leave<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let frame = cpu.regs[5];
+    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.stack_address(frame)));
+    cpu.set_stack(frame.wrapping_add(W::BYTES));
+    cpu.set_reg(RBP, value);
+    next(cpu, op)
+}
+
+/// ENTER; `imm` has the allocation in bits 0–15 and the nesting level in bits 16–20.
+fn enter<W: Word>(cpu: &mut Cpu, op: &Op) {
+    match enter_frame::<W>(cpu, op.imm & 0xffff, op.imm >> 16 & 31) {
+        Ok(()) => next(cpu, op),
+        Err(Fault) => abort(cpu, op),
+    }
+}
+
+fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), Fault> {
+    let bytes = W::BYTES;
+    let old = cpu.regs[4];
+    let pushed = |number: u64| old.wrapping_sub(bytes * number);
+    let frame = pushed(1);
+    let top = pushed(if level == 0 { 1 } else { level + 1 }).wrapping_sub(allocate);
+    cpu.write(cpu.stack_address(frame), cpu.reg::<W>(RBP))?;
+    for number in 1..level {
+        let from = cpu.regs[5].wrapping_sub(bytes * number);
+        let value = cpu.read::<W>(cpu.stack_address(from))?;
+        cpu.write(cpu.stack_address(pushed(number + 1)), value)?;
+    }
+    if level > 0 {
+        cpu.write(cpu.stack_address(pushed(level + 1)), W::of(frame))?;
+    }
+    // Registers change only when the new top can be written, too; the frame below the old top is written by then.
+    cpu.check_write(cpu.stack_address(top), bytes)?;
+    cpu.set_stack(top);
+    cpu.set_reg(RBP, W::of(frame));
+    Ok(())
+}
+
+/// By operand size; pushes and pops are 64 bits wide in 64-bit mode, or 16.
+macro_rules! wide {
+    ($bytes:expr, $f:ident) => {
+        match $bytes {
+            2 => $f::<u16> as Handler,
+            4 => $f::<u32> as Handler,
+            _ => $f::<u64> as Handler,
+        }
+    };
+}
+
+/// Bytes that a PUSH or POP moves.
+fn stack_bytes(insn: &Instruction) -> usize {
+    insn.stack_pointer_increment().unsigned_abs() as usize
+}
+
+fn lower_push(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let bytes = stack_bytes(insn);
+    let mut op = match insn.op0_kind() {
+        OpKind::Register => match gpr(insn.op0_register()) {
+            Some(src) => {
+                let mut op = Op::new(wide!(bytes, push_r));
+                op.src = src;
+                op
+            }
+            None => {
+                let mut op = Op::new(wide!(bytes, push_segment));
+                op.src = crate::decode::segment(insn.op0_register()) as u8;
+                op
+            }
+        },
+        OpKind::Memory => {
+            let mut op = Op::new(wide!(bytes, push_m));
+            builder.memory(&mut op, insn);
+            op
+        }
+        _ => Op::new(wide!(bytes, push_i)),
+    };
+    if !matches!(insn.op0_kind(), OpKind::Register | OpKind::Memory) {
+        op.imm = insn.immediate(0);
+    }
+    builder.push(op);
+    Lowered::Continues
+}
+
+fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let bytes = stack_bytes(insn);
+    let op = match (insn.op0_kind(), gpr(insn.op0_register())) {
+        (OpKind::Memory, _) => {
+            let mut op = Op::new(wide!(bytes, pop_m));
+            let uses_stack = insn.memory_base().full_register() == iced_x86::Register::RSP;
+            if uses_stack && (!builder.is_long() || insn.memory_base().size() != 8) {
+                return Lowered::Unknown;
+            }
+            builder.memory(&mut op, insn);
+            op
+        }
+        (_, Some(dst)) => {
+            let mut op = Op::new(wide!(bytes, pop_r));
+            op.dst = dst;
+            op
+        }
+        _ => return Lowered::Unknown,
+    };
+    builder.push(op);
+    Lowered::Continues
+}
+
+/// Operand size of ENTER and LEAVE.
+fn frame_bytes(insn: &Instruction) -> usize {
+    match insn.code() {
+        Code::Enterw_imm16_imm8 | Code::Leavew => 2,
+        Code::Enterd_imm16_imm8 | Code::Leaved => 4,
+        _ => 8,
+    }
+}
+
+fn lower_enter(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
+    let mut op = Op::new(wide!(bytes, enter));
+    op.imm = u64::from(insn.immediate16()) | u64::from(insn.immediate8_2nd()) << 16;
+    builder.push(op);
+    Lowered::Continues
+}
+
+pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    use Mnemonic as M;
+    let one = |builder: &mut Builder, run: Handler, lowered: Lowered| {
+        builder.push(Op::new(run));
+        lowered
+    };
+    match insn.mnemonic() {
+        M::Push => lower_push(builder, insn),
+        M::Pop => lower_pop(builder, insn),
+        M::Pushf => one(builder, pushf::<u16>, Lowered::Continues),
+        M::Pushfd => one(builder, pushf::<u32>, Lowered::Continues),
+        M::Pushfq => one(builder, pushf::<u64>, Lowered::Continues),
+        M::Popf => one(builder, popf::<u16>, Lowered::Ends),
+        M::Popfd => one(builder, popf::<u32>, Lowered::Ends),
+        M::Popfq => one(builder, popf::<u64>, Lowered::Ends),
+        M::Leave => one(builder, wide!(frame_bytes(insn), leave), Lowered::Continues),
+        M::Enter => lower_enter(builder, insn, frame_bytes(insn)),
+        _ => Lowered::Unknown,
+    }
+}

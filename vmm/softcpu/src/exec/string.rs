@@ -1,0 +1,9 @@
+//! String instructions, with and without REP.
+
+use iced_x86::Instruction;
+
+use crate::decode::{Builder, Lowered};
+
+pub fn lower(_builder: &mut Builder, _insn: &Instruction) -> Lowered {
+    Lowered::Unknown
+}

@@ -1,0 +1,91 @@
+//! A software x86-64 processor: every instruction counted, every input at an exact count, no hardware support.
+//!
+//! `Cpu` is a pure function of its state and of RAM: run from the same state to the same count, it is in the
+//! same state again, wherever it stopped on the way and whatever its caches held. It owns no clock and no
+//! random source; its time-stamp counter is its position.
+//!
+//! ```text
+//!  bytes ─ decode ─▶ blocks of ops (cache) ─▶ exec/* ─▶ registers, flags (lazy), mem (software TLB ─ paging)
+//! ```
+
+mod cache;
+mod control;
+mod cpu;
+mod debug;
+mod decode;
+mod exception;
+mod exec;
+mod flags;
+mod mem;
+mod op;
+mod paging;
+mod ram;
+mod state;
+mod word;
+
+pub use cpu::{Cpu, Kicker};
+pub use paging::PHYSICAL_BITS;
+pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, State, Table};
+
+/// The instruction did not complete; `Cpu` knows why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault;
+
+/// Why the processor stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The count asked for was reached.
+    Reached,
+    /// A kick came.
+    Kicked,
+    /// An external interrupt can be taken here, as `request_window` asked.
+    Window,
+    /// HLT was executed.
+    Hlt,
+    /// IN of `size` bytes from `port`; to be answered.
+    PioRead {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+    },
+    /// OUT to `port`; to be answered, with anything.
+    PioWrite {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: u8,
+        /// The value.
+        value: u32,
+    },
+    /// Load from an address beyond RAM; to be answered.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8.
+        size: u8,
+    },
+    /// Store to an address beyond RAM; to be answered, with anything.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8.
+        size: u8,
+        /// The value.
+        value: u64,
+    },
+    /// RDMSR of a register outside the model; to be answered or refused.
+    MsrRead {
+        /// The MSR.
+        index: u32,
+    },
+    /// WRMSR of a register outside the model; to be answered or refused.
+    MsrWrite {
+        /// The MSR.
+        index: u32,
+        /// The value.
+        value: u64,
+    },
+    /// Triple fault.
+    Shutdown,
+}

@@ -1,0 +1,439 @@
+//! The memory path: linear addresses to bytes of RAM, through a software TLB.
+//!
+//! An entry maps one page for one address space and privilege (the low bits of its tag); a hit is one compare
+//! and an addition. The tag that is looked for is made of the page of the *last* byte, so that an access that
+//! crosses a page never hits.
+//!
+//! The TLB is invisible: every page walked for a cached translation is watched, and a write to one drops the
+//! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
+//! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
+
+use crate::exception::Exception;
+use crate::paging::Access;
+use crate::ram::{CODE, DIRTY, PAGE, TABLE};
+use crate::{Cpu, Exit, Fault};
+
+const ENTRIES: usize = 1024;
+const EXEC_ENTRIES: usize = 512;
+const OFFSET: u64 = PAGE - 1;
+const NONE: u64 = u64::MAX;
+/// Address spaces whose translations are kept.
+const SPACES: usize = 64;
+
+/// Privilege of an access, in the low two bits of `Cpu::space`.
+pub mod privilege {
+    /// CPL 3.
+    pub const USER: u64 = 0;
+    /// CPL 0–2 under SMAP with RFLAGS.AC clear.
+    pub const SUPERVISOR: u64 = 1;
+    /// CPL 0–2 that may access user pages.
+    pub const SUPERVISOR_AC: u64 = 2;
+    /// Access to descriptor tables and the like, whatever the CPL.
+    pub const IMPLICIT: u64 = 3;
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Page of the linear address, and the address space.
+    tag: u64,
+    /// Host address (guest physical address in `exec`) minus linear address.
+    addend: u64,
+}
+
+const EMPTY: Entry = Entry { tag: NONE, addend: 0 };
+
+/// Cached translations.
+pub struct Tlb {
+    read: [Entry; ENTRIES],
+    write: [Entry; ENTRIES],
+    exec: [Entry; EXEC_ENTRIES],
+    /// CR3 of each address space.
+    spaces: Vec<u64>,
+    /// Pages flagged `TABLE`.
+    tables: Vec<u64>,
+    /// Nothing is cached: data breakpoints look at every access.
+    pub(crate) off: bool,
+}
+
+impl Tlb {
+    pub(crate) fn new() -> Self {
+        Self {
+            read: [EMPTY; ENTRIES],
+            write: [EMPTY; ENTRIES],
+            exec: [EMPTY; EXEC_ENTRIES],
+            spaces: Vec::new(),
+            tables: Vec::new(),
+            off: false,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.read.fill(EMPTY);
+        self.write.fill(EMPTY);
+        self.exec.fill(EMPTY);
+    }
+
+    fn forget_writes(&mut self, host_page: u64) {
+        for entry in &mut self.write {
+            if entry.tag != NONE && (entry.tag & !OFFSET).wrapping_add(entry.addend) == host_page {
+                *entry = EMPTY;
+            }
+        }
+    }
+}
+
+/// A value that memory holds.
+pub trait Value: Copy {
+    /// Size in bytes.
+    const BYTES: u64;
+    /// From little-endian bytes, the upper ones zero.
+    fn from_bits(bits: u128) -> Self;
+    /// Zero-extended.
+    fn bits(self) -> u128;
+}
+
+macro_rules! value {
+    ($($t:ty),*) => {$(
+        impl Value for $t {
+            const BYTES: u64 = size_of::<$t>() as u64;
+            #[inline(always)]
+            fn from_bits(bits: u128) -> Self {
+                bits as $t
+            }
+            #[inline(always)]
+            fn bits(self) -> u128 {
+                self as u128
+            }
+        }
+    )*};
+}
+
+value!(u8, u16, u32, u64, u128);
+
+#[inline(always)]
+fn slot(address: u64) -> usize {
+    (address / PAGE) as usize % ENTRIES
+}
+
+impl Cpu {
+    #[inline(always)]
+    fn tag(&self, address: u64, size: u64) -> u64 {
+        address.wrapping_add(size - 1) & !OFFSET | self.space
+    }
+
+    /// Reads memory at a linear address.
+    #[inline(always)]
+    pub(crate) fn read<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
+        let entry = &self.tlb.read[slot(address)];
+        if entry.tag == self.tag(address, T::BYTES) {
+            let host = address.wrapping_add(entry.addend) as *const T;
+            // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
+            return Ok(unsafe { host.read_unaligned() });
+        }
+        self.read_slow(address, T::BYTES).map(T::from_bits)
+    }
+
+    /// Writes memory at a linear address.
+    #[inline(always)]
+    pub(crate) fn write<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag == self.tag(address, T::BYTES) {
+            let host = address.wrapping_add(entry.addend) as *mut T;
+            // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+            unsafe { host.write_unaligned(value) };
+            return Ok(());
+        }
+        self.write_slow(address, T::BYTES, value.bits())
+    }
+
+    /// Reads memory, computes, writes back: faults as a write does, before anything is read. The change is
+    /// given the old value and returns the new one with a result.
+    #[inline(always)]
+    pub(crate) fn modify<T: Value, R>(
+        &mut self,
+        address: u64,
+        change: impl FnOnce(&mut Self, T) -> (T, R),
+    ) -> Result<R, Fault> {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag == self.tag(address, T::BYTES) {
+            let host = address.wrapping_add(entry.addend) as *mut T;
+            // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+            let old = unsafe { host.read_unaligned() };
+            let (new, result) = change(self, old);
+            // SAFETY: as above; `change` touches no translations.
+            unsafe { host.write_unaligned(new) };
+            return Ok(result);
+        }
+        self.check_write(address, T::BYTES)?;
+        let old = T::from_bits(self.read_slow(address, T::BYTES)?);
+        let (flags, system_flags) = (self.flags, self.system_flags);
+        let (new, result) = change(self, old);
+        let written = self.write_slow(address, T::BYTES, new.bits());
+        if written.is_err() {
+            // Only a device's register comes here: the instruction is executed again with its answers.
+            (self.flags, self.system_flags) = (flags, system_flags);
+        }
+        written.map(|()| result)
+    }
+
+    /// Reads as the processor itself does from descriptor tables and the TSS.
+    pub(crate) fn read_system<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
+        let space = self.space;
+        self.space |= privilege::IMPLICIT;
+        let result = self.read(address);
+        self.space = space;
+        result
+    }
+
+    /// Writes as the processor itself does to descriptor tables and new stacks.
+    pub(crate) fn write_system<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
+        let space = self.space;
+        self.space |= privilege::IMPLICIT;
+        let result = self.write(address, value);
+        self.space = space;
+        result
+    }
+
+    /// Reads any number of bytes.
+    pub(crate) fn read_bytes(&mut self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        for (number, byte) in into.iter_mut().enumerate() {
+            *byte = self.read(address.wrapping_add(number as u64))?;
+        }
+        Ok(())
+    }
+
+    /// Writes any number of bytes, all or (but for devices) none.
+    pub(crate) fn write_bytes(&mut self, address: u64, from: &[u8]) -> Result<(), Fault> {
+        self.check_write(address, from.len() as u64)?;
+        for (number, byte) in from.iter().enumerate() {
+            self.write(address.wrapping_add(number as u64), *byte)?;
+        }
+        Ok(())
+    }
+
+    /// Raises what a write of `size` bytes would raise, without writing.
+    pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        let mut at = address;
+        let mut left = size;
+        while left > 0 {
+            let part = left.min(PAGE - (at & OFFSET));
+            let gpa = self.translate_data(at, true)?;
+            self.before_store(gpa, part)?;
+            at = at.wrapping_add(part);
+            left -= part;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    #[cold]
+    fn read_slow(&mut self, address: u64, size: u64) -> Result<u128, Fault> {
+        let first = size.min(PAGE - (address & OFFSET));
+        let gpa = self.translate_data(address, false)?;
+        if first == size {
+            return self.load(gpa, size);
+        }
+        let rest = self.translate_data(address.wrapping_add(first), false)?;
+        let low = self.load(gpa, first)?;
+        Ok(self.load(rest, size - first)? << (8 * first) | low)
+    }
+
+    #[inline(never)]
+    #[cold]
+    fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
+        let first = size.min(PAGE - (address & OFFSET));
+        let gpa = self.translate_data(address, true)?;
+        if first == size {
+            self.before_store(gpa, size)?;
+            return self.store(gpa, size, bits);
+        }
+        let rest = self.translate_data(address.wrapping_add(first), true)?;
+        self.before_store(gpa, first)?;
+        self.before_store(rest, size - first)?;
+        self.store(gpa, first, bits)?;
+        self.store(rest, size - first, bits >> (8 * first))
+    }
+
+    /// Reads inside one page of the guest's physical address space.
+    fn load(&mut self, gpa: u64, size: u64) -> Result<u128, Fault> {
+        let mut bytes = [0; 16];
+        if self.ram.read(gpa, &mut bytes[..size as usize]) {
+            return Ok(u128::from_le_bytes(bytes));
+        }
+        let mut value = 0;
+        let mut done = 0;
+        while done < size {
+            let part = device_part(gpa + done, size - done);
+            let answer = self.ask(Exit::MmioRead { address: gpa + done, size: part as u8 })?;
+            let mask = u128::MAX >> (128 - 8 * part);
+            value |= (u128::from(answer) & mask) << (8 * done);
+            done += part;
+        }
+        Ok(value)
+    }
+
+    /// Writes inside one page of the guest's physical address space.
+    fn store(&mut self, gpa: u64, size: u64, bits: u128) -> Result<(), Fault> {
+        if self.ram.write(gpa, &bits.to_le_bytes()[..size as usize]) {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < size {
+            let part = device_part(gpa + done, size - done);
+            let value = (bits >> (8 * done)) as u64 & (u64::MAX >> (64 - 8 * part));
+            self.ask(Exit::MmioWrite { address: gpa + done, size: part as u8, value })?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Looks after what is cached of the bytes that a store will change. A store that drops something is
+    /// executed alone.
+    fn before_store(&mut self, gpa: u64, size: u64) -> Result<(), Fault> {
+        if !self.ram.holds(gpa, size) {
+            return Ok(());
+        }
+        let flags = self.ram.flags(gpa);
+        if flags & TABLE != 0 {
+            let present = (gpa & !7..gpa + size).step_by(8).any(|entry| self.ram.word(entry) & 1 != 0);
+            if present {
+                self.must_be_alone()?;
+                self.flush_translations();
+            }
+        }
+        if flags & CODE != 0 && self.cache.covers(gpa, size) {
+            self.must_be_alone()?;
+            self.drop_code(gpa);
+        }
+        self.ram.set_flags(gpa, DIRTY);
+        Ok(())
+    }
+
+    fn must_be_alone(&mut self) -> Result<(), Fault> {
+        if self.alone {
+            return Ok(());
+        }
+        self.abort = crate::cpu::Abort::Alone;
+        Err(Fault)
+    }
+
+    /// The guest physical address for a data access; it is cached.
+    fn translate_data(&mut self, address: u64, write: bool) -> Result<u64, Fault> {
+        let canonical = (address as i64) << 16 >> 16 == address as i64;
+        if !canonical {
+            return self.raise(Exception::non_canonical(address));
+        }
+        let access = Access { write, exec: false, privilege: self.space & 3 };
+        let page = self.walk(address, access)?;
+        if self.tlb.off {
+            self.watch_access(address, write);
+            return Ok(page.gpa);
+        }
+        if self.ram.holds(page.gpa & !OFFSET, PAGE) {
+            let tag = address & !OFFSET | self.space;
+            let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
+            self.tlb.read[slot(address)] = entry;
+            if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE) == 0 {
+                self.tlb.write[slot(address)] = entry;
+            }
+        }
+        Ok(page.gpa)
+    }
+
+    /// The guest physical address of the code at `address`.
+    pub(crate) fn translate_code(&mut self, address: u64) -> Result<u64, Fault> {
+        let slot = (address / PAGE) as usize % EXEC_ENTRIES;
+        let entry = &self.tlb.exec[slot];
+        let tag = address & !OFFSET | self.space;
+        if entry.tag == tag {
+            return Ok(address.wrapping_add(entry.addend));
+        }
+        if (address as i64) << 16 >> 16 != address as i64 {
+            return self.raise(Exception::gp(0));
+        }
+        let page = self.walk(address, Access { write: false, exec: true, privilege: self.space & 3 })?;
+        self.tlb.exec[slot] = Entry { tag, addend: page.gpa.wrapping_sub(address) };
+        Ok(page.gpa)
+    }
+
+    /// The page at `gpa` is a page table of a translation that is about to be cached.
+    pub(crate) fn watch_table(&mut self, gpa: u64) {
+        if self.ram.flags(gpa) & TABLE == 0 {
+            self.ram.set_flags(gpa, TABLE);
+            self.tlb.tables.push(gpa);
+            self.tlb.forget_writes(self.ram.host_page(gpa));
+        }
+    }
+
+    /// The page at `gpa` has decoded code from now on.
+    pub(crate) fn watch_code(&mut self, gpa: u64) {
+        if self.ram.flags(gpa) & CODE == 0 {
+            self.ram.set_flags(gpa, CODE);
+            self.tlb.forget_writes(self.ram.host_page(gpa));
+        }
+    }
+
+    /// Drops all translations.
+    pub(crate) fn flush_translations(&mut self) {
+        self.tlb.clear();
+        self.tlb.spaces.clear();
+        for gpa in std::mem::take(&mut self.tlb.tables) {
+            self.ram.clear_flags(gpa, TABLE);
+        }
+        self.cache.forget_jumps();
+        self.update_space();
+    }
+
+    /// Derives `space` and `jump_key` from CR3, CPL, CR4.SMAP and RFLAGS.AC.
+    pub(crate) fn update_space(&mut self) {
+        const SMAP: u64 = 1 << 21;
+        let privilege = if self.cpl == 3 {
+            privilege::USER
+        } else if self.cr4 & SMAP != 0 && self.system_flags & crate::flags::AC == 0 {
+            privilege::SUPERVISOR
+        } else {
+            privilege::SUPERVISOR_AC
+        };
+        let number = match self.tlb.spaces.iter().position(|cr3| *cr3 == self.cr3) {
+            Some(number) => number,
+            None => {
+                if self.tlb.spaces.len() == SPACES {
+                    self.tlb.clear();
+                    self.tlb.spaces.clear();
+                    self.cache.forget_jumps();
+                }
+                self.tlb.spaces.push(self.cr3);
+                self.tlb.spaces.len() - 1
+            }
+        };
+        self.space = (number as u64) << 2 | privilege;
+        self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);
+    }
+
+    /// Somebody else wrote RAM: what is cached of it is dropped.
+    pub fn ram_written(&mut self, gpa: u64, bytes: usize) {
+        let mut at = gpa & !OFFSET;
+        let end = gpa.saturating_add(bytes as u64);
+        while at < end && self.ram.holds(at, PAGE) {
+            let flags = self.ram.flags(at);
+            if flags & TABLE != 0 {
+                self.flush_translations();
+            }
+            if flags & CODE != 0 {
+                self.drop_code(at);
+            }
+            at += PAGE;
+        }
+    }
+
+    /// Pages that the guest wrote since the last call, a bit each.
+    pub fn take_dirty(&mut self) -> Vec<u64> {
+        self.tlb.write.fill(EMPTY);
+        self.ram.take_dirty()
+    }
+}
+
+/// How much of a device access goes into one exit: naturally aligned, at most eight bytes.
+fn device_part(gpa: u64, left: u64) -> u64 {
+    [8, 4, 2].into_iter().find(|size| *size <= left && gpa.is_multiple_of(*size)).unwrap_or(1)
+}

@@ -1,0 +1,120 @@
+//! What the architecture leaves open (Intel SDM vol. 2, each instruction's "Flags Affected", and vol. 1
+//! section 8.1), so that CPUs differ and nothing is compared.
+
+use crate::encode::Encoded;
+use crate::state::{End, Mask, Outcome, Vector};
+use iced_x86::{Instruction, Mnemonic as M, Register};
+
+const CF: u64 = 1 << 0;
+const PF: u64 = 1 << 2;
+const AF: u64 = 1 << 4;
+const ZF: u64 = 1 << 6;
+const SF: u64 = 1 << 7;
+const OF: u64 = 1 << 11;
+const ALL: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// What is left out of a comparison.
+pub fn mask(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
+    let instruction = &encoded.instruction;
+    if host.end != End::Retired {
+        return Mask::default();
+    }
+    let (gpr, more) = destination(instruction, vector);
+    Mask { rflags: flags(instruction, vector) | more, gpr, sw: 0, memory: memory(instruction, vector) }
+}
+
+/// Undefined flags.
+///
+/// | instructions | undefined |
+/// |---|---|
+/// | AND, OR, XOR, TEST | AF |
+/// | MUL, IMUL | SF, ZF, AF, PF |
+/// | DIV, IDIV | all |
+/// | SHL, SHR, SAR | AF; OF where the count is not 1; CF where SHL's or SHR's count is the width or more |
+/// | SHLD, SHRD | AF; OF where the count is not 1; all where the count is above the width |
+/// | ROL, ROR, RCL, RCR | OF where the count is not 1 |
+/// | BT, BTS, BTR, BTC | OF, SF, AF, PF |
+/// | BSF, BSR | all but ZF |
+fn flags(instruction: &Instruction, vector: &Vector) -> u64 {
+    let not_one = |count: u64| if count == 1 { 0 } else { OF };
+    match instruction.mnemonic() {
+        M::And | M::Or | M::Xor | M::Test => AF,
+        M::Mul | M::Imul => SF | ZF | AF | PF,
+        M::Div | M::Idiv => ALL,
+        M::Bt | M::Bts | M::Btr | M::Btc => OF | SF | AF | PF,
+        M::Bsf | M::Bsr => ALL & !ZF,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd | M::Rol | M::Ror | M::Rcl | M::Rcr => {
+            let width = width(instruction);
+            let count = count(instruction, vector);
+            if count == 0 {
+                return 0;
+            }
+            match instruction.mnemonic() {
+                M::Rol | M::Ror | M::Rcl | M::Rcr => not_one(count),
+                M::Sar => AF | not_one(count),
+                M::Shld | M::Shrd if count > width => ALL,
+                M::Shld | M::Shrd => AF | not_one(count),
+                _ if count >= width => AF | CF | not_one(count),
+                _ => AF | not_one(count),
+            }
+        }
+        _ => 0,
+    }
+}
+
+/// Bits of the first operand.
+fn width(instruction: &Instruction) -> u64 {
+    let register = instruction.op0_register();
+    let bytes = if register == Register::None { instruction.memory_size().size() } else { register.size() };
+    bytes as u64 * 8
+}
+
+/// The masked count of a shift.
+fn count(instruction: &Instruction, vector: &Vector) -> u64 {
+    let last = instruction.op_count() - 1;
+    let raw = if instruction.op_register(last) == Register::CL {
+        vector.user.gpr[1]
+    } else {
+        instruction.immediate(last)
+    };
+    raw & if width(instruction) == 64 { 63 } else { 31 }
+}
+
+/// A destination that is undefined: SHLD and SHRD of a 16-bit operand by more than 16.
+fn destination(instruction: &Instruction, vector: &Vector) -> (Option<(usize, u64)>, u64) {
+    let shift = matches!(instruction.mnemonic(), M::Shld | M::Shrd);
+    if !shift || count(instruction, vector) <= width(instruction) {
+        return (None, 0);
+    }
+    match instruction.op0_register() {
+        Register::None => (None, 0),
+        register => (Some((register.number(), 0xffff)), 0),
+    }
+}
+
+/// Bytes that are undefined, or that the CPU's model decides: the address and opcode of the last x87
+/// instruction (vendors differ in when they keep them), MXCSR_MASK.
+fn memory(instruction: &Instruction, vector: &Vector) -> Vec<(u64, u64)> {
+    let Some(at) = address(instruction, vector) else { return Vec::new() };
+    let size = instruction.memory_size().size();
+    match instruction.mnemonic() {
+        M::Fxsave | M::Fxsave64 => vec![(at + 6, 18), (at + 28, 4)],
+        M::Fnstenv | M::Fnsave if size == 14 || size == 94 => vec![(at + 6, 8)],
+        M::Fnstenv | M::Fnsave => vec![(at + 12, 16)],
+        M::Shld | M::Shrd if count(instruction, vector) > width(instruction) => vec![(at, 2)],
+        _ => Vec::new(),
+    }
+}
+
+/// Linear address of the explicit memory operand.
+pub fn address(instruction: &Instruction, vector: &Vector) -> Option<u64> {
+    let n = (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == iced_x86::OpKind::Memory)?;
+    instruction.virtual_address(n, 0, |register, _, _| match register {
+        Register::FS => Some(vector.user.fs_base),
+        Register::GS => Some(vector.user.gs_base),
+        _ if register.is_segment_register() => Some(0),
+        _ if register.is_gpr32() => Some(vector.user.gpr[register.number()] & 0xffff_ffff),
+        _ if register == Register::AL => Some(vector.user.gpr[0] & 0xff),
+        _ => Some(vector.user.gpr[register.number()]),
+    })
+}

@@ -1,0 +1,87 @@
+//! `lockstep guest`: makes guest images of Debian packages, lists them, and says where they are.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use guest_images::cache::{Cache, Guest};
+use guest_images::recipe::{RECIPES, build};
+
+/// Options of `lockstep guest`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Images that can be built:
+{}
+minikv is embedded and need not be built. A built image is used by --guest NAME.
+
+Examples:
+  lockstep guest build busybox
+  lockstep guest list
+  lockstep run --guest busybox", recipes()))]
+pub struct GuestArgs {
+    /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
+    #[arg(long, value_name = "DIR", global = true)]
+    pub cache: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: GuestAction,
+}
+
+/// What `lockstep guest` does.
+#[derive(Debug, Subcommand)]
+pub enum GuestAction {
+    /// Make an image of Debian packages. Needs apt and dpkg, but neither root nor KVM.
+    Build {
+        /// Which; `lockstep guest --help` lists them.
+        name: String,
+    },
+    /// List the images that were built.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the directory of an image.
+    Path {
+        /// A name, which stands for the image built last, or one of `lockstep guest list`.
+        name: String,
+    },
+}
+
+/// Runs the command.
+pub fn run(args: &GuestArgs) -> anyhow::Result<u8> {
+    let cache = Cache::new(args.cache.as_deref())?;
+    match &args.action {
+        GuestAction::Build { name } => {
+            let guest = build(&cache, name, &mut |text| eprintln!("lockstep: {text}"))
+                .with_context(|| format!("cannot build the guest image {name}"))?;
+            println!("{}", guest.directory.display());
+        }
+        GuestAction::List { json: true } => {
+            println!("{}", serde_json::to_string_pretty(&cache.list()?)?);
+        }
+        GuestAction::List { json: false } => list(&cache.list()?),
+        GuestAction::Path { name } => println!("{}", cache.find(name)?.directory.display()),
+    }
+    Ok(0)
+}
+
+fn list(guests: &[Guest]) {
+    for guest in guests {
+        let name = guest.directory.file_name().unwrap_or_default().to_string_lossy();
+        let mark = if guest.current { '*' } else { ' ' };
+        let manifest = &guest.manifest;
+        let files = [Some(&manifest.kernel), manifest.initrd.as_ref(), manifest.disk.as_ref()];
+        let bytes: u64 = files.iter().flatten().map(|file| file.bytes).sum();
+        println!("{mark} {name:<32} {:>5} MiB   {}", bytes.div_ceil(1 << 20), manifest.about);
+    }
+    if guests.is_empty() {
+        println!("no images yet: lockstep guest build NAME makes one of");
+        print!("{}", recipes());
+    } else {
+        println!("* stands for its name without the digest");
+    }
+}
+
+fn recipes() -> String {
+    RECIPES.iter().map(|recipe| format!("  {:<10} {}\n", recipe.name, recipe.about)).collect()
+}

@@ -1,0 +1,137 @@
+//! A recording under way: the vCPU thread hands over entries and checkpoints, a thread of its own compresses and
+//! writes them.
+//!
+//! The queue between the two is bounded: a disk that is too slow stalls the guest. Entries reach the operating
+//! system as soon as the writing thread has nothing else to do, so a process that is killed loses what was in
+//! the queue, usually nothing older than a millisecond; a host that fails loses what its page cache held. A
+//! recording that cannot be written is given up, and the machine runs on.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use logchannel::{LogEntry, Position};
+use replay::Recorded;
+
+use crate::pair::threads::start;
+use crate::pair::transfer::Transferable;
+use crate::recording::format::{Header, RecordingError};
+use crate::recording::writer::{CheckpointPages, PageTracker, Writer, Written};
+
+/// Batches and checkpoints that wait for the writing thread.
+const QUEUE: usize = 64;
+
+/// What to record, and where.
+#[derive(Debug, Clone)]
+pub struct RecordOptions {
+    /// The file; it must not exist.
+    pub path: PathBuf,
+    /// Virtual time between checkpoints, nanoseconds; 0 for none but the first.
+    pub checkpoint_every_ns: u64,
+}
+
+enum Job {
+    Entries(Vec<LogEntry>),
+    Checkpoint { pages: CheckpointPages, at: Position, state: Vec<u8>, now_ns: u64 },
+}
+
+/// A recording under way.
+#[derive(Debug)]
+pub struct Sink {
+    queue: Option<Sender<Job>>,
+    result: Receiver<Result<Written, RecordingError>>,
+    tracker: PageTracker,
+    every_ns: u64,
+    next_ns: u64,
+    path: PathBuf,
+}
+
+impl Sink {
+    /// Makes the file and records `machine` as it is: before its first instruction.
+    pub fn create<M: Transferable>(path: &Path, header: &Header, machine: &mut M) -> anyhow::Result<Self> {
+        let created = File::create_new(path);
+        let file = created.map_err(|source| RecordingError::Create { path: path.to_owned(), source })?;
+        let writer = Writer::new(file, header)?;
+        let (queue, jobs) = bounded(QUEUE);
+        let (answer, result) = bounded(1);
+        start("recording", move || {
+            let _ = answer.send(write(writer, &jobs));
+        })?;
+        let mut sink = Self {
+            queue: Some(queue),
+            result,
+            tracker: PageTracker::default(),
+            every_ns: header.checkpoint_every_ns,
+            next_ns: 0,
+            path: path.to_owned(),
+        };
+        sink.checkpoint(machine)?;
+        Ok(sink)
+    }
+
+    /// Takes entries as the recorder made them.
+    pub fn append(&mut self, recorded: &[Recorded]) {
+        if !recorded.is_empty() {
+            self.send(Job::Entries(recorded.iter().map(|recorded| recorded.entry.clone()).collect()));
+        }
+    }
+
+    /// Records the machine as it is after the last entry appended, if that is due and it can be saved here.
+    pub fn checkpoint_if_due<M: Transferable>(&mut self, machine: &mut M) -> Result<(), M::Error> {
+        let due = self.every_ns != 0 && machine.now_ns() >= self.next_ns && self.queue.is_some();
+        if due && machine.is_movable()? { self.checkpoint(machine) } else { Ok(()) }
+    }
+
+    fn checkpoint<M: Transferable>(&mut self, machine: &mut M) -> Result<(), M::Error> {
+        let (state, at, now_ns) = (machine.save_state()?, machine.position(), machine.now_ns());
+        let pages = self.tracker.collect(machine.memory().as_slice());
+        self.send(Job::Checkpoint { pages, at, state, now_ns });
+        self.next_ns = now_ns.saturating_add(self.every_ns);
+        Ok(())
+    }
+
+    fn send(&mut self, job: Job) {
+        let Some(queue) = &self.queue else { return };
+        if queue.send(job).is_err() {
+            self.queue = None;
+            eprintln!(
+                "lockstep: {} cannot be written any more: the machine runs on unrecorded",
+                self.path.display()
+            );
+        }
+    }
+
+    /// Writes out what is left and ends the file as a whole recording.
+    pub fn finish(mut self) -> Result<Written, RecordingError> {
+        self.queue = None;
+        self.result.recv().unwrap_or(Err(RecordingError::GivenUp))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The writing thread. It ends the file properly when there is nothing more to come.
+fn write(mut writer: Writer<File>, jobs: &Receiver<Job>) -> Result<Written, RecordingError> {
+    loop {
+        let job = match jobs.try_recv() {
+            Ok(job) => job,
+            Err(_) => {
+                writer.flush()?;
+                let Ok(job) = jobs.recv() else { break };
+                job
+            }
+        };
+        match job {
+            Job::Entries(entries) => entries.iter().try_for_each(|entry| writer.append(entry))?,
+            Job::Checkpoint { pages, at, state, now_ns } => {
+                writer.checkpoint(&pages, (at, &state), now_ns)?
+            }
+        }
+    }
+    let (file, written) = writer.finish()?;
+    file.sync_all().map_err(|source| RecordingError::Io { doing: "write", source })?;
+    Ok(written)
+}
