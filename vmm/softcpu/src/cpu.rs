@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::CodeCache;
+use crate::debug::Debug;
 use crate::exception::Exception;
 use crate::flags::{self, Lazy};
 use crate::mem::Tlb;
@@ -92,6 +93,7 @@ pub struct Cpu {
     pub(crate) cr8: u64,
     pub(crate) efer: u64,
     pub(crate) dr: [u64; 6],
+    pub(crate) debug: Debug,
     pub(crate) msrs: Msrs,
     pub(crate) tsc_offset: i64,
     /// Queued external interrupt.
@@ -159,6 +161,7 @@ impl Cpu {
             cr8: 0,
             efer: 0,
             dr: [0; 6],
+            debug: Debug::default(),
             msrs: Msrs::default(),
             tsc_offset: 0,
             interrupt: None,
@@ -386,9 +389,10 @@ impl Cpu {
         if self.retired != before {
             self.answers.clear();
             self.answered = 0;
-            self.after_traced(shadow);
+            self.after_traced();
         } else if matches!(self.abort, Abort::Exit(_)) {
             self.shadow = shadow;
+            self.undo_traced();
         }
     }
 

@@ -162,7 +162,8 @@ impl Default for State {
             cr8: 0,
             efer: 0,
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
-            msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
+            // Fast string operations are on.
+            msrs: Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Msrs::default() },
             fpu: Fpu::default(),
             xmm: [0; 16],
             mxcsr: 0x1f80,

@@ -1,0 +1,75 @@
+//! HLT, CLI, STI, and the instructions that raise interrupts.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::decode::{Builder, Lowered};
+use crate::exception::{Exception, Kind, raise_at, vector};
+use crate::flags;
+use crate::op::{Handler, Op, next};
+use crate::{Cpu, Exit, Fault, or_abort};
+
+impl Cpu {
+    /// #GP unless CPL ≤ IOPL.
+    fn must_have_io_privilege(&mut self) -> Result<(), Fault> {
+        if u64::from(self.cpl) <= (self.system_flags & flags::IOPL) >> 12 {
+            return Ok(());
+        }
+        self.raise(Exception::gp(0))
+    }
+}
+
+fn hlt(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.must_be_supervisor());
+    cpu.end_with(op, Exit::Hlt)
+}
+
+fn cli(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.must_have_io_privilege());
+    cpu.system_flags &= !flags::IF;
+    next(cpu, op)
+}
+
+/// Interrupts stay off for one more instruction when they were (SDM vol. 2, STI).
+fn sti(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.must_have_io_privilege());
+    cpu.shadow = cpu.system_flags & flags::IF == 0;
+    cpu.system_flags |= flags::IF;
+    cpu.end(op)
+}
+
+fn length(op: &Op) -> u8 {
+    (op.following().ip - op.ip) as u8
+}
+
+fn int(cpu: &mut Cpu, op: &Op) {
+    let event = Exception::interrupt(op.imm as u8, Kind::Software(length(op)));
+    raise_at(cpu, op, event)
+}
+
+fn int1(cpu: &mut Cpu, op: &Op) {
+    let event = Exception::interrupt(vector::DB, Kind::Privileged(length(op)));
+    raise_at(cpu, op, event)
+}
+
+fn into(cpu: &mut Cpu, op: &Op) {
+    if cpu.flags.of() { int(cpu, op) } else { cpu.end(op) }
+}
+
+pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let one = |builder: &mut Builder, run: Handler, imm: u64, lowered: Lowered| {
+        let mut op = Op::new(run);
+        op.imm = imm;
+        builder.push(op);
+        lowered
+    };
+    match insn.mnemonic() {
+        Mnemonic::Hlt => one(builder, hlt, 0, Lowered::Ends),
+        Mnemonic::Cli => one(builder, cli, 0, Lowered::Continues),
+        Mnemonic::Sti => one(builder, sti, 0, Lowered::Ends),
+        Mnemonic::Int => one(builder, int, u64::from(insn.immediate8()), Lowered::Ends),
+        Mnemonic::Int1 => one(builder, int1, 0, Lowered::Ends),
+        Mnemonic::Int3 => one(builder, int, u64::from(vector::BP), Lowered::Ends),
+        Mnemonic::Into => one(builder, into, u64::from(vector::OF), Lowered::Ends),
+        _ => Lowered::Unknown,
+    }
+}
