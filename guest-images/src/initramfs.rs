@@ -55,6 +55,22 @@ impl Archive {
         self.add(path, Node::Device { major, minor });
     }
 
+    /// Its symbolic links: path and target.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.nodes.iter().filter_map(|(path, node)| match node {
+            Node::Link { target } => Some((path.as_str(), target.as_str())),
+            _ => None,
+        })
+    }
+
+    /// A file's permissions and content.
+    pub(crate) fn data(&self, path: &str) -> Option<(u32, &[u8])> {
+        match self.nodes.get(path)? {
+            Node::File { mode, data } => Some((*mode, data)),
+            _ => None,
+        }
+    }
+
     fn add(&mut self, path: &str, node: Node) {
         let path = path.trim_matches('/');
         if let Some((parent, _)) = path.rsplit_once('/') {

@@ -17,6 +17,7 @@
 pub mod apt;
 pub mod cache;
 pub mod compress;
+pub mod disk_image;
 mod elf;
 pub mod initramfs;
 pub mod kernel;

@@ -7,15 +7,19 @@ use std::path::{Path, PathBuf};
 
 use crate::apt::{Apt, AptError, Package};
 use crate::cache::{Cache, CacheError, Contents, Guest};
+use crate::disk_image::DiskImageError;
 use crate::initramfs::Archive;
 use crate::kernel::{self, KernelError};
 use crate::modules::{ModuleError, Modules};
 
 mod busybox;
+mod cpubench;
+mod server;
 
 /// Names that a guest's files have in its directory.
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initrd";
+const DISK: &str = "disk";
 
 /// What every Linux here is started with: console on the serial port, reset after a panic by triple fault, no
 /// self-tests of cryptography (two thirds of the time that a stock kernel takes to boot).
@@ -50,6 +54,9 @@ pub enum BuildError {
     /// Kernel modules.
     #[error(transparent)]
     Modules(#[from] ModuleError),
+    /// The root disk.
+    #[error(transparent)]
+    Disk(#[from] DiskImageError),
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -80,7 +87,7 @@ pub struct Recipe {
 }
 
 /// All recipes.
-pub const RECIPES: &[Recipe] = &[busybox::RECIPE];
+pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE, server::REDIS, server::NGINX];
 
 /// Makes the image `name` and keeps it in `cache`; `say` hears of the progress.
 pub fn build(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Guest, BuildError> {
@@ -119,7 +126,10 @@ impl Kitchen<'_> {
 
     /// Fetches packages (`name` or `name=version`) and unpacks them into one tree, `name`; where it is.
     fn unpack(&mut self, name: &str, packages: &[String]) -> Result<PathBuf, BuildError> {
-        self.say(&format!("fetching {}", packages.join(" ")));
+        match packages {
+            [package] => self.say(&format!("fetching {package}")),
+            _ => self.say(&format!("fetching {} packages", packages.len())),
+        }
         let debs = subdirectory(&self.work, &format!("{name}.debs"))?;
         let tree = subdirectory(&self.work, name)?;
         for package in self.apt.fetch(packages, &debs)? {

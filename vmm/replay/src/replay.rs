@@ -201,6 +201,10 @@ impl<M: Machine> Replayer<M> {
                 return Ok(None);
             }
             self.run_towards(seq, to)?;
+            if limit.is_some_and(|limit| self.machine.position().count >= limit.count) {
+                // The caller may want to stop here, before the entries of this position.
+                return Ok(Some(Progress::Running));
+            }
         }
         Ok(Some(Progress::Running))
     }

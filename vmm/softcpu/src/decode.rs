@@ -131,7 +131,7 @@ fn address_16(cpu: &mut Cpu, op: &Op) {
 }
 
 /// Size of the addresses that a memory operand is computed in.
-fn address_bytes(insn: &Instruction) -> usize {
+pub fn address_bytes(insn: &Instruction) -> usize {
     let of = |register: Register| (register != Register::None).then(|| register.size());
     let base = insn.memory_base();
     if insn.is_ip_rel_memory_operand() {

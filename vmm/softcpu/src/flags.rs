@@ -139,8 +139,18 @@ impl Lazy {
     /// The same with another CF.
     #[inline(always)]
     pub fn set_cf(&mut self, cf: bool) {
-        let of = self.of();
+        self.set_cf_of(cf, self.of());
+    }
+
+    /// The same with other CF and OF.
+    #[inline(always)]
+    pub fn set_cf_of(&mut self, cf: bool, of: bool) {
         self.aux = self.aux & !(CARRY | CARRY_IN) | u64::from(cf) << 63 | u64::from(cf ^ of) << 62;
+    }
+
+    /// The same with another ZF.
+    pub fn set_zf(&mut self, zf: bool) {
+        *self = Self::from_rflags(self.rflags() & !ZF | if zf { ZF } else { 0 });
     }
 
     /// The condition `CODE` of Jcc, SETcc and CMOVcc (SDM vol. 1, appendix B).

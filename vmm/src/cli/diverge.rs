@@ -1,8 +1,53 @@
-//! `lockstep diverge`
-/// Options.
-#[derive(Debug, clap::Args)]
-pub struct DivergeArgs {}
+//! `lockstep diverge`: where two runs of a log part.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::replay::warn_of_tail;
+use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
+use crate::recording::{Recording, diverge};
+
+/// Options of `lockstep diverge`.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  lockstep diverge run.lkr                   does the recorded run follow from its log?
+  lockstep diverge one.lkr other.lkr         where do two runs of one machine part?
+
+Ends with 0 when there is no difference, with 4 when there is.
+
+{EXIT_CODES}"))]
+pub struct DivergeArgs {
+    /// A recording.
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// Another one of the same machine; without it, A is compared with its own replay.
+    #[arg(value_name = "B")]
+    pub b: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Runs the command.
-pub fn run(_: &DivergeArgs) -> anyhow::Result<u8> {
-    Ok(0)
+pub fn run(args: &DivergeArgs) -> anyhow::Result<u8> {
+    let a = Recording::open(&args.a)?;
+    warn_of_tail(&a);
+    let verdict = match &args.b {
+        None => diverge::with_replay(a)?,
+        Some(path) => {
+            let b = Recording::open(path)?;
+            warn_of_tail(&b);
+            diverge::two(a, b)?
+        }
+    };
+    match args.json {
+        true => println!("{}", serde_json::to_string(&verdict)?),
+        false => {
+            let b = args.b.as_ref().map(|path| path.display().to_string());
+            let lines = verdict.describe(&args.a.display().to_string(), b.as_deref());
+            lines.iter().for_each(|line| println!("{line}"));
+        }
+    }
+    Ok(if verdict.differs() { EXIT_DIVERGED } else { 0 })
 }

@@ -11,6 +11,8 @@
 //! bytes are in docs/recordings.md. Nothing here depends on an engine: whatever `assemble` can restore, a
 //! session can replay.
 
+pub mod compare;
+pub mod disassemble;
 pub mod diverge;
 pub mod format;
 pub mod reader;

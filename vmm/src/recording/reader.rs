@@ -429,3 +429,7 @@ fn store_pages(payload: &[u8], ram: &mut Ram) -> Result<(), Damage> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -172,7 +172,13 @@ impl Session {
         self.run(Some(to), Seq::MAX)
     }
 
-    /// Plays the log on until entry `seq` is executed; the machine may then be at entries' position that are not.
+    /// Plays the log on to where a checkpoint was taken: entry `seq` executed and the machine at `to`, but none of
+    /// the entries there that come after.
+    pub fn run_to_point(&mut self, seq: Seq, to: Position) -> Result<Arrival, SessionError> {
+        self.run(Some(to), seq)
+    }
+
+    /// Plays the log on until entry `seq` is executed; more entries may lie where the machine is then.
     pub fn run_to_entry(&mut self, seq: Seq) -> Result<Arrival, SessionError> {
         self.run(None, seq)
     }
@@ -308,7 +314,7 @@ impl Session {
             if self.interrupt.swap(false, Ordering::Relaxed) {
                 return Ok(Arrival::Interrupted);
             }
-            if self.executed() >= seq {
+            if self.executed() >= seq && to.is_none_or(|to| self.position().count >= to.count) {
                 return Ok(Arrival::There);
             }
             let limit = Position::at(self.position().count.saturating_add(slice).min(to_count));

@@ -1,9 +1,10 @@
-//! MOV, MOVZX, MOVSX, LEA, and instructions that do nothing here: NOP, prefetches, fences.
+//! MOV, MOVZX, MOVSX, LEA, XLAT, and instructions that do nothing here: NOP, prefetches, fences.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::Cpu;
-use crate::decode::{Builder, Lowered, gpr, operand_bytes};
+use crate::cpu::mode;
+use crate::decode::{Builder, Lowered, gpr, operand_bytes, segment};
 use crate::op::{Handler, Op, next};
 use crate::word::Word;
 use crate::{or_abort, sized};
@@ -51,6 +52,18 @@ fn extend_rm<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
 fn lea<W: Word>(cpu: &mut Cpu, op: &Op) {
     let address = cpu.address(op);
     cpu.set_reg(op.dst, W::of(address));
+    next(cpu, op)
+}
+
+/// XLAT; `imm` is the mask of the address size.
+fn xlat(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.regs[3].wrapping_add(cpu.regs[0] & 0xff) & op.imm;
+    let mut linear = cpu.bases[usize::from(op.src) % 8].wrapping_add(offset);
+    if cpu.mode & mode::LONG == 0 {
+        linear &= 0xffff_ffff;
+    }
+    let value = or_abort!(cpu, op, cpu.read::<u8>(linear));
+    cpu.set_reg(0, value);
     next(cpu, op)
 }
 
@@ -150,12 +163,21 @@ fn lower_lea(builder: &mut Builder, insn: &Instruction) -> Lowered {
     Lowered::Continues
 }
 
+fn lower_xlat(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let mut op = Op::new(xlat);
+    op.src = segment(insn.memory_segment()) as u8;
+    op.imm = u64::MAX >> (64 - 8 * insn.memory_base().size());
+    builder.push(op);
+    Lowered::Continues
+}
+
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     match insn.mnemonic() {
         Mnemonic::Mov => lower_mov(builder, insn),
         Mnemonic::Movzx => lower_extend(builder, insn, false),
         Mnemonic::Movsx | Mnemonic::Movsxd => lower_extend(builder, insn, true),
         Mnemonic::Lea => lower_lea(builder, insn),
+        Mnemonic::Xlatb => lower_xlat(builder, insn),
         Mnemonic::Nop
         | Mnemonic::Pause
         | Mnemonic::Endbr64
@@ -167,6 +189,12 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         | Mnemonic::Prefetcht2
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
+        | Mnemonic::Prefetchwt1
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1
+        | Mnemonic::Cldemote
+        | Mnemonic::Rdsspd
+        | Mnemonic::Rdsspq
         | Mnemonic::Lfence
         | Mnemonic::Sfence
         | Mnemonic::Mfence => {

@@ -1,4 +1,4 @@
-//! PUSH, POP, PUSHF, POPF, ENTER, LEAVE, and the stack as calls use it.
+//! PUSH, POP, PUSHA, POPA, PUSHF, POPF, ENTER, LEAVE, and the stack as calls use it.
 //!
 //! In 64-bit mode addresses on the stack are RSP itself; in compatibility mode SS has a base and SS.B says
 //! how much of RSP counts.
@@ -178,6 +178,30 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     Ok(())
 }
 
+/// PUSHA: RAX to RDI in their order, RSP as it was before.
+fn pusha<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let old = cpu.regs[4];
+    for number in 0..8u8 {
+        let to = cpu.stack_address(old.wrapping_sub(W::BYTES * (u64::from(number) + 1)));
+        or_abort!(cpu, op, cpu.write(to, cpu.reg::<W>(number * 8)));
+    }
+    cpu.set_stack(old.wrapping_sub(W::BYTES * 8));
+    next(cpu, op)
+}
+
+/// POPA: the value for RSP is thrown away.
+fn popa<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let mut values = [W::of(0); 8];
+    for (number, value) in values.iter_mut().enumerate() {
+        *value = or_abort!(cpu, op, cpu.peek::<W>(W::BYTES * number as u64));
+    }
+    for (number, value) in values.into_iter().enumerate().filter(|(number, _)| *number != 3) {
+        cpu.set_reg((7 - number as u8) * 8, value);
+    }
+    cpu.set_stack(cpu.regs[4].wrapping_add(W::BYTES * 8));
+    next(cpu, op)
+}
+
 /// By operand size; pushes and pops are 64 bits wide in 64-bit mode, or 16.
 macro_rules! wide {
     ($bytes:expr, $f:ident) => {
@@ -277,6 +301,10 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         M::Popf => one(builder, popf::<u16>, Lowered::Ends),
         M::Popfd => one(builder, popf::<u32>, Lowered::Ends),
         M::Popfq => one(builder, popf::<u64>, Lowered::Ends),
+        M::Pusha => one(builder, pusha::<u16>, Lowered::Continues),
+        M::Pushad => one(builder, pusha::<u32>, Lowered::Continues),
+        M::Popa => one(builder, popa::<u16>, Lowered::Continues),
+        M::Popad => one(builder, popa::<u32>, Lowered::Continues),
         M::Leave => one(builder, wide!(frame_bytes(insn), leave), Lowered::Continues),
         M::Enter => lower_enter(builder, insn, frame_bytes(insn)),
         _ => Lowered::Unknown,

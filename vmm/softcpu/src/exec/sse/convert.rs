@@ -132,6 +132,12 @@ fn to<K: ToInteger>() -> [Handler; 2] {
     [to_from_r::<K, false>, to_from_m::<K, false>]
 }
 
+/// Those that may be without an XMM register.
+pub fn to_integer(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Cvtss2si | M::Cvtsd2si | M::Cvttss2si | M::Cvttsd2si)
+}
+
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     use Mnemonic as M;
     let wide = |operand| operand_bytes(insn, operand) == 8;

@@ -7,9 +7,9 @@
 
 mod compare;
 mod convert;
-mod float;
+pub mod float;
 mod lanes;
-mod moves;
+pub mod moves;
 pub mod packed;
 mod shuffle;
 mod text;
@@ -287,7 +287,8 @@ fn is_sse(insn: &Instruction) -> bool {
 }
 
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
-    if !has(insn, Register::is_xmm) || has(insn, Register::is_mm) || !is_sse(insn) {
+    let ours = has(insn, Register::is_xmm) || convert::to_integer(insn.mnemonic());
+    if !ours || has(insn, Register::is_mm) || !is_sse(insn) {
         return Lowered::Unknown;
     }
     if let Some(ended) = switched_off(builder, mode::NO_SSE) {

@@ -1,0 +1,31 @@
+#!/bin/sh
+# First process on the root disk: sets the network up and runs the guest's server, /sbin/serve. Words of the
+# kernel's command line that the kernel does not know come as environment variables:
+#   ip=ADDRESS/PREFIX gw=ADDRESS   network
+#   shell=1                        a shell on the console beside the server
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM="${TERM:-vt100}"
+mkdir -p /dev/pts
+mount -t devpts pts /dev/pts
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+
+hostname "${hostname:-lockstep}"
+ip link set lo up
+if [ -n "$ip" ] && [ -e /sys/class/net/eth0 ]; then
+    ip addr add "$ip" dev eth0
+    ip link set eth0 up
+    [ -n "$gw" ] && ip route add default via "$gw"
+fi
+echo 1 >/proc/sys/vm/overcommit_memory
+echo never >/sys/kernel/mm/transparent_hugepage/enabled
+
+if [ -n "$shell" ]; then
+    /sbin/serve &
+    setsid -c sh
+else
+    /sbin/serve
+fi
+echo "init: the server ended; switching off"
+sync
+mount -o remount,ro /
+poweroff -f

@@ -1,9 +1,0 @@
-//! MMX.
-
-use iced_x86::Instruction;
-
-use crate::decode::{Builder, Lowered};
-
-pub fn lower(_builder: &mut Builder, _insn: &Instruction) -> Lowered {
-    Lowered::Unknown
-}
