@@ -125,26 +125,65 @@ impl Cpu {
         address.wrapping_add(size - 1) & !OFFSET | self.space
     }
 
+    /// Reads memory if a cached page of RAM has it.
+    #[inline(always)]
+    pub(crate) fn read_hit<T: Value>(&self, address: u64) -> Option<T> {
+        let entry = &self.tlb.read[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return None;
+        }
+        let host = address.wrapping_add(entry.addend) as *const T;
+        // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Writes memory if that is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn write_hit<T: Value>(&mut self, address: u64, value: T) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
+    /// Changes memory if it is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn modify_hit<T: Value>(
+        &mut self,
+        address: u64,
+        change: impl FnOnce(&mut Self, T) -> T,
+    ) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        let old = unsafe { host.read_unaligned() };
+        let new = change(self, old);
+        // SAFETY: as above; `change` touches no translations.
+        unsafe { host.write_unaligned(new) };
+        true
+    }
+
     /// Reads memory at a linear address.
     #[inline(always)]
     pub(crate) fn read<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
-        let entry = &self.tlb.read[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *const T;
-            // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
-            return Ok(unsafe { host.read_unaligned() });
+        if let Some(value) = self.read_hit(address) {
+            return Ok(value);
         }
-        self.read_slow(address, T::BYTES).map(T::from_bits)
+        self.read_slow(address, T::BYTES)?;
+        Ok(T::from_bits(self.loaded))
     }
 
     /// Writes memory at a linear address.
     #[inline(always)]
     pub(crate) fn write<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
-        let entry = &self.tlb.write[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *mut T;
-            // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
-            unsafe { host.write_unaligned(value) };
+        if self.write_hit(address, value) {
             return Ok(());
         }
         self.write_slow(address, T::BYTES, value.bits())
@@ -169,7 +208,8 @@ impl Cpu {
             return Ok(result);
         }
         self.check_write(address, T::BYTES)?;
-        let old = T::from_bits(self.read_slow(address, T::BYTES)?);
+        self.read_slow(address, T::BYTES)?;
+        let old = T::from_bits(self.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -269,6 +309,7 @@ impl Cpu {
     }
 
     /// Raises what a write of `size` bytes would raise, without writing.
+    #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
         let mut at = address;
@@ -308,9 +349,11 @@ impl Cpu {
         Ok(())
     }
 
+    /// Leaves what it read in `loaded`: as a result it would go through the caller's stack, and a handler
+    /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
-    fn read_slow(&mut self, address: u64, size: u64) -> Result<u128, Fault> {
+    fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
         if self.tlb.off {
             self.watch_access(address, size, false);
@@ -318,11 +361,13 @@ impl Cpu {
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
-            return self.load(gpa, size);
+            self.loaded = self.load(gpa, size)?;
+            return Ok(());
         }
         let rest = self.translate_data(address.wrapping_add(first), false)?;
         let low = self.load(gpa, first)?;
-        Ok(self.load(rest, size - first)? << (8 * first) | low)
+        self.loaded = self.load(rest, size - first)? << (8 * first) | low;
+        Ok(())
     }
 
     #[inline(never)]
