@@ -14,7 +14,7 @@ pub type Vm = Machine<AnyEngine>;
 pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
     let ram = Ram::new(config.memory_bytes())?;
     let first = boot::load(ram.map(), ram.bytes(), &config.files())?;
-    let engine = config.engine.create(&ram)?;
+    let engine = config.debugging.wrap(config.engine.create(&ram)?, &ram)?;
     Ok(Machine::new(engine, ram, &config.devices(), &first)?)
 }
 

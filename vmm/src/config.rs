@@ -12,6 +12,7 @@ use logchannel::pair::PairConfig;
 use replay::ClockPolicy;
 
 use crate::boot::GuestFiles;
+use crate::debug::Debugging;
 use crate::engine::EngineKind;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
@@ -138,6 +139,8 @@ pub struct VmConfig {
     pub engine: EngineKind,
     /// How host time becomes virtual time.
     pub clock: ClockPolicy,
+    /// Who looks into the guest.
+    pub debugging: Debugging,
     /// The kernel, or the whole guest where it has no other files.
     pub image: Vec<u8>,
     /// The initial RAM disk.
@@ -184,6 +187,7 @@ impl VmConfig {
             args: args.clone(),
             engine,
             clock,
+            debugging: Debugging::default(),
             image: Vec::new(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),

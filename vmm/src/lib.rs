@@ -8,6 +8,7 @@ pub mod boot;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod debug;
 pub mod engine;
 pub mod io;
 pub mod machine;

@@ -180,6 +180,13 @@ impl<E: Engine> Machine<E> {
         Ok(self.engine.restore(state, at)?)
     }
 
+    /// Lets a debugger have its say while the guest waits.
+    pub fn attend(&mut self) -> Result<(), MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.entry = self.engine.attend(entry)?;
+        Ok(())
+    }
+
     fn can_inject(&self) -> bool {
         self.devices.interrupt_pending() && self.engine.interruptible()
     }

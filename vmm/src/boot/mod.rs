@@ -40,6 +40,7 @@ const INITRD_END_MAX: u64 = 0x8000_0000;
 /// also speculatively, which no log determines, and RAM would differ between replicas.
 const PRESENT_WRITABLE: u64 = 0x63;
 const HUGE: u64 = 1 << 7;
+const USER: u64 = 1 << 2;
 
 /// Why a guest image cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +209,17 @@ fn page_tables(memory: &GuestMemory) -> Result<(), BootError> {
         }
     }
     Ok(())
+}
+
+/// Lets CPL3 use the boot tables' identity map.
+pub fn open_to_users(memory: &GuestMemory) -> Result<(), BootError> {
+    let open = |at: u64| {
+        let entry: u64 = memory.read_obj(GuestAddress(at)).map_err(BootError::Memory)?;
+        memory.write_obj(entry | USER, GuestAddress(at)).map_err(BootError::Memory)
+    };
+    open(PML4)?;
+    (0..4).try_for_each(|gib| open(PDPT + gib * 8))?;
+    (0..4 * 512).try_for_each(|slot| open(PAGE_DIRECTORIES + slot * 8))
 }
 
 fn first_state(memory: &GuestMemory, entry: u64) -> Result<CpuState, BootError> {

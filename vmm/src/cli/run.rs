@@ -5,6 +5,7 @@ use clap::Args;
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
+use crate::debug::{DebugArgs, Debugging};
 use crate::io::clock::wall_ns;
 use crate::pair::primary::run_live;
 
@@ -16,6 +17,9 @@ use crate::pair::primary::run_live;
   lockstep run --net 127.0.0.1:7800
   redis-cli -p 6379 set key value
 
+  lockstep run --net 127.0.0.1:7800 --gdb 127.0.0.1:1234 &
+  gdb -ex 'target remote 127.0.0.1:1234'
+
 {EXIT_CODES}"))]
 pub struct RunArgs {
     /// The machine.
@@ -24,6 +28,9 @@ pub struct RunArgs {
     /// The recording.
     #[command(flatten)]
     pub record: RecordArgs,
+    /// Who looks into the guest.
+    #[command(flatten)]
+    pub debug: DebugArgs,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long)]
     pub take_over: bool,
@@ -31,7 +38,8 @@ pub struct RunArgs {
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
-    let config = VmConfig::new(&args.vm, None, wall_ns())?;
+    let mut config = VmConfig::new(&args.vm, None, wall_ns())?;
+    config.debugging = Debugging::new(&args.debug, &config.image, false)?;
     let record = args.record.options();
     Ok(conclude(&run_live(config, None, args.take_over, record.as_ref())?))
 }

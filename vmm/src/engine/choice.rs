@@ -4,7 +4,10 @@
 use logchannel::Position;
 
 use crate::engine::kvm::{CPU_MODEL, KvmEngine, host_cpu};
-use crate::engine::{CpuState, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::engine::{
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
+    VmExit,
+};
 use crate::memory::Ram;
 
 /// An engine of any kind. Exits are rare enough that finding its methods at run time costs nothing.
@@ -127,6 +130,35 @@ impl Engine for AnyEngine {
 
     fn kicker(&self) -> Option<Kick> {
         (**self).kicker()
+    }
+
+    fn debug_kicker(&self) -> Option<Kick> {
+        (**self).debug_kicker()
+    }
+
+    fn run_debug(
+        &mut self,
+        entry: VmEntry,
+        until: Option<Position>,
+        ask: DebugRun<'_>,
+    ) -> Result<DebugStop, EngineError> {
+        (**self).run_debug(entry, until, ask)
+    }
+
+    fn breakpoint_style(&self) -> BreakpointStyle {
+        (**self).breakpoint_style()
+    }
+
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        (**self).rip()
+    }
+
+    fn ram_written(&mut self, address: u64, bytes: usize) {
+        (**self).ram_written(address, bytes);
+    }
+
+    fn attend(&mut self, entry: VmEntry) -> Result<VmEntry, EngineError> {
+        (**self).attend(entry)
     }
 
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {

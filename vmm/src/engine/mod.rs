@@ -3,6 +3,8 @@
 //! An engine has one position clock (`PositionClock`) and stops either exactly where asked or only at exits.
 //! Machine, recorder and replayer know no more of it than this, so that engines and clocks can be exchanged.
 
+use std::collections::BTreeSet;
+
 use logchannel::Position;
 
 pub mod choice;
@@ -159,6 +161,9 @@ pub enum EngineError {
     /// This lockstep has no such engine.
     #[error("this lockstep has no engine `{0}` built in: use --engine kvm")]
     NotBuilt(&'static str),
+    /// A debugger wants the guest to be where it was before: only the driver of a replay can bring it there.
+    #[error("a debugger wants to go back, and this run has no recording")]
+    Rewind,
     /// KVM ended a run in a way that neither guest nor monitor can answer.
     #[error("KVM stopped the vCPU: {0}")]
     Failed(String),
@@ -166,6 +171,36 @@ pub enum EngineError {
 
 /// Stops a vCPU from another thread: its `run` returns `Kicked`, or is not disturbed at all.
 pub type Kick = Box<dyn Fn() + Send + Sync>;
+
+/// What a debugger asks of one run of an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct DebugRun<'a> {
+    /// Stop after one instruction.
+    pub step: bool,
+    /// Linear addresses: stop before an instruction that begins at one of them, be it the first. Not looked at
+    /// when stepping.
+    pub breakpoints: &'a BTreeSet<u64>,
+}
+
+/// Why a run under a debugger came back. None of it but `Exit` is the guest's doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DebugStop {
+    /// The guest exited, as from `Engine::run`; or `Kicked`, also by engines whose `run` never says so.
+    Exit(VmExit),
+    /// One instruction was executed.
+    Stepped,
+    /// The next instruction is at a breakpoint.
+    Breakpoint,
+}
+
+/// Who sees to it that a guest stops at a breakpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakpointStyle {
+    /// The engine, which looks at the addresses it is given.
+    Watched,
+    /// The caller puts an INT3 at each address for as long as the engine runs.
+    Patched,
+}
 
 /// A CPU.
 ///
@@ -207,6 +242,40 @@ pub trait Engine {
     fn kicker(&self) -> Option<Kick> {
         None
     }
+    /// What stops a run under a debugger from another thread; asked on the thread that runs the engine.
+    fn debug_kicker(&self) -> Option<Kick> {
+        self.kicker()
+    }
+    /// As `run`, but stops also where a debugger asks. Nothing of that changes what the guest computes, and no
+    /// position.
+    fn run_debug(
+        &mut self,
+        entry: VmEntry,
+        until: Option<Position>,
+        ask: DebugRun<'_>,
+    ) -> Result<DebugStop, EngineError> {
+        if self.stops() != StopPrecision::Exact {
+            return Err(EngineError::Missing("a way to stop its guest for a debugger"));
+        }
+        run_by_steps(self, entry, until, ask)
+    }
+    /// Who sees to breakpoints.
+    fn breakpoint_style(&self) -> BreakpointStyle {
+        BreakpointStyle::Watched
+    }
+    /// RIP; the last exit must be completed.
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        Ok(self.save()?.rip)
+    }
+    /// A debugger wrote guest RAM: whatever the engine keeps of its content is stale.
+    fn ram_written(&mut self, address: u64, bytes: usize) {
+        let _ = (address, bytes);
+    }
+    /// Lets a debugger have its say although the guest does not run; gives back what of `entry` is still to be
+    /// answered. Only engines under a debugger do anything.
+    fn attend(&mut self, entry: VmEntry) -> Result<VmEntry, EngineError> {
+        Ok(entry)
+    }
     /// Completes the instruction of the last exit with `entry` without running any further; does nothing when
     /// no exit is outstanding.
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError>;
@@ -222,4 +291,30 @@ pub trait Engine {
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;
     /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
+}
+
+/// Debugging on an engine that stops exactly: instruction by instruction where there are breakpoints.
+fn run_by_steps<E: Engine + ?Sized>(
+    engine: &mut E,
+    entry: VmEntry,
+    until: Option<Position>,
+    ask: DebugRun<'_>,
+) -> Result<DebugStop, EngineError> {
+    if !ask.step && ask.breakpoints.is_empty() {
+        return Ok(DebugStop::Exit(engine.run(entry, until)?));
+    }
+    engine.complete(entry)?;
+    loop {
+        if !ask.step && ask.breakpoints.contains(&engine.rip()?) {
+            return Ok(DebugStop::Breakpoint);
+        }
+        let before = engine.position().count;
+        let exit = engine.run(VmEntry::Resume, Some(Position::at(before + 1)))?;
+        let there = until.is_some_and(|until| engine.position().count >= until.count);
+        match exit {
+            VmExit::Reached if ask.step => return Ok(DebugStop::Stepped),
+            VmExit::Reached if !there => {}
+            exit => return Ok(DebugStop::Exit(exit)),
+        }
+    }
 }

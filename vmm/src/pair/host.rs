@@ -98,6 +98,10 @@ impl Host {
             config,
         };
         host.serve_control()?;
+        let queue = host.control.0.clone();
+        host.config.debugging.on_message(Box::new(move || {
+            let _ = queue.try_send(Control::Poke);
+        }));
         Ok(host)
     }
 

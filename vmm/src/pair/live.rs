@@ -260,6 +260,7 @@ impl<M: Transferable> Live<M> {
                 return Ok(());
             }
             self.submit(true);
+            self.recorder.machine_mut().attend()?;
             self.block()?;
             if self.transfer.is_some() {
                 return Ok(());

@@ -54,6 +54,10 @@ pub trait Transferable: replay::Machine {
     fn memory(&self) -> &Ram;
     /// Everything else, encoded.
     fn save_state(&mut self) -> Result<Vec<u8>, Self::Error>;
+    /// Lets a debugger have its say while the guest waits.
+    fn attend(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 }
 
 impl<E: Engine> Transferable for Machine<E> {
@@ -67,6 +71,10 @@ impl<E: Engine> Transferable for Machine<E> {
 
     fn is_movable(&mut self) -> Result<bool, MachineError> {
         Machine::is_movable(self)
+    }
+
+    fn attend(&mut self) -> Result<(), MachineError> {
+        Machine::attend(self)
     }
 
     fn memory(&self) -> &Ram {

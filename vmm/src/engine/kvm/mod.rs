@@ -8,6 +8,7 @@
 //! Counted: PIO, MMIO, HLT, MSR. Not counted, because they retire nothing: signals and host faults.
 
 mod cpuid;
+mod debug;
 mod exit;
 mod msr;
 mod regs;
@@ -17,7 +18,10 @@ use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use logchannel::Position;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use crate::engine::{CpuState, Engine, EngineError, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::engine::{
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
+    VmExit,
+};
 use crate::memory::Ram;
 
 pub use cpuid::{CPU_MODEL, host_cpu};
@@ -63,6 +67,10 @@ pub struct KvmEngine {
     /// I/O, and accesses to devices that are wider than eight bytes or cross a page. It counts when `run`
     /// hands it out, so that a completion moves no position.
     next: Option<VmExit>,
+    /// An interrupt is queued for the next entry.
+    injected: bool,
+    /// What of the guest's registers is not its own while an exit is outstanding that a debugger ran to.
+    armed: Option<debug::Armed>,
 }
 
 impl KvmEngine {
@@ -100,7 +108,7 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None })
+        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None, injected: false, armed: None })
     }
 
     /// Runs until something happens that the guest did.
@@ -142,6 +150,11 @@ impl Engine for KvmEngine {
                 exit
             }
             None => {
+                if self.armed.is_some() {
+                    self.complete(entry)?;
+                    return self.run(VmEntry::Resume, _until);
+                }
+                self.injected = false;
                 exit::answer(&mut self.vcpu, entry);
                 loop {
                     match self.enter()? {
@@ -172,6 +185,7 @@ impl Engine for KvmEngine {
         if result < 0 {
             return ioctl("KVM_INTERRUPT", Err(kvm_ioctls::Error::last()));
         }
+        self.injected = true;
         Ok(())
     }
 
@@ -185,10 +199,31 @@ impl Engine for KvmEngine {
         let result = self.enter();
         self.vcpu.set_kvm_immediate_exit(0);
         match result? {
-            VmExit::Kicked => {}
+            VmExit::Kicked => self.disarm()?,
             further => self.next = Some(further),
         }
         Ok(())
+    }
+
+    fn debug_kicker(&self) -> Option<Kick> {
+        debug::kicker()
+    }
+
+    fn run_debug(
+        &mut self,
+        entry: VmEntry,
+        _until: Option<Position>,
+        ask: DebugRun<'_>,
+    ) -> Result<DebugStop, EngineError> {
+        self.debugged(entry, ask)
+    }
+
+    fn breakpoint_style(&self) -> BreakpointStyle {
+        BreakpointStyle::Patched
+    }
+
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        Ok(ioctl("KVM_GET_REGS", self.vcpu.get_regs())?.rip)
     }
 
     fn between_instructions(&self) -> bool {
@@ -196,12 +231,18 @@ impl Engine for KvmEngine {
     }
 
     fn save(&mut self) -> Result<CpuState, EngineError> {
-        regs::save(&self.vcpu)
+        let mut state = regs::save(&self.vcpu)?;
+        if let Some(armed) = &self.armed {
+            armed.hide(&mut state);
+        }
+        Ok(state)
     }
 
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
         regs::restore(&mut self.vcpu, state)?;
         self.next = None;
+        self.armed = None;
+        self.injected = state.events.interrupt.is_some();
         self.exits = position.count;
         self.shut_down = false;
         Ok(())
