@@ -104,8 +104,6 @@ pub struct Cpu {
     /// Answers to the exits of the instruction being executed, and how many it has used.
     pub(crate) answers: Vec<u64>,
     pub(crate) answered: usize,
-    /// What the last read that found no entry in the TLB read.
-    pub(crate) loaded: u128,
     pub(crate) ram: GuestRam,
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
@@ -172,7 +170,6 @@ impl Cpu {
             window: false,
             answers: Vec::new(),
             answered: 0,
-            loaded: 0,
             ram,
             tlb: Tlb::new(),
             cache,
@@ -249,9 +246,9 @@ impl Cpu {
         self.retired = count;
     }
 
-    /// The time-stamp counter is the position plus `offset`.
-    pub fn set_tsc_offset(&mut self, offset: i64) {
-        self.tsc_offset = offset;
+    /// The time-stamp counter goes on by `ns` although nothing retires.
+    pub fn skip_time(&mut self, ns: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add_unsigned(ns);
     }
 
     /// A handle to stop `run` from another thread.

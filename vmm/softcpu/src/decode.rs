@@ -96,6 +96,13 @@ impl Builder {
         self.operand(op, insn, segment(insn.memory_segment()));
     }
 
+    /// Moves an address that `memory` had computed by an op of its own.
+    pub fn move_address(&mut self, op: &Op, by: u64) {
+        if let Some(before) = self.ops.last_mut().filter(|_| op.base == ADDRESS) {
+            before.disp.set(before.disp.get().wrapping_add(by));
+        }
+    }
+
     /// As `memory`, without any segment's base: the offset, as LEA computes it.
     pub fn memory_offset(&mut self, op: &mut Op, insn: &Instruction) {
         self.operand(op, insn, NO_SEGMENT);
@@ -354,13 +361,16 @@ impl Cpu {
         self.ram.read(gpa, &mut bytes[..here]);
         let mut decoder = self.decoder(&bytes[..here], rip);
         decoder.decode_out(insn);
-        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
+        let mut bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
+        if insn.is_invalid() && bytes_missing && here < LONGEST {
             let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
             self.ram.read(gpa, &mut bytes[here..]);
             let mut decoder = self.decoder(&bytes[..], rip);
             decoder.decode_out(insn);
+            bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
         }
-        if insn.is_invalid() && insn.len() == 0 {
+        // Fifteen bytes are there, and it goes on.
+        if insn.is_invalid() && bytes_missing {
             return self.raise(Exception::gp(0));
         }
         Ok(insn.len())

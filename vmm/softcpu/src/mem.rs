@@ -8,7 +8,7 @@
 //! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
 //! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
 
-use crate::exception::Exception;
+use crate::exception::{Exception, vector};
 use crate::paging::Access;
 use crate::ram::{CODE, DIRTY, PAGE, TABLE};
 use crate::{Cpu, Exit, Fault};
@@ -32,6 +32,10 @@ pub mod privilege {
     pub const IMPLICIT: u64 = 3;
 }
 
+/// Bit of `Cpu::space`: accesses of user code must be aligned (CR0.AM, RFLAGS.AC). No translation with it is
+/// cached, so that every access comes to where this is looked at.
+pub const ALIGNED: u64 = 1 << 11;
+
 #[derive(Clone, Copy)]
 struct Entry {
     /// Page of the linear address, and the address space.
@@ -53,6 +57,8 @@ pub struct Tlb {
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
     pub(crate) off: bool,
+    /// What `read_slow` read.
+    loaded: u128,
 }
 
 impl Tlb {
@@ -64,6 +70,7 @@ impl Tlb {
             spaces: Vec::new(),
             tables: Vec::new(),
             off: false,
+            loaded: 0,
         }
     }
 
@@ -173,7 +180,7 @@ impl Cpu {
             return Ok(value);
         }
         self.read_slow(address, T::BYTES)?;
-        Ok(T::from_bits(self.loaded))
+        Ok(T::from_bits(self.tlb.loaded))
     }
 
     /// Writes memory at a linear address.
@@ -205,7 +212,7 @@ impl Cpu {
         }
         self.check_write(address, T::BYTES)?;
         self.read_slow(address, T::BYTES)?;
-        let old = T::from_bits(self.loaded);
+        let old = T::from_bits(self.tlb.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -219,7 +226,7 @@ impl Cpu {
     /// Reads as the processor itself does from descriptor tables and the TSS.
     pub(crate) fn read_system<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
         let space = self.space;
-        self.space |= privilege::IMPLICIT;
+        self.space = space & !ALIGNED | privilege::IMPLICIT;
         let result = self.read(address);
         self.restore_privilege(space);
         result
@@ -228,7 +235,7 @@ impl Cpu {
     /// Writes as the processor itself does to descriptor tables and new stacks.
     pub(crate) fn write_system<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
         let space = self.space;
-        self.space |= privilege::IMPLICIT;
+        self.space = space & !ALIGNED | privilege::IMPLICIT;
         let result = self.write(address, value);
         self.restore_privilege(space);
         result
@@ -236,11 +243,13 @@ impl Cpu {
 
     /// Ends accesses of another privilege than `space` has. What they flushed may have renumbered the spaces.
     pub(crate) fn restore_privilege(&mut self, space: u64) {
-        self.space = self.space & !3 | space & 3;
+        const KEPT: u64 = privilege::IMPLICIT | ALIGNED;
+        self.space = self.space & !KEPT | space & KEPT;
     }
 
     /// Reads any number of bytes.
     pub(crate) fn read_bytes(&mut self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        self.check_canonical(address, into.len() as u64)?;
         for (number, byte) in into.iter_mut().enumerate() {
             *byte = self.read(address.wrapping_add(number as u64))?;
         }
@@ -305,6 +314,7 @@ impl Cpu {
     /// Raises what a write of `size` bytes would raise, without writing.
     #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
         let mut at = address;
         let mut left = size;
         while left > 0 {
@@ -317,26 +327,56 @@ impl Cpu {
         Ok(())
     }
 
-    /// Reads what no entry has, or a page boundary divides, into `loaded`: a result in memory would be a local
-    /// of the handler, which could then not leave by a jump.
+    /// What is checked of a whole operand before any of its pages is looked at: both ends, and its alignment.
+    fn check_operand(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_canonical(address, size)?;
+        self.check_aligned(address, size)
+    }
+
+    /// #AC(0) where user code asked for it (SDM vol. 3, "Alignment Check Exception").
+    #[inline(always)]
+    pub(crate) fn check_aligned(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        if self.space & ALIGNED != 0 && size.is_power_of_two() && address & (size.min(16) - 1) != 0 {
+            return self.raise(Exception::coded(vector::AC, 0));
+        }
+        Ok(())
+    }
+
+    /// #GP or #SS unless both ends of an operand are canonical.
+    pub(crate) fn check_canonical(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        for end in [address, address.wrapping_add(size - 1)] {
+            if (end as i64) << 16 >> 16 != end as i64 {
+                return self.raise(Exception::non_canonical(end));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what it read in `tlb.loaded`: as a result it would go through the caller's stack, and a handler
+    /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
     fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
+        if self.tlb.off {
+            self.watch_access(address, size, false);
+        }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
-        self.loaded = if first == size {
-            self.load(gpa, size)?
-        } else {
-            let rest = self.translate_data(address.wrapping_add(first), false)?;
-            let low = self.load(gpa, first)?;
-            self.load(rest, size - first)? << (8 * first) | low
-        };
+        if first == size {
+            self.tlb.loaded = self.load(gpa, size)?;
+            return Ok(());
+        }
+        let rest = self.translate_data(address.wrapping_add(first), false)?;
+        let low = self.load(gpa, first)?;
+        self.tlb.loaded = self.load(rest, size - first)? << (8 * first) | low;
         Ok(())
     }
 
     #[inline(never)]
     #[cold]
     fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
         if self.tlb.off {
             self.watch_access(address, size, true);
         }
@@ -427,6 +467,9 @@ impl Cpu {
         if self.tlb.off {
             return Ok(page.gpa);
         }
+        if self.space & ALIGNED != 0 {
+            return Ok(page.gpa);
+        }
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
             let tag = address & !OFFSET | self.space;
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
@@ -487,6 +530,7 @@ impl Cpu {
     /// Derives `space` and `jump_key` from CR3, CPL, CR4.SMAP and RFLAGS.AC.
     pub(crate) fn update_space(&mut self) {
         const SMAP: u64 = 1 << 21;
+        const AM: u64 = 1 << 18;
         let privilege = if self.cpl == 3 {
             privilege::USER
         } else if self.cr4 & SMAP != 0 && self.system_flags & crate::flags::AC == 0 {
@@ -506,7 +550,8 @@ impl Cpu {
                 self.tlb.spaces.len() - 1
             }
         };
-        self.space = (number as u64) << 2 | privilege;
+        let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
+        self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
         self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);
     }
 

@@ -64,6 +64,8 @@ fn jmp_m<W: Word>(cpu: &mut Cpu, op: &Op) {
 #[inline(always)]
 fn call_to<W: Word>(cpu: &mut Cpu, op: &Op, target: u64) {
     if !cpu.is_target(target) {
+        // What the push would raise comes first.
+        or_abort!(cpu, op, cpu.check_push(W::BYTES));
         return abort_gp(cpu, op);
     }
     let back = following(cpu, op);

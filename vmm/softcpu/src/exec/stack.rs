@@ -14,8 +14,6 @@ use crate::state::{Seg, Segment};
 use crate::word::Word;
 use crate::{Cpu, Fault, or_abort};
 
-/// Register-file offset of RSP.
-pub const RSP: u8 = 32;
 /// Register-file offset of RBP.
 pub const RBP: u8 = 40;
 
@@ -55,6 +53,13 @@ impl Cpu {
         self.write(self.stack_address(to), value)?;
         self.set_stack(to);
         Ok(())
+    }
+
+    /// Raises what a push of `bytes` bytes would raise, without pushing.
+    #[cold]
+    pub(crate) fn check_push(&mut self, bytes: u64) -> Result<(), Fault> {
+        let to = self.regs[4].wrapping_sub(bytes);
+        self.check_write(self.stack_address(to), bytes)
     }
 
     /// Reads the value `skip` bytes above the top of the stack; RSP stays.
@@ -276,11 +281,10 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let op = match (insn.op0_kind(), gpr(insn.op0_register())) {
         (OpKind::Memory, _) => {
             let mut op = Op::new(wide!(bytes, pop_m));
-            let uses_stack = insn.memory_base().full_register() == iced_x86::Register::RSP;
-            if uses_stack && (!builder.is_long() || insn.memory_base().size() != 8) {
-                return Lowered::Unknown;
-            }
             builder.memory(&mut op, insn);
+            if insn.memory_base().full_register() == iced_x86::Register::RSP {
+                builder.move_address(&op, bytes as u64);
+            }
             op
         }
         (_, Some(dst)) => {
