@@ -104,6 +104,8 @@ pub struct Cpu {
     /// Answers to the exits of the instruction being executed, and how many it has used.
     pub(crate) answers: Vec<u64>,
     pub(crate) answered: usize,
+    /// What the last read that found no entry in the TLB read.
+    pub(crate) loaded: u128,
     pub(crate) ram: GuestRam,
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
@@ -170,6 +172,7 @@ impl Cpu {
             window: false,
             answers: Vec::new(),
             answered: 0,
+            loaded: 0,
             ram,
             tlb: Tlb::new(),
             cache,
@@ -254,6 +257,11 @@ impl Cpu {
     /// A handle to stop `run` from another thread.
     pub fn kicker(&self) -> Kicker {
         Kicker(self.kick.clone())
+    }
+
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.rip
     }
 
     /// RFLAGS.
@@ -341,7 +349,11 @@ impl Cpu {
     fn before_block(&mut self, until: u64) -> Option<Exit> {
         match std::mem::take(&mut self.abort) {
             Abort::None | Abort::Alone => {}
-            Abort::Exception(exception) => self.finish_with(exception),
+            Abort::Exception(exception) => {
+                self.finish_with(exception);
+                // Which may have shut the machine down, wherever the run is to end.
+                return self.before_block(until);
+            }
             Abort::Exit(exit) => {
                 self.answered = 0;
                 return Some(exit);

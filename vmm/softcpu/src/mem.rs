@@ -57,8 +57,6 @@ pub struct Tlb {
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
     pub(crate) off: bool,
-    /// What `read_slow` read.
-    loaded: u128,
 }
 
 impl Tlb {
@@ -70,7 +68,6 @@ impl Tlb {
             spaces: Vec::new(),
             tables: Vec::new(),
             off: false,
-            loaded: 0,
         }
     }
 
@@ -180,7 +177,7 @@ impl Cpu {
             return Ok(value);
         }
         self.read_slow(address, T::BYTES)?;
-        Ok(T::from_bits(self.tlb.loaded))
+        Ok(T::from_bits(self.loaded))
     }
 
     /// Writes memory at a linear address.
@@ -212,7 +209,7 @@ impl Cpu {
         }
         self.check_write(address, T::BYTES)?;
         self.read_slow(address, T::BYTES)?;
-        let old = T::from_bits(self.tlb.loaded);
+        let old = T::from_bits(self.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -352,7 +349,7 @@ impl Cpu {
         Ok(())
     }
 
-    /// Leaves what it read in `tlb.loaded`: as a result it would go through the caller's stack, and a handler
+    /// Leaves what it read in `loaded`: as a result it would go through the caller's stack, and a handler
     /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
@@ -364,12 +361,12 @@ impl Cpu {
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
-            self.tlb.loaded = self.load(gpa, size)?;
+            self.loaded = self.load(gpa, size)?;
             return Ok(());
         }
         let rest = self.translate_data(address.wrapping_add(first), false)?;
         let low = self.load(gpa, first)?;
-        self.tlb.loaded = self.load(rest, size - first)? << (8 * first) | low;
+        self.loaded = self.load(rest, size - first)? << (8 * first) | low;
         Ok(())
     }
 
