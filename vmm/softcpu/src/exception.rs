@@ -47,6 +47,7 @@ pub mod vector {
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
     pub const MF: u8 = 16;
+    pub const AC: u8 = 17;
     pub const XM: u8 = 19;
 }
 

@@ -12,7 +12,7 @@ use crate::cpu::Abort;
 use crate::descriptor::{Descriptor, coded_selector, is_null};
 use crate::exception::{Exception, Kind, is_canonical, vector};
 use crate::flags;
-use crate::mem::privilege;
+use crate::mem::{ALIGNED, privilege};
 use crate::state::{Seg, Segment};
 use crate::{Cpu, Exit, Fault};
 
@@ -123,7 +123,12 @@ impl Cpu {
         if insn.is_stack_instruction() && !near {
             return true;
         }
-        insn.memory_segment() == Register::SS
+        if self.mode & crate::cpu::mode::LONG == 0 {
+            return insn.memory_segment() == Register::SS;
+        }
+        // In 64-bit mode prefixes for ES, CS, SS and DS are ignored.
+        let based = matches!(insn.memory_base().full_register(), Register::RSP | Register::RBP);
+        based && !matches!(insn.memory_segment(), Register::FS | Register::GS)
     }
 
     /// What an exception leaves in registers, whether or not its handler is reached.
@@ -262,7 +267,7 @@ impl Cpu {
             return self.raise(Exception::coded(vector::SS, ext));
         }
         let space = self.space;
-        self.space = space & !3 | if cpl == 3 { privilege::USER } else { privilege::IMPLICIT };
+        self.space = space & !(3 | ALIGNED) | if cpl == 3 { privilege::USER } else { privilege::IMPLICIT };
         let mut done = self.check_write(bottom, bytes);
         for (number, word) in words.iter().enumerate() {
             let to = top.wrapping_sub(8 * (number as u64 + 1));

@@ -8,7 +8,7 @@
 //! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
 //! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
 
-use crate::exception::Exception;
+use crate::exception::{Exception, vector};
 use crate::paging::Access;
 use crate::ram::{CODE, DIRTY, PAGE, TABLE};
 use crate::{Cpu, Exit, Fault};
@@ -31,6 +31,10 @@ pub mod privilege {
     /// Access to descriptor tables and the like, whatever the CPL.
     pub const IMPLICIT: u64 = 3;
 }
+
+/// Bit of `Cpu::space`: accesses of user code must be aligned (CR0.AM, RFLAGS.AC). No translation with it is
+/// cached, so that every access comes to where this is looked at.
+pub const ALIGNED: u64 = 1 << 11;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -121,26 +125,65 @@ impl Cpu {
         address.wrapping_add(size - 1) & !OFFSET | self.space
     }
 
+    /// Reads memory if a cached page of RAM has it.
+    #[inline(always)]
+    pub(crate) fn read_hit<T: Value>(&self, address: u64) -> Option<T> {
+        let entry = &self.tlb.read[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return None;
+        }
+        let host = address.wrapping_add(entry.addend) as *const T;
+        // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Writes memory if that is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn write_hit<T: Value>(&mut self, address: u64, value: T) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
+    /// Changes memory if it is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn modify_hit<T: Value>(
+        &mut self,
+        address: u64,
+        change: impl FnOnce(&mut Self, T) -> T,
+    ) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        let old = unsafe { host.read_unaligned() };
+        let new = change(self, old);
+        // SAFETY: as above; `change` touches no translations.
+        unsafe { host.write_unaligned(new) };
+        true
+    }
+
     /// Reads memory at a linear address.
     #[inline(always)]
     pub(crate) fn read<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
-        let entry = &self.tlb.read[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *const T;
-            // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
-            return Ok(unsafe { host.read_unaligned() });
+        if let Some(value) = self.read_hit(address) {
+            return Ok(value);
         }
-        self.read_slow(address, T::BYTES).map(T::from_bits)
+        self.read_slow(address, T::BYTES)?;
+        Ok(T::from_bits(self.loaded))
     }
 
     /// Writes memory at a linear address.
     #[inline(always)]
     pub(crate) fn write<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
-        let entry = &self.tlb.write[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *mut T;
-            // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
-            unsafe { host.write_unaligned(value) };
+        if self.write_hit(address, value) {
             return Ok(());
         }
         self.write_slow(address, T::BYTES, value.bits())
@@ -165,7 +208,8 @@ impl Cpu {
             return Ok(result);
         }
         self.check_write(address, T::BYTES)?;
-        let old = T::from_bits(self.read_slow(address, T::BYTES)?);
+        self.read_slow(address, T::BYTES)?;
+        let old = T::from_bits(self.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -179,7 +223,7 @@ impl Cpu {
     /// Reads as the processor itself does from descriptor tables and the TSS.
     pub(crate) fn read_system<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
         let space = self.space;
-        self.space |= privilege::IMPLICIT;
+        self.space = space & !ALIGNED | privilege::IMPLICIT;
         let result = self.read(address);
         self.restore_privilege(space);
         result
@@ -188,7 +232,7 @@ impl Cpu {
     /// Writes as the processor itself does to descriptor tables and new stacks.
     pub(crate) fn write_system<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
         let space = self.space;
-        self.space |= privilege::IMPLICIT;
+        self.space = space & !ALIGNED | privilege::IMPLICIT;
         let result = self.write(address, value);
         self.restore_privilege(space);
         result
@@ -196,11 +240,13 @@ impl Cpu {
 
     /// Ends accesses of another privilege than `space` has. What they flushed may have renumbered the spaces.
     pub(crate) fn restore_privilege(&mut self, space: u64) {
-        self.space = self.space & !3 | space & 3;
+        const KEPT: u64 = privilege::IMPLICIT | ALIGNED;
+        self.space = self.space & !KEPT | space & KEPT;
     }
 
     /// Reads any number of bytes.
     pub(crate) fn read_bytes(&mut self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        self.check_canonical(address, into.len() as u64)?;
         for (number, byte) in into.iter_mut().enumerate() {
             *byte = self.read(address.wrapping_add(number as u64))?;
         }
@@ -263,7 +309,9 @@ impl Cpu {
     }
 
     /// Raises what a write of `size` bytes would raise, without writing.
+    #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
         let mut at = address;
         let mut left = size;
         while left > 0 {
@@ -276,25 +324,56 @@ impl Cpu {
         Ok(())
     }
 
+    /// What is checked of a whole operand before any of its pages is looked at: both ends, and its alignment.
+    fn check_operand(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_canonical(address, size)?;
+        self.check_aligned(address, size)
+    }
+
+    /// #AC(0) where user code asked for it (SDM vol. 3, "Alignment Check Exception").
+    #[inline(always)]
+    pub(crate) fn check_aligned(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        if self.space & ALIGNED != 0 && size.is_power_of_two() && address & (size.min(16) - 1) != 0 {
+            return self.raise(Exception::coded(vector::AC, 0));
+        }
+        Ok(())
+    }
+
+    /// #GP or #SS unless both ends of an operand are canonical.
+    pub(crate) fn check_canonical(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        for end in [address, address.wrapping_add(size - 1)] {
+            if (end as i64) << 16 >> 16 != end as i64 {
+                return self.raise(Exception::non_canonical(end));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what it read in `loaded`: as a result it would go through the caller's stack, and a handler
+    /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
-    fn read_slow(&mut self, address: u64, size: u64) -> Result<u128, Fault> {
+    fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
         if self.tlb.off {
             self.watch_access(address, size, false);
         }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
-            return self.load(gpa, size);
+            self.loaded = self.load(gpa, size)?;
+            return Ok(());
         }
         let rest = self.translate_data(address.wrapping_add(first), false)?;
         let low = self.load(gpa, first)?;
-        Ok(self.load(rest, size - first)? << (8 * first) | low)
+        self.loaded = self.load(rest, size - first)? << (8 * first) | low;
+        Ok(())
     }
 
     #[inline(never)]
     #[cold]
     fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
+        self.check_operand(address, size)?;
         if self.tlb.off {
             self.watch_access(address, size, true);
         }
@@ -385,6 +464,9 @@ impl Cpu {
         if self.tlb.off {
             return Ok(page.gpa);
         }
+        if self.space & ALIGNED != 0 {
+            return Ok(page.gpa);
+        }
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
             let tag = address & !OFFSET | self.space;
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
@@ -445,6 +527,7 @@ impl Cpu {
     /// Derives `space` and `jump_key` from CR3, CPL, CR4.SMAP and RFLAGS.AC.
     pub(crate) fn update_space(&mut self) {
         const SMAP: u64 = 1 << 21;
+        const AM: u64 = 1 << 18;
         let privilege = if self.cpl == 3 {
             privilege::USER
         } else if self.cr4 & SMAP != 0 && self.system_flags & crate::flags::AC == 0 {
@@ -464,7 +547,8 @@ impl Cpu {
                 self.tlb.spaces.len() - 1
             }
         };
-        self.space = (number as u64) << 2 | privilege;
+        let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
+        self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
         self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);
     }
 

@@ -25,12 +25,12 @@ pub struct RunArgs {
     /// The machine.
     #[command(flatten)]
     pub vm: VmArgs,
-    /// Who looks into the guest.
-    #[command(flatten)]
-    pub debug: DebugArgs,
     /// The recording.
     #[command(flatten)]
     pub record: RecordArgs,
+    /// Who looks into the guest.
+    #[command(flatten)]
+    pub debug: DebugArgs,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long)]
     pub take_over: bool,

@@ -5,6 +5,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
+use crate::access::{BelowTop, Top, reading, writing};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, gpr};
 use crate::flags;
@@ -13,8 +14,6 @@ use crate::state::{Seg, Segment};
 use crate::word::Word;
 use crate::{Cpu, Fault, or_abort};
 
-/// Register-file offset of RSP.
-pub const RSP: u8 = 32;
 /// Register-file offset of RBP.
 pub const RBP: u8 = 40;
 
@@ -56,6 +55,13 @@ impl Cpu {
         Ok(())
     }
 
+    /// Raises what a push of `bytes` bytes would raise, without pushing.
+    #[cold]
+    pub(crate) fn check_push(&mut self, bytes: u64) -> Result<(), Fault> {
+        let to = self.regs[4].wrapping_sub(bytes);
+        self.check_write(self.stack_address(to), bytes)
+    }
+
     /// Reads the value `skip` bytes above the top of the stack; RSP stays.
     #[inline(always)]
     pub(crate) fn peek<W: Word>(&mut self, skip: u64) -> Result<W, Fault> {
@@ -68,6 +74,28 @@ fn push_r<W: Word>(cpu: &mut Cpu, op: &Op) {
     let value = cpu.reg::<W>(op.src);
     or_abort!(cpu, op, cpu.push(value));
     next(cpu, op)
+}
+
+/// PUSH of a register in 64-bit mode.
+fn push_64(cpu: &mut Cpu, op: &Op) {
+    writing::<BelowTop, u64>(
+        cpu,
+        op,
+        |cpu, op| cpu.reg(op.src),
+        |cpu, op| {
+            cpu.regs[4] = cpu.regs[4].wrapping_sub(8);
+            next(cpu, op)
+        },
+    )
+}
+
+/// POP of a register in 64-bit mode.
+fn pop_64(cpu: &mut Cpu, op: &Op) {
+    reading::<Top, u64>(cpu, op, |cpu, op, value| {
+        cpu.regs[4] = cpu.regs[4].wrapping_add(8);
+        cpu.set_reg(op.dst, value);
+        next(cpu, op)
+    })
 }
 
 fn push_i<W: Word>(cpu: &mut Cpu, op: &Op) {
@@ -223,7 +251,8 @@ fn lower_push(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let mut op = match insn.op0_kind() {
         OpKind::Register => match gpr(insn.op0_register()) {
             Some(src) => {
-                let mut op = Op::new(wide!(bytes, push_r));
+                let long = builder.is_long() && bytes == 8;
+                let mut op = Op::new(if long { push_64 } else { wide!(bytes, push_r) });
                 op.src = src;
                 op
             }
@@ -252,15 +281,15 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let op = match (insn.op0_kind(), gpr(insn.op0_register())) {
         (OpKind::Memory, _) => {
             let mut op = Op::new(wide!(bytes, pop_m));
-            let uses_stack = insn.memory_base().full_register() == iced_x86::Register::RSP;
-            if uses_stack && (!builder.is_long() || insn.memory_base().size() != 8) {
-                return Lowered::Unknown;
-            }
             builder.memory(&mut op, insn);
+            if insn.memory_base().full_register() == iced_x86::Register::RSP {
+                builder.move_address(&op, bytes as u64);
+            }
             op
         }
         (_, Some(dst)) => {
-            let mut op = Op::new(wide!(bytes, pop_r));
+            let long = builder.is_long() && bytes == 8;
+            let mut op = Op::new(if long { pop_64 } else { wide!(bytes, pop_r) });
             op.dst = dst;
             op
         }

@@ -76,6 +76,10 @@ impl Cpu {
 
     #[inline(always)]
     fn advance<W: Word>(&mut self, op: &Op, number: usize, iterations: u64) {
+        // With 32-bit addresses even no distance would clear the upper half.
+        if iterations == 0 {
+            return;
+        }
         let distance = iterations * W::BYTES;
         let by = if self.is_down() { distance.wrapping_neg() } else { distance };
         self.set_string_register(op, number, self.regs[number].wrapping_add(by));

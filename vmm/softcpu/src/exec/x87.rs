@@ -146,6 +146,14 @@ fn execute_memory(cpu: &mut Cpu, op: &Op, short: bool) -> Result<(), Fault> {
         Operand::StoreEnvironment(bytes) => (usize::from(bytes) - if short { 14 } else { 0 }, true),
         Operand::Invalid => return cpu.raise(Exception::ud()),
     };
+    let alignment = match bytes {
+        10 => 8,
+        14 | 94 => 2,
+        28 | 108 => 4,
+        number => number as u64,
+    };
+    cpu.check_canonical(address, bytes as u64)?;
+    cpu.check_aligned(address, alignment)?;
     let mut data = [0; 108];
     if stores {
         cpu.check_write(address, bytes as u64)?;

@@ -199,7 +199,9 @@ fn memory(instruction: &mut Instruction, random: &mut Random, short: bool, form:
         shape.base = Some(base);
         instruction.set_memory_base(gpr(base, short));
     }
-    if which < 4 {
+    let stack = crate::forms::is_stack(form.code);
+    // Where RSP is the base, it must stay near the stack.
+    if which < 4 && !(stack && shape.base == Some(4)) {
         let mut index = address_register(random);
         while index == 4 || shape.base == Some(index) {
             index = random.below(16) as usize;
@@ -209,7 +211,6 @@ fn memory(instruction: &mut Instruction, random: &mut Random, short: bool, form:
         instruction.set_memory_index(gpr(index, short));
         instruction.set_memory_index_scale(shape.scale);
     }
-    let stack = crate::forms::is_stack(form.code);
     let (size, displacement) = match random.below(4) {
         _ if shape.base.is_none() => (4, i64::from(random.bits() as i32)),
         0 if shape.base != Some(5) && shape.base != Some(13) => (0, 0),

@@ -94,6 +94,12 @@ pub fn left_out(code: Code) -> Option<&'static str> {
     if op.fwait() {
         return Some("two instructions, FWAIT and the form that does not wait; each is tested");
     }
+    if format!("{code:?}").ends_with("_0F0D") {
+        return Some("0F 0D with a register: one vendor's CPUs refuse it, the other's do nothing");
+    }
+    if code == Code::Movsxd_r16_rm16 {
+        return Some("reads two bytes of memory on one vendor's CPUs, four on the other's");
+    }
     match mnemonic {
         M::Int | M::Int1 | M::Int3 => Some("goes through the guest's IDT: tests of the system level"),
         M::Iret | M::Iretd | M::Iretq | M::Retf => Some("far control transfer: tests of the system level"),

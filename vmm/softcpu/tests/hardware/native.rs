@@ -239,7 +239,12 @@ fn read_frame(context: &[u8], vector: &Vector) -> Outcome {
             user.rip -= 1;
             End::Retired
         }
-        (14, _) => End::Fault { vector: 14, error, cr2: register(CR2) },
+        (14, _) => {
+            let cr2 = register(CR2);
+            // The kernel says of its addresses, and of the last page below, that they are present.
+            let error = if cr2 >> 12 == 0x7_ffff_ffff { error & !1 } else { error };
+            End::Fault { vector: 14, error, cr2 }
+        }
         (1 | 3, _) => End::Fault { vector: trap, error: 0, cr2: 0 },
         _ => End::Fault { vector: trap, error, cr2: 0 },
     };

@@ -132,6 +132,8 @@ impl Soft {
             self.write(HANDLERS + vector * HANDLER, &[0xf4; HANDLER as usize]);
         }
         self.write_u64(TSS + 4, KERNEL + STACK_TOP);
+        // No I/O bitmap: it would begin beyond the limit.
+        self.write(TSS + 0x66, &0x68u16.to_le_bytes());
     }
 
     fn registers(&mut self, (code, data): (u16, u16)) {
@@ -234,12 +236,13 @@ impl Soft {
             return Outcome { end, user };
         }
         let number = ((state.rip - handlers) / HANDLER) as u8;
-        let mut frame = state.gpr[4].wrapping_sub(KERNEL);
-        if frame + 48 > STACK_TOP {
-            frame = STACK_TOP - 48;
+        let with_error = WITH_ERROR.contains(&number);
+        let mut frame = STACK_TOP - if with_error { 48 } else { 40 };
+        if state.gpr[4] != KERNEL + frame {
+            return Outcome { end: End::Lost, user };
         }
         let mut error = 0;
-        if WITH_ERROR.contains(&number) {
+        if with_error {
             error = self.read_u64(frame) as u32;
             frame += 8;
         }

@@ -83,6 +83,16 @@ pub enum End {
     Lost,
 }
 
+impl End {
+    /// With these bits of CR2 left out.
+    fn masked(self, bits: u64) -> Self {
+        match self {
+            Self::Fault { vector, error, cr2 } => Self::Fault { vector, error, cr2: cr2 & !bits },
+            other => other,
+        }
+    }
+}
+
 /// What an executor made of a vector; the data bytes stay in the executor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -97,6 +107,10 @@ pub struct Mask {
     /// Bits of the destination register: number and mask.
     pub gpr: Option<(usize, u64)>,
     pub sw: u16,
+    /// Status and tag word and the registers' order.
+    pub x87: bool,
+    /// Bits of CR2.
+    pub cr2: u64,
     /// Data bytes: linear address and count.
     pub memory: Vec<(u64, u64)>,
 }
@@ -115,7 +129,7 @@ pub fn differences(vector: &Vector, host: (&Outcome, &[u8]), soft: (&Outcome, &[
     let mut out = String::new();
     let ((h, host_data), (s, soft_data)) = (host, soft);
     let before = &vector.user;
-    if h.end != s.end {
+    if h.end.masked(mask.cr2) != s.end.masked(mask.cr2) {
         let _ = writeln!(out, "    end: {:x?} | {:x?}", h.end, s.end);
     }
     let mut line = |name: &str, before: u128, host: u128, soft: u128| {
@@ -130,14 +144,15 @@ pub fn differences(vector: &Vector, host: (&Outcome, &[u8]), soft: (&Outcome, &[
     line("rip", before.rip.into(), h.user.rip.into(), s.user.rip.into());
     let keep = !(mask.rflags | STOPPING_FLAGS);
     line("rflags", before.rflags.into(), (h.user.rflags & keep).into(), (s.user.rflags & keep).into());
-    let keep = !mask.sw;
+    let keep = if mask.x87 { 0 } else { !mask.sw };
     line("sw", before.sw.into(), (h.user.sw & keep).into(), (s.user.sw & keep).into());
     line("cw", before.cw.into(), h.user.cw.into(), s.user.cw.into());
-    line("tag", before.tag.into(), h.user.tag.into(), s.user.tag.into());
+    let x87 = u128::from(!mask.x87);
+    line("tag", before.tag.into(), u128::from(h.user.tag) * x87, u128::from(s.user.tag) * x87);
     line("mxcsr", before.mxcsr.into(), h.user.mxcsr.into(), s.user.mxcsr.into());
     for n in 0..8 {
         let [b, h, s] = [&before.st[n], &h.user.st[n], &s.user.st[n]].map(wide);
-        line(&format!("st{n}"), b, h, s);
+        line(&format!("st{n}"), b, h * x87, s * x87);
     }
     for n in 0..16 {
         line(&format!("xmm{n}"), before.xmm[n], h.user.xmm[n], s.user.xmm[n]);

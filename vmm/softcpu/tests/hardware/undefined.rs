@@ -3,6 +3,7 @@
 
 use crate::encode::Encoded;
 use crate::state::{End, Mask, Outcome, Vector};
+use crate::vector::in_parts;
 use iced_x86::{Instruction, Mnemonic as M, Register};
 
 const CF: u64 = 1 << 0;
@@ -17,10 +18,29 @@ const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 pub fn mask(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
     let instruction = &encoded.instruction;
     if host.end != End::Retired {
-        return Mask::default();
+        return of_fault(instruction, vector);
     }
     let (gpr, more) = destination(instruction, vector);
-    Mask { rflags: flags(instruction, vector) | more, gpr, sw: 0, memory: memory(instruction, vector) }
+    let memory = memory(instruction, vector);
+    Mask { rflags: flags(instruction, vector) | more, gpr, memory, ..Mask::default() }
+}
+
+/// A fault on an operand that the CPU transfers in parts: which of them raises it is the CPU's choice, so of CR2
+/// only the page counts, and parts may have been stored.
+fn of_fault(instruction: &Instruction, vector: &Vector) -> Mask {
+    if matches!(
+        instruction.mnemonic(),
+        M::Cvtpd2pi | M::Cvtps2pi | M::Cvttpd2pi | M::Cvttps2pi | M::Cvtpi2pd | M::Cvtpi2ps
+    ) {
+        // Whether the x87 unit is in MMX's state by then is open.
+        return Mask { x87: true, ..Mask::default() };
+    }
+    if !in_parts(instruction.mnemonic()) {
+        return Mask::default();
+    }
+    let size = instruction.memory_size().size() as u64;
+    let memory = address(instruction, vector).map(|at| (at, size));
+    Mask { cr2: 0xfff, memory: memory.into_iter().collect(), ..Mask::default() }
 }
 
 /// Undefined flags.

@@ -5,7 +5,7 @@ use crate::encode::{Encoded, Shape, bit_offset_register, encode};
 use crate::forms::{Form, Prefix, is_stack, is_string};
 use crate::state::{DATA, PAGE, Stop, User, Vector, data_offset};
 use crate::values::Random;
-use iced_x86::{Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, Mnemonic as M, OpKind, Register};
 
 /// Vectors with seeds that differ in these bits only have the same instruction.
 const SAME_INSTRUCTION: u64 = 3;
@@ -14,6 +14,9 @@ const SAME_INSTRUCTION: u64 = 3;
 const ARITHMETIC: u64 = 0x8d5;
 const DIRECTION: u64 = 1 << 10;
 const ALIGNMENT: u64 = 1 << 18;
+
+/// Of the lower half of the linear addresses.
+const END: u64 = 0x8000_0000_0000;
 
 const RAX: usize = 0;
 const RCX: usize = 1;
@@ -30,6 +33,7 @@ pub fn make(form: &Form, seed: u64, bases: bool) -> (Encoded, Vector) {
     let mut random = Random::new(seed.rotate_left(32) ^ 0x5bd1_e995);
     let mut maker = Maker { form, encoded: &encoded, user: User::default(), patches: Vec::new() };
     maker.registers(&mut random);
+    maker.dividend(&mut random);
     maker.addresses(&mut random);
     maker.operands(&mut random);
     let stop = if form.whole || matches!(form.code.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq) {
@@ -59,9 +63,28 @@ pub fn target(random: &mut Random, size: u64, low: bool) -> u64 {
         29 => page(random.pick(&[0, 3, 7])) + random.below(0xe00),
         _ if low => 0xf000_0000 + random.below(0x100_0000),
         30 => 0x3000_0000_0000 + random.below(0x1000_0000_0000),
-        _ if random.one_in(8) => 0x8000_0000_0000 - random.below(size + 1),
-        _ => 0x8000_0000_0000 + random.below(0x7fff_0000_0000_0000),
+        _ if random.one_in(8) => END - random.below(size + 1),
+        _ => END + random.below(0x7fff_0000_0000_0000),
     }
+}
+
+/// Instructions whose operand is transferred in parts, in an order that each CPU chooses.
+pub fn in_parts(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        M::Fldenv | M::Frstor | M::Fxrstor | M::Fxrstor64 | M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64
+    )
+}
+
+/// Where each CPU has its own order or way of checking alignment.
+fn any_alignment(mnemonic: Mnemonic) -> bool {
+    in_parts(mnemonic)
+        || matches!(mnemonic, M::Maskmovdqu | M::Maskmovq | M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq)
+}
+
+/// Whether a data byte is there and can be written.
+fn data_writable(address: u64) -> bool {
+    data_offset(address).is_some() && address.wrapping_sub(DATA) / PAGE != 5
 }
 
 struct Maker<'a> {
@@ -83,7 +106,7 @@ impl Maker<'_> {
         if random.one_in(if string { 3 } else { 8 }) {
             user.rflags |= DIRECTION;
         }
-        if random.one_in(32) {
+        if random.one_in(32) && !any_alignment(self.form.code.mnemonic()) {
             user.rflags |= ALIGNMENT;
         }
         user.cw = 0x40
@@ -111,9 +134,43 @@ impl Maker<'_> {
         }
     }
 
+    /// A dividend whose quotient fits more often than that of uniform bits.
+    fn dividend(&mut self, random: &mut Random) {
+        if !matches!(self.form.code.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
+            return;
+        }
+        let gpr = &mut self.user.gpr;
+        match random.below(4) {
+            0 => gpr[RDX] = 0,
+            1 => gpr[RDX] = ((gpr[RAX] as i64) >> 63) as u64,
+            2 => gpr[RDX] = random.below(100),
+            _ => gpr[RAX] = i64::from(gpr[RAX] as i8) as u64,
+        }
+    }
+
     /// Bytes of the explicit memory operand.
     fn operand_size(&self) -> u64 {
         (self.encoded.instruction.memory_size().size() as u64).clamp(1, 512)
+    }
+
+    /// An address for the operand.
+    fn target(&self, random: &mut Random, low: bool) -> u64 {
+        let size = self.operand_size();
+        loop {
+            let at = target(random, size, low);
+            let here = match self.form.code.mnemonic() {
+                // Whether bytes that are not stored can fault is the CPU's choice.
+                Mnemonic::Maskmovdqu | Mnemonic::Maskmovq => {
+                    data_writable(at) && data_writable(at + size - 1)
+                }
+                // Transferred in parts: the first to fault is the CPU's choice.
+                _ if in_parts(self.form.code.mnemonic()) => at + size <= END || at > END,
+                _ => true,
+            };
+            if here {
+                return at;
+            }
+        }
     }
 
     fn addresses(&mut self, random: &mut Random) {
@@ -136,6 +193,7 @@ impl Maker<'_> {
         if code.mnemonic() == Mnemonic::Ret {
             self.return_address(random);
         }
+        let writes = !matches!(code.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq);
         for n in 0..instruction.op_count() {
             let (register, segment) = match instruction.op_kind(n) {
                 OpKind::MemorySegRSI | OpKind::MemorySegESI => (RSI, segment),
@@ -143,7 +201,14 @@ impl Maker<'_> {
                 OpKind::MemorySegRDI | OpKind::MemorySegEDI => (RDI, segment),
                 _ => continue,
             };
-            let at = target(random, self.operand_size(), low);
+            let at = loop {
+                // Which of the two operands of CMPS is read first is the CPU's choice: the second is there.
+                let at = self.target(random, low);
+                let second = n == 1 && instruction.is_string_instruction() && !writes;
+                if !second || data_writable(at) && data_writable(at + self.operand_size() - 1) {
+                    break at;
+                }
+            };
             put(self, register, at, segment, random);
             self.patch(at, self.operand_size(), random);
         }
@@ -185,7 +250,7 @@ impl Maker<'_> {
             self.small_bit_offset(random);
             return;
         }
-        let at = target(random, size, low);
+        let at = self.target(random, low);
         let offset = at.wrapping_sub(segment).wrapping_sub(self.bit_offset(shape));
         let from_displacement = offset.wrapping_sub(shape.displacement as u64);
         let garbage = if low { random.bits() << 32 } else { 0 };
@@ -261,7 +326,7 @@ impl Maker<'_> {
             |address: u64| data_offset(address).is_some() && (address.wrapping_sub(DATA)) / PAGE != 5;
         for (n, byte) in bytes.into_iter().enumerate() {
             let address = at.wrapping_add(n as u64);
-            if !writable(address) {
+            if !data_writable(address) {
                 continue;
             }
             match self.patches.last_mut() {
@@ -292,12 +357,6 @@ impl Maker<'_> {
     /// Values that a uniform choice would hardly ever hit.
     fn operands(&mut self, random: &mut Random) {
         match self.form.code.mnemonic() {
-            Mnemonic::Div | Mnemonic::Idiv => match random.below(4) {
-                0 => self.user.gpr[RDX] = 0,
-                1 => self.user.gpr[RDX] = ((self.user.gpr[RAX] as i64) >> 63) as u64,
-                2 => self.user.gpr[RDX] = random.below(100),
-                _ => self.user.gpr[RAX] = i64::from(self.user.gpr[RAX] as i8) as u64,
-            },
             Mnemonic::Cmpxchg if random.one_in(2) => {
                 let accumulator = self.user.gpr[RAX].to_le_bytes();
                 match self.encoded.instruction.op0_register() {

@@ -1,4 +1,4 @@
-//! Conversions between MMX and XMM registers, under MXCSR.
+//! Conversions between MMX and XMM registers, under MXCSR. MMX state is entered even if they raise #XM.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -65,9 +65,9 @@ to_mmx! {
 fn from_r<K: FromMmx, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
     unless_traps!(cpu, op, TRAPS, from_r, K);
     or_abort!(cpu, op, cpu.check_x87());
+    cpu.enter_mmx();
     let (a, b) = (cpu.xmm(op.dst), cpu.mm(op.src));
     let result = or_abort!(cpu, op, sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(a, b)));
-    cpu.enter_mmx();
     cpu.set_xmm(op.dst, result);
     next(cpu, op)
 }
@@ -87,6 +87,7 @@ fn from_m<K: FromMmx, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
 fn to_from_r<K: ToMmx, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
     unless_traps!(cpu, op, TRAPS, to_from_r, K);
     or_abort!(cpu, op, cpu.check_x87());
+    cpu.enter_mmx();
     let b = cpu.xmm(op.src);
     let result = or_abort!(cpu, op, sse_control::float::<u64, TRAPS>(cpu, move || K::apply(b)));
     cpu.set_mm(op.dst, result);
@@ -98,6 +99,7 @@ fn to_from_m<K: ToMmx, const TRAPS: bool>(cpu: &mut Cpu, op: &Op) {
     unless_traps!(cpu, op, TRAPS, to_from_m, K);
     or_abort!(cpu, op, cpu.check_x87());
     let b = or_abort!(cpu, op, K::Memory::load(cpu, cpu.address(op)));
+    cpu.enter_mmx();
     let result = or_abort!(cpu, op, sse_control::float::<u64, TRAPS>(cpu, move || K::apply(b)));
     cpu.set_mm(op.dst, result);
     next(cpu, op)

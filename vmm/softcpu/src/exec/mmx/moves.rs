@@ -134,11 +134,12 @@ fn mask(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
+/// MMX state is entered even if the store faults.
 fn maskmovq(cpu: &mut Cpu, op: &Op) {
     or_abort!(cpu, op, cpu.check_x87());
+    cpu.enter_mmx();
     let (value, mask) = (low(cpu.mm(op.dst)), low(cpu.mm(op.src)));
     or_abort!(cpu, op, moves::store_masked(cpu, op, value, mask));
-    cpu.enter_mmx();
     next(cpu, op)
 }
 

@@ -119,12 +119,14 @@ fn sidt(cpu: &mut Cpu, op: &Op) {
 }
 
 fn lldt<const MEM: bool>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.must_be_supervisor());
     let selector = or_abort!(cpu, op, selector_operand::<MEM>(cpu, op));
     or_abort!(cpu, op, cpu.load_ldt(selector));
     next(cpu, op)
 }
 
 fn ltr<const MEM: bool>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.must_be_supervisor());
     let selector = or_abort!(cpu, op, selector_operand::<MEM>(cpu, op));
     or_abort!(cpu, op, cpu.load_task(selector));
     next(cpu, op)

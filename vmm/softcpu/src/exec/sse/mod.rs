@@ -12,6 +12,8 @@ mod lanes;
 pub mod moves;
 pub mod packed;
 mod shuffle;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::arch::x86_64::__m128i;
@@ -171,8 +173,11 @@ pub const fn binary<K: Binary>() -> Forms {
     Forms { rr: binary_rr::<K, false>, rm: binary_rm::<K, false> }
 }
 
+/// Handlers, and what of the immediate they are to get.
+type Reduced = (Forms, fn(u8) -> u8);
+
 /// The handlers of an `Immediate`, and its `reduce`.
-const fn immediate<K: Immediate>() -> (Forms, fn(u8) -> u8) {
+const fn immediate<K: Immediate>() -> Reduced {
     (Forms { rr: immediate_rr::<K>, rm: immediate_rm::<K> }, K::reduce)
 }
 

@@ -98,15 +98,13 @@ fn to_gpr<W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
-/// Stores the bytes whose mask has its top bit set, all or none: `imm` of them are looked at.
+/// Stores the bytes whose mask has its top bit set, of the `imm` bytes of the operand, all of which must be
+/// writable (SDM vol. 2, MASKMOVQ, leaves it to the implementation: this is how AMD's processors do it).
 pub fn store_masked(cpu: &mut Cpu, op: &Op, value: Xmm, mask: Xmm) -> Result<(), crate::Fault> {
     let (value, mask) = (value.bits().to_le_bytes(), mask.bits().to_le_bytes());
     let address = cpu.address(op);
-    let selected = || (0..op.imm as usize).filter(|byte| mask[*byte] & 0x80 != 0);
-    for byte in selected() {
-        cpu.check_write(address.wrapping_add(byte as u64), 1)?;
-    }
-    for byte in selected() {
+    cpu.check_write(address, op.imm)?;
+    for byte in (0..op.imm as usize).filter(|byte| mask[*byte] & 0x80 != 0) {
         cpu.write(address.wrapping_add(byte as u64), value[byte])?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::arch::asm;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::packed::{Pslld, Psllq, Psllw, Psrad, Psraw, Psrld, Psrlq, Psrlw};
-use super::{Aligned, Binary, Bits32, Bits64, Forms, Immediate, Xmm, immediate, low, number};
+use super::{Aligned, Binary, Bits32, Bits64, Immediate, Reduced, Xmm, immediate, low, number};
 use crate::Cpu;
 use crate::decode::{Builder, Lowered};
 use crate::op::{Handler, Op, next};
@@ -109,7 +109,7 @@ macro_rules! immediates {
             }
         )*
 
-        fn $lookup(mnemonic: Mnemonic) -> Option<(Forms, fn(u8) -> u8)> {
+        fn $lookup(mnemonic: Mnemonic) -> Option<Reduced> {
             Some(match mnemonic {
                 $(Mnemonic::$name => const { immediate::<$name>() },)*
                 _ => return None,
@@ -154,7 +154,7 @@ immediates! {
 }
 
 /// Handlers of an instruction of these tables, and what of the immediate it is to get.
-pub fn forms(mnemonic: Mnemonic) -> Option<(Forms, fn(u8) -> u8)> {
+pub fn forms(mnemonic: Mnemonic) -> Option<Reduced> {
     rearrangement(mnemonic).or_else(|| float(mnemonic))
 }
 

@@ -67,6 +67,8 @@ fn image(cpu: &Cpu, wide: bool) -> Area {
 #[inline(never)]
 fn save(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
     let address = cpu.aligned(address)?;
+    // The last byte first, as processors do: it is the address of the page fault.
+    cpu.check_write(address.wrapping_add(AREA - 1), 1)?;
     cpu.check_write(address, AREA)?;
     let area = image(cpu, wide);
     let length = REGISTERS + 16 * registers(cpu);
@@ -94,6 +96,7 @@ fn fpu(area: &Area, wide: bool) -> Fpu {
 #[inline(never)]
 fn restore(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
     let address = cpu.aligned(address)?;
+    cpu.read::<u8>(address.wrapping_add(AREA - 1))?;
     let mut area = [0; WRITTEN];
     for at in (0..AREA as usize).step_by(16) {
         let bytes = cpu.read::<u128>(address.wrapping_add(at as u64))?.to_le_bytes();
