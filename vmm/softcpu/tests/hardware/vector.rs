@@ -164,7 +164,7 @@ impl Maker<'_> {
                     data_writable(at) && data_writable(at + size - 1)
                 }
                 // Transferred in parts: the first to fault is the CPU's choice.
-                _ if in_parts(self.form.code.mnemonic()) => at + size <= END || at > END,
+                _ if size == 10 || in_parts(self.form.code.mnemonic()) => at + size <= END || at > END,
                 _ => true,
             };
             if here {
