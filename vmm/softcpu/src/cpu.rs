@@ -259,6 +259,11 @@ impl Cpu {
         Kicker(self.kick.clone())
     }
 
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.rip
+    }
+
     /// RFLAGS.
     pub fn rflags(&self) -> u64 {
         self.system_flags | self.flags.rflags()
