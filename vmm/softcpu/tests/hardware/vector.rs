@@ -265,6 +265,14 @@ impl Maker<'_> {
             }
             (None, None) => {}
         }
+        // Without a base the address is a multiple of the scale, and so not quite the target.
+        let at = match shape.index.filter(|_| shape.base.is_none()) {
+            Some(index) => {
+                let scaled = self.user.gpr[index].wrapping_mul(shape.scale.into());
+                (scaled.wrapping_add(shape.displacement as u64) & bits).wrapping_add(segment)
+            }
+            None => at,
+        };
         self.patch(at, size, random);
     }
 
