@@ -286,11 +286,15 @@ impl Cpu {
     /// Whether an instruction that was not recognised would be one, were it not longer than fifteen bytes: it
     /// is one without its first prefix and with more bytes.
     fn is_too_long(&self, bytes: &[u8]) -> bool {
+        const LOCK: u8 = 0xf0;
         let mut shorter = [0; LONGEST];
-        if bytes.len() < LONGEST {
+        // LOCK, where it is not allowed, must stay: it is what is wrong then.
+        let Some(prefix) = bytes.iter().position(|byte| *byte != LOCK).filter(|_| bytes.len() == LONGEST)
+        else {
             return false;
-        }
-        shorter[..LONGEST - 1].copy_from_slice(&bytes[1..LONGEST]);
+        };
+        shorter[..LONGEST - 1].copy_from_slice(&bytes[..LONGEST - 1]);
+        shorter[prefix..LONGEST - 1].copy_from_slice(&bytes[prefix + 1..LONGEST]);
         let insn = self.decoder(&shorter, self.rip).decode();
         !insn.is_invalid() || insn.len() == LONGEST
     }
