@@ -1,1 +1,21 @@
-//! x
+//! Recordings by real processes: made, killed, replayed, verified, gone through forwards and backwards, compared.
+//!
+//! ```text
+//!   disk server, network, `lockstep run --record` or `primary --record` ── load ──▶ FILE
+//!   FILE ──▶ `lockstep replay | verify | log | diverge`, and sessions in this process
+//! ```
+//!
+//! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer.
+
+#[path = "../pair/client.rs"]
+#[allow(dead_code)]
+mod client;
+mod commands;
+mod crash;
+#[path = "../pair/harness.rs"]
+#[allow(dead_code)]
+mod harness;
+mod parting;
+mod recorded;
+mod sessions;
+mod virtual_time;

@@ -3,20 +3,22 @@
 //!
 //! Invariant: the bytes change only while the vCPU runs, or by a device that copies at a logged position.
 
-use std::num::NonZeroUsize;
 use std::{io, ptr};
 
 use twox_hash::XxHash3_64;
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+
+mod writes;
+
+pub use writes::DeviceWrites;
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Guest memory that remembers which pages devices wrote.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DeviceWrites>;
 
 /// Why guest RAM cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,7 @@ pub enum MemoryError {
 /// Guest RAM from guest physical address 0.
 pub struct Ram {
     map: GuestMemory,
+    writes: DeviceWrites,
     host: *mut u8,
     bytes: usize,
     pages: Vec<u64>,
@@ -58,7 +61,8 @@ impl Ram {
             return Err(MemoryError::Size(bytes));
         }
         let host = map_aligned(size).map_err(|source| MemoryError::Map { bytes, source })?;
-        let bitmap = AtomicBitmap::new(size, const { NonZeroUsize::new(PAGE_BYTES).expect("not zero") });
+        let writes = DeviceWrites::new(size);
+        let bitmap = writes.clone();
         // SAFETY: `host` is a mapping of `size` bytes, readable and writable, that lives until `drop`.
         let builder = unsafe { MmapRegionBuilder::new_with_bitmap(size, bitmap).with_raw_mmap_pointer(host) };
         let region = builder
@@ -69,7 +73,7 @@ impl Ram {
         let region = GuestRegionMmap::new(region, GuestAddress(0))
             .ok_or_else(|| MemoryError::Region("it does not fit the address space".into()))?;
         let map = GuestMemory::from_regions(vec![region]).map_err(|e| MemoryError::Region(e.to_string()))?;
-        Ok(Self { map, host, bytes: size, pages: Vec::new() })
+        Ok(Self { map, writes, host, bytes: size, pages: Vec::new() })
     }
 
     /// As vm-memory sees it: bounds-checked access by guest physical address.
@@ -120,7 +124,12 @@ impl Ram {
 
     /// Pages that devices wrote since the last call, a bit each.
     pub fn take_device_writes(&self) -> Vec<u64> {
-        self.map.iter().next().map(|region| MmapRegion::bitmap(region).get_and_reset()).unwrap_or_default()
+        self.writes.take_for_transfer()
+    }
+
+    /// What notes the writes of devices, for an engine that must know of them.
+    pub fn device_writes(&self) -> DeviceWrites {
+        self.writes.clone()
     }
 
     /// xxh3-64 over the xxh3-64 of every page, hashing anew the pages named in `changed` (all, when `None`).

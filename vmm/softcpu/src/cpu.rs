@@ -57,8 +57,8 @@ pub mod mode {
 }
 
 /// A software x86-64 processor. RAM belongs to its maker.
+#[repr(C)]
 pub struct Cpu {
-    pub(crate) regs: [u64; REGISTERS],
     /// Of the block's start, while a block runs.
     pub(crate) rip: u64,
     /// Steps done, up to the block's start while a block runs.
@@ -72,6 +72,8 @@ pub struct Cpu {
     pub(crate) space: u64,
     /// What of the jump cache is valid.
     pub(crate) jump_key: u64,
+    /// The register file. It and what is before are near the start, where addresses are short.
+    pub(crate) regs: [u64; REGISTERS],
     /// The instruction runs by itself and may change code and page tables.
     pub(crate) alone: bool,
     pub(crate) abort: Abort,
@@ -102,6 +104,8 @@ pub struct Cpu {
     /// Answers to the exits of the instruction being executed, and how many it has used.
     pub(crate) answers: Vec<u64>,
     pub(crate) answered: usize,
+    /// What the last read that found no entry in the TLB read.
+    pub(crate) loaded: u128,
     pub(crate) ram: GuestRam,
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
@@ -168,6 +172,7 @@ impl Cpu {
             window: false,
             answers: Vec::new(),
             answered: 0,
+            loaded: 0,
             ram,
             tlb: Tlb::new(),
             cache,
@@ -244,9 +249,9 @@ impl Cpu {
         self.retired = count;
     }
 
-    /// The time-stamp counter is the position plus `offset`.
-    pub fn set_tsc_offset(&mut self, offset: i64) {
-        self.tsc_offset = offset;
+    /// The time-stamp counter goes on by `ns` although nothing retires.
+    pub fn skip_time(&mut self, ns: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add_unsigned(ns);
     }
 
     /// A handle to stop `run` from another thread.

@@ -5,6 +5,7 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
+use crate::cache::LINKS;
 use crate::cpu::mode;
 use crate::exception::Exception;
 use crate::op::{ADDRESS, Handler, Op, ZERO, abort, next};
@@ -14,6 +15,8 @@ use crate::{Cpu, Fault, exec};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
+/// Most conditional branches in a block.
+const BRANCHES: u64 = 3;
 /// Longest instruction in bytes (SDM vol. 2, 2.3.11).
 pub const LONGEST: usize = 15;
 
@@ -39,8 +42,12 @@ pub struct Builder {
     ip: u16,
     /// The instruction's bytes.
     pub raw: [u8; LONGEST],
-    /// Fusing pairs is allowed: the block is not a part that stops at an exact count.
-    pub whole: bool,
+    /// The block is not a part, which is used once: branches may link.
+    whole: bool,
+    /// The last instruction can be fused with a conditional branch: its number, and its handler by condition.
+    compare: Option<(u64, fn(u8) -> Handler)>,
+    /// Conditional branches so far.
+    branches: u64,
 }
 
 impl Builder {
@@ -56,9 +63,26 @@ impl Builder {
         self.ops.push(op);
     }
 
-    /// Takes back the last op, to fuse it with the one that follows.
-    pub fn last(&mut self) -> Option<&mut Op> {
-        self.ops.last_mut().filter(|op| u64::from(op.number) + 1 == self.number)
+    /// The op that is pushed next can be fused with a conditional branch that follows.
+    pub fn fusible(&mut self, handler: fn(u8) -> Handler) {
+        self.compare = Some((self.number, handler));
+    }
+
+    /// A conditional branch is pushed next: an instruction before it that can be fused does its work too.
+    pub fn fuse(&mut self, condition: u8) {
+        self.branches += 1;
+        if let (Some((number, handler)), Some(op)) = (self.compare, self.ops.last_mut())
+            && number + 1 == self.number
+        {
+            op.run = handler(condition);
+        }
+    }
+
+    /// Lets a branch to `target` remember the block, if that is in the same page.
+    pub fn link(&self, op: &mut Op, target: u64) {
+        if self.whole && self.rip / PAGE == target / PAGE {
+            op.scale = LINKS;
+        }
     }
 
     /// The number of the instruction being decoded.
@@ -224,10 +248,7 @@ pub const NOT_AVAILABLE: Handler = not_available;
 fn fall_through(cpu: &mut Cpu, op: &Op) {
     cpu.rip = cpu.rip.wrapping_add(u64::from(op.ip));
     cpu.retired += u64::from(op.number);
-    let rip = cpu.rip;
-    if let Some(first) = cpu.cached_block(rip) {
-        (first.run)(cpu, first)
-    }
+    cpu.follow(op)
 }
 
 /// Ends a part of a block.
@@ -258,7 +279,8 @@ impl Cpu {
     }
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
-        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, raw: [0; LONGEST], whole }
+        let (number, ip, raw, compare, branches) = (0, 0, [0; LONGEST], None, 0);
+        Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, branches }
     }
 
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
@@ -272,7 +294,7 @@ impl Cpu {
         let mut decoder = self.decoder(bytes, self.rip);
         let mut insn = Instruction::default();
         let mut ended = false;
-        while builder.number < BLOCK && !ended && decoder.can_decode() {
+        while builder.number < BLOCK && builder.branches < BRANCHES && !ended && decoder.can_decode() {
             let at = decoder.position();
             decoder.decode_out(&mut insn);
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
@@ -294,7 +316,9 @@ impl Cpu {
             return None;
         }
         let (count, length) = (builder.number, u64::from(builder.ip));
-        builder.push(Op::new(if ended { stop } else { fall_through }));
+        let mut last = Op::new(if ended { stop } else { fall_through });
+        builder.link(&mut last, self.rip.wrapping_add(length));
+        builder.push(last);
         builder.ops[0].imm = count;
         Some((builder.ops, length))
     }

@@ -4,6 +4,7 @@
 use logchannel::Position;
 
 use crate::engine::kvm::{CPU_MODEL, KvmEngine, host_cpu};
+use crate::engine::soft::{self, SoftEngine};
 use crate::engine::{
     BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
     VmExit,
@@ -59,15 +60,15 @@ impl EngineKind {
     pub fn cpu_model(self) -> &'static str {
         match self {
             EngineKind::Kvm => CPU_MODEL,
-            EngineKind::Soft => "x86-64-v2",
+            EngineKind::Soft => soft::CPU_MODEL,
         }
     }
 
-    /// The host's CPU, where guest code runs on it.
+    /// What of the host's CPU a guest's results depend on.
     pub fn host_cpu(self) -> String {
         match self {
             EngineKind::Kvm => host_cpu(),
-            EngineKind::Soft => String::new(),
+            EngineKind::Soft => soft::host_arithmetic(),
         }
     }
 
@@ -76,7 +77,7 @@ impl EngineKind {
     pub fn create(self, ram: &Ram) -> Result<AnyEngine, EngineError> {
         match self {
             EngineKind::Kvm => Ok(Box::new(KvmEngine::new(ram)?)),
-            EngineKind::Soft => Err(EngineError::NotBuilt(self.name())),
+            EngineKind::Soft => Ok(Box::new(SoftEngine::new(ram))),
         }
     }
 }

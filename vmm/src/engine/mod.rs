@@ -9,6 +9,7 @@ use logchannel::Position;
 
 pub mod choice;
 pub mod kvm;
+pub mod soft;
 pub mod state;
 
 pub use choice::{AnyEngine, EngineKind};
@@ -158,9 +159,6 @@ pub enum EngineError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// This lockstep has no such engine.
-    #[error("this lockstep has no engine `{0}` built in: use --engine kvm")]
-    NotBuilt(&'static str),
     /// A debugger wants the guest to be where it was before: only the driver of a replay can bring it there.
     #[error("a debugger wants to go back, and this run has no recording")]
     Rewind,

@@ -34,7 +34,12 @@ fn header() -> Header {
 
 fn state(count: u64) -> MachineState {
     let devices = Devices::new(&DevicesConfig::default()).save();
-    MachineState { cpu: CpuState { rip: count, ..CpuState::default() }, at: Position::at(count), devices, halted: false }
+    MachineState {
+        cpu: CpuState { rip: count, ..CpuState::default() },
+        at: Position::at(count),
+        devices,
+        halted: false,
+    }
 }
 
 /// What is written: entries and a checkpoint after every hundredth.
@@ -250,7 +255,8 @@ fn hostile_frames_with_good_checksums_are_refused() {
 #[test]
 fn other_files_and_versions_are_told() {
     let directory = TempDir::new().expect("a directory");
-    let open = |bytes: &[u8]| Recording::open(&file(&directory, bytes)).expect_err("not a recording").to_string();
+    let open =
+        |bytes: &[u8]| Recording::open(&file(&directory, bytes)).expect_err("not a recording").to_string();
     for bytes in [&b""[..], b"LKRC", b"not a recording at all, but long enough for a header", &[0; 100]] {
         assert!(open(bytes).contains("no recording of lockstep"), "{}", open(bytes));
     }

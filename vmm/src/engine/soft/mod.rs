@@ -1,0 +1,204 @@
+//! The software CPU as an engine, with the *instructions* clock: it stops at any position, needs no KVM, and its
+//! guest's time is its position.
+//!
+//! The processor caches code and translations that it derived from RAM. Devices write RAM too: what they wrote is
+//! taken from `DeviceWrites` before every run. An exit that asks for a value comes before its instruction has
+//! retired; `complete` executes that one instruction again, with the answer. One that asks for nothing is
+//! completed before it is handed out.
+
+mod arithmetic;
+mod state;
+
+use logchannel::Position;
+use softcpu::{Cpu, Exit};
+
+use crate::engine::{CpuState, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
+
+pub use arithmetic::host_arithmetic;
+
+/// The CPU that its guests see.
+pub const CPU_MODEL: &str = "x86-64-v2";
+
+/// One software processor.
+pub struct SoftEngine {
+    cpu: Box<Cpu>,
+    writes: DeviceWrites,
+    ram_bytes: usize,
+    /// The instruction at RIP waits for the answer to its exit.
+    asked: bool,
+    /// The exit that completing the last one came to: some instructions take several.
+    next: Option<VmExit>,
+    tracking: bool,
+}
+
+fn vm_exit(exit: Exit) -> VmExit {
+    match exit {
+        Exit::Reached => VmExit::Reached,
+        Exit::Kicked => VmExit::Kicked,
+        Exit::Window => VmExit::Window,
+        Exit::Hlt => VmExit::Hlt,
+        Exit::PioRead { port, size } => VmExit::PioRead { port, size },
+        Exit::PioWrite { port, size, value } => VmExit::PioWrite { port, size, value },
+        Exit::MmioRead { address, size } => VmExit::MmioRead { address, size },
+        Exit::MmioWrite { address, size, value } => VmExit::MmioWrite { address, size, value },
+        Exit::MsrRead { index } => VmExit::MsrRead { index },
+        Exit::MsrWrite { index, value } => VmExit::MsrWrite { index, value },
+        Exit::Shutdown => VmExit::Shutdown,
+    }
+}
+
+/// Whether the instruction of an exit has not retired.
+fn is_question(exit: &VmExit) -> bool {
+    matches!(
+        exit,
+        VmExit::PioRead { .. }
+            | VmExit::PioWrite { .. }
+            | VmExit::MmioRead { .. }
+            | VmExit::MmioWrite { .. }
+            | VmExit::MsrRead { .. }
+            | VmExit::MsrWrite { .. }
+    )
+}
+
+impl SoftEngine {
+    /// Makes a processor whose memory is `ram`.
+    ///
+    /// `ram` must outlive the engine: the machine that owns both drops the engine first.
+    pub fn new(ram: &Ram) -> Self {
+        let bytes = ram.bytes() as usize;
+        // SAFETY: the mapping is that long and outlives the engine (see above); devices and digests access it
+        // only between runs, on the thread that runs.
+        let cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
+        let writes = ram.device_writes();
+        Self { cpu, writes, ram_bytes: bytes, asked: false, next: None, tracking: false }
+    }
+
+    fn answer(&mut self, entry: VmEntry) {
+        if !std::mem::take(&mut self.asked) {
+            return;
+        }
+        match entry {
+            VmEntry::Value(value) | VmEntry::Msr(Some(value)) => self.cpu.answer(value),
+            VmEntry::Msr(None) => self.cpu.refuse(),
+            VmEntry::Resume | VmEntry::Bytes(_) => self.cpu.answer(0),
+        }
+    }
+
+    /// Runs to `until`, with what devices wrote made known.
+    fn execute(&mut self, until: u64) -> VmExit {
+        let cpu = &mut self.cpu;
+        self.writes.take_fresh(|page| cpu.ram_written((page * PAGE_BYTES) as u64, PAGE_BYTES));
+        let exit = vm_exit(cpu.run(until));
+        self.asked = is_question(&exit);
+        exit
+    }
+
+    /// Executes the instruction that was asked about, and nothing more.
+    fn finish(&mut self, entry: VmEntry) {
+        if self.next.is_some() || !self.asked {
+            return;
+        }
+        self.answer(entry);
+        match self.execute(self.cpu.retired() + 1) {
+            VmExit::Reached => {}
+            further => self.next = Some(further),
+        }
+    }
+}
+
+impl Engine for SoftEngine {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn clock(&self) -> PositionClock {
+        PositionClock::Instructions
+    }
+
+    fn stops(&self) -> StopPrecision {
+        StopPrecision::Exact
+    }
+
+    fn position(&self) -> Position {
+        Position::at(self.cpu.retired())
+    }
+
+    fn run(&mut self, entry: VmEntry, until: Option<Position>) -> Result<VmExit, EngineError> {
+        let exit = match self.next.take() {
+            Some(exit) => exit,
+            None => {
+                self.answer(entry);
+                self.execute(until.map_or(u64::MAX, |until| until.count))
+            }
+        };
+        if matches!(exit, VmExit::PioWrite { .. } | VmExit::MmioWrite { .. }) {
+            self.finish(VmEntry::Resume);
+        }
+        Ok(exit)
+    }
+
+    fn interruptible(&self) -> bool {
+        self.cpu.interruptible()
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        self.cpu.interrupts_enabled()
+    }
+
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
+        self.cpu.inject(vector);
+        Ok(())
+    }
+
+    fn request_window(&mut self, on: bool) {
+        self.cpu.request_window(on);
+    }
+
+    fn skip_time(&mut self, ns: u64) {
+        self.cpu.skip_time(ns);
+    }
+
+    fn kicker(&self) -> Option<Kick> {
+        let kicker = self.cpu.kicker();
+        Some(Box::new(move || kicker.kick()))
+    }
+
+    fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
+        self.finish(entry);
+        Ok(())
+    }
+
+    fn between_instructions(&self) -> bool {
+        self.next.is_none()
+    }
+
+    fn save(&mut self) -> Result<CpuState, EngineError> {
+        Ok(state::to_engine(&self.cpu.state(), self.cpu.retired()))
+    }
+
+    fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
+        self.cpu.ram_written(0, self.ram_bytes);
+        self.cpu.set_retired(position.count);
+        self.cpu.set_state(&state::from_engine(state, position.count));
+        (self.asked, self.next) = (false, None);
+        Ok(())
+    }
+
+    fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
+        if on {
+            self.cpu.take_dirty();
+        }
+        self.tracking = on;
+        Ok(())
+    }
+
+    fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
+        assert!(self.tracking, "dirty pages are asked for only while they are tracked");
+        Ok(self.cpu.take_dirty())
+    }
+}
+
+#[cfg(test)]
+#[path = "soft_tests.rs"]
+mod tests;
