@@ -1,9 +1,10 @@
 //! SSE to SSE4.2, by the host's own instructions: results, NaN payloads and flags are bit for bit those of
 //! hardware, for there is one inline assembly block per instruction and LLVM folds nothing.
 //!
-//! What is common: gating (SDM vol. 3, 13.1 and table 2-18 ff. of vol. 2), the kinds of memory operands, and the
-//! handlers of the two regular forms, `op xmm, xmm/m` (`Binary`) and `op xmm, xmm/m, imm8` (`Immediate`). The
-//! tables are in `packed`, `float` and `shuffle`; what is irregular has handlers of its own.
+//! What is common: gating (SDM vol. 3, 13.1 and table 2-18 ff. of vol. 2), the kinds of memory operands,
+//! and the handlers of the two regular forms, `op xmm, xmm/m` (`Binary`) and `op xmm, xmm/m, imm8`
+//! (`Immediate`). The tables are in `packed`, `float` and `shuffle`; what is irregular has handlers of its
+//! own.
 
 mod compare;
 mod convert;

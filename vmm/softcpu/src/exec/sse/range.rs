@@ -1,8 +1,8 @@
 //! Whether an operation would be inexact if exponents had no bounds: what the precision flag says of an
 //! overflow or underflow that is reported (SDM vol. 1, 4.9.1.4 to 4.9.1.6).
 //!
-//! With exceptions masked no SSE instruction tells. The x87 unit does: its exponents have 15 bits whatever the
-//! precision that it rounds to.
+//! With exceptions masked no SSE instruction tells. The x87 unit does: its exponents have 15 bits whatever
+//! the precision that it rounds to.
 
 use std::arch::asm;
 
