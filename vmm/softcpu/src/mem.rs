@@ -308,7 +308,7 @@ impl Cpu {
         let done = count.min((PAGE - (to & OFFSET)) / W::BYTES);
         for number in 0..done as usize {
             // SAFETY: the entry maps the whole page to RAM that may be written, and the values lie in it.
-            unsafe { target.add(number).write_unaligned(value) };
+            unsafe { target.wrapping_add(number).write_unaligned(value) };
         }
         done
     }
