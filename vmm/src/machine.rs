@@ -431,6 +431,3 @@ impl<E: Engine> replay::Machine for Machine<E> {
     }
 }
 
-#[cfg(test)]
-#[path = "machine_tests.rs"]
-mod tests;
