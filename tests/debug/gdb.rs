@@ -48,7 +48,10 @@ fn gdb_stops_at_a_function_steps_looks_and_leaves() {
     let output = gdb.finish();
     println!("{output}");
     assert!(output.contains("Breakpoint 1, "), "{output}");
-    assert!(output.contains("<_ZN11minikv_core8commands7strings4incr") || output.contains("strings::incr"), "{output}");
+    assert!(
+        output.contains("<_ZN11minikv_core8commands7strings4incr") || output.contains("strings::incr"),
+        "{output}"
+    );
     assert!(output.contains("again"), "{output}");
     assert_eq!(client.ask("GET n"), "$2");
     assert_eq!(client.ask(""), "43");

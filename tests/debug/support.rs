@@ -51,8 +51,7 @@ impl Debuggee {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = TempDir::new().expect("a directory");
         std::fs::write(directory.path().join("minikv.elf"), guest_images::MINIKV).expect("the guest's image");
-        let mut cluster_options =
-            ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
+        let mut cluster_options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
         cluster_options.replicated = false;
         let socket = format!("unix:{}", directory.path().join("gdb.sock").display());
         let words = ["--disk-size", "16", "--memory", "32", "--gdb", &socket];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use lockstep::engine::state::CpuState;
-use lockstep::engine::{Engine, VmEntry, VmExit};
+use lockstep::engine::{AnyEngine, Engine, VmEntry, VmExit};
 use lockstep::memory::Ram;
 use logchannel::Position;
 
@@ -62,7 +62,7 @@ pub struct Outcome {
 
 /// An engine with its memory. Dropped in this order.
 pub struct Machine {
-    pub engine: Box<dyn Engine>,
+    pub engine: AnyEngine,
     pub ram: Ram,
 }
 
@@ -98,7 +98,8 @@ impl Machine {
     /// On to the next exit.
     pub fn run(&mut self, entry: VmEntry) -> VmExit {
         let until = Position::at(self.engine.position().count + MOST_INSTRUCTIONS);
-        self.engine.run(entry, Some(until)).expect("runs")
+        // A KVM that gives up on the guest is as good as one that says what it cannot do.
+        self.engine.run(entry, Some(until)).unwrap_or_else(|error| VmExit::Unsupported(error.to_string()))
     }
 
     /// The state after the last exit.
@@ -242,7 +243,7 @@ fn run_with(subject: &str, shared: Option<&[(u64, Vec<u8>)]>, cases: Vec<Case>) 
                 continue;
             }
             tally.run += 1;
-            let mut wrong = case.judge(&outcome, &machine.ram);
+            let mut wrong = case.judge(host, &outcome, &machine.ram);
             match before {
                 Some((other, theirs)) if !case.states_may_differ => {
                     wrong.extend(

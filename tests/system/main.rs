@@ -5,14 +5,20 @@
 //! A case that this host's KVM cannot run is skipped, loudly and counted, with the reason.
 
 mod cases;
+mod code;
+mod compat;
 mod control;
+mod debug;
 mod delivery;
 mod exceptions;
 mod hosts;
+mod interrupts;
 mod machine;
 mod mapper;
 mod paging;
+mod ports;
 mod scaffold;
 mod segments;
+mod strings;
 mod tlb;
 mod transfers;

@@ -164,7 +164,7 @@ fn changes() -> Vec<Case> {
                 a.call(rbx)
             })
             .page_fault_at(0x11, PAGE, At::Address(PAGE))
-            .not_on(Host::Pvm, "the guest sees the host's SMEP"),
+            .not_on_kvm("the CPU model of KVM has no SMEP"),
         case("MOV to CR3 with other tables", 1, ALL)
             .poke64(MORE_TABLES + 0x8_0000, PDPT | P | RW | A)
             .gpr(RDX, MORE_TABLES + 0x8_0000)

@@ -3,6 +3,7 @@
 
 use crate::boot;
 use crate::config::VmConfig;
+use crate::debug::Debugging;
 use crate::engine::{AnyEngine, EngineKind};
 use crate::machine::{Machine, MachineError, MachineState};
 use crate::memory::Ram;
@@ -20,6 +21,16 @@ pub fn boot(config: &VmConfig) -> anyhow::Result<Vm> {
 
 /// A machine as it was saved; `ram` has its memory's content.
 pub fn restore(engine: EngineKind, ram: Ram, state: MachineState) -> Result<Vm, MachineError> {
-    let engine = engine.create(&ram)?;
+    restore_debugged(engine, &Debugging::default(), ram, state)
+}
+
+/// The same, looked into.
+pub fn restore_debugged(
+    engine: EngineKind,
+    debugging: &Debugging,
+    ram: Ram,
+    state: MachineState,
+) -> Result<Vm, MachineError> {
+    let engine = debugging.wrap(engine.create(&ram)?, &ram)?;
     Machine::restored(engine, ram, state)
 }

@@ -26,6 +26,9 @@ const MINIKV: &str = "minikv";
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
 
+/// Name of a disk that has no better one.
+const DEFAULT_DISK: &str = "disk0";
+
 /// Options of every command that runs a virtual machine.
 #[derive(Debug, Clone, Args)]
 pub struct VmArgs {
@@ -53,9 +56,13 @@ pub struct VmArgs {
     /// Disk server, host:port.
     #[arg(long, default_value = disk_server::DEFAULT_LISTEN, value_name = "ADDRESS")]
     pub disk_server: String,
-    /// Name of the disk at the disk server; it is created when missing.
-    #[arg(long, default_value = "disk0", value_name = "NAME")]
-    pub disk: String,
+    /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that has
+    /// a root disk, else disk0.
+    #[arg(long, value_name = "NAME")]
+    pub disk: Option<String>,
+    /// What an empty disk is filled with; replaces the guest's root disk, if it has one.
+    #[arg(long, value_name = "FILE")]
+    pub disk_image: Option<PathBuf>,
     /// Size of the disk in MiB.
     #[arg(long, default_value_t = 256, value_name = "MIB")]
     pub disk_size: u64,
@@ -149,6 +156,10 @@ pub struct VmConfig {
     pub command_line: String,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// Name of the disk.
+    pub disk: String,
+    /// What an empty disk is filled with.
+    pub disk_image: Option<PathBuf>,
     /// Unix time at power-on, nanoseconds.
     pub wall_base_ns: u64,
 }
@@ -166,6 +177,12 @@ impl VmConfig {
         }
         if let Some(line) = &args.cmdline {
             config.command_line.clone_from(line);
+        }
+        if let Some(image) = &args.disk_image {
+            config.disk_image = Some(image.clone());
+        }
+        if let Some(disk) = &args.disk {
+            config.disk.clone_from(disk);
         }
         config.memory_mib = args.memory.unwrap_or(config.memory_mib);
         ensure!(
@@ -192,6 +209,8 @@ impl VmConfig {
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),
             memory_mib: DEFAULT_MEMORY_MIB,
+            disk: DEFAULT_DISK.into(),
+            disk_image: None,
             wall_base_ns,
         };
         if let Some(path) = &args.kernel {
@@ -205,6 +224,10 @@ impl VmConfig {
             config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?;
             config.command_line.clone_from(&manifest.command_line);
             config.memory_mib = manifest.memory_mib;
+            if let Some(disk) = &manifest.disk {
+                config.disk.clone_from(&manifest.name);
+                config.disk_image = Some(guest.path(disk));
+            }
         }
         Ok(config)
     }

@@ -10,6 +10,8 @@ use crate::ram::PAGE;
 use crate::{Cpu, Fault};
 
 const JUMPS: usize = 4096;
+/// `scale` of a branch that may remember the block it leads to.
+pub const LINKS: u8 = 1;
 const GRANULE: u64 = 64;
 const CROSSINGS: usize = 512;
 
@@ -160,6 +162,18 @@ impl CodeCache {
     }
 }
 
+/// The first time that a branch is followed; or always, if its target is not in the same page.
+#[inline(never)]
+fn link(cpu: &mut Cpu, op: &Op) {
+    let rip = cpu.rip;
+    if let Some(first) = cpu.cached_block(rip) {
+        if op.scale == LINKS {
+            op.disp.set(std::ptr::from_ref(first) as u64);
+        }
+        (first.run)(cpu, first)
+    }
+}
+
 impl Cpu {
     /// The block at `target`, if it is known and fits below the limit.
     #[inline(always)]
@@ -173,6 +187,21 @@ impl Cpu {
             return Some(unsafe { &*jump.first });
         }
         None
+    }
+
+    /// Goes to the target of a branch in the same page. `op` remembers where it leads: blocks of a page are
+    /// dropped together.
+    #[inline(always)]
+    pub(crate) fn follow(&mut self, op: &Op) {
+        let first = op.disp.get() as *const Op;
+        if first.is_null() {
+            return link(self, op);
+        }
+        if self.retired + self.cache.count(first) <= self.limit {
+            // SAFETY: the block is of the same page as the one being executed, which is alive.
+            let first = unsafe { &*first };
+            (first.run)(self, first)
+        }
     }
 
     /// The block at RIP, decoded if need be; `None` for an instruction that crosses into the next page.

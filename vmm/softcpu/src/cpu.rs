@@ -57,8 +57,8 @@ pub mod mode {
 }
 
 /// A software x86-64 processor. RAM belongs to its maker.
+#[repr(C)]
 pub struct Cpu {
-    pub(crate) regs: [u64; REGISTERS],
     /// Of the block's start, while a block runs.
     pub(crate) rip: u64,
     /// Steps done, up to the block's start while a block runs.
@@ -72,6 +72,8 @@ pub struct Cpu {
     pub(crate) space: u64,
     /// What of the jump cache is valid.
     pub(crate) jump_key: u64,
+    /// The register file. It and what is before are near the start, where addresses are short.
+    pub(crate) regs: [u64; REGISTERS],
     /// The instruction runs by itself and may change code and page tables.
     pub(crate) alone: bool,
     pub(crate) abort: Abort,
@@ -102,6 +104,8 @@ pub struct Cpu {
     /// Answers to the exits of the instruction being executed, and how many it has used.
     pub(crate) answers: Vec<u64>,
     pub(crate) answered: usize,
+    /// What the last read that found no entry in the TLB read.
+    pub(crate) loaded: u128,
     pub(crate) ram: GuestRam,
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
@@ -168,6 +172,7 @@ impl Cpu {
             window: false,
             answers: Vec::new(),
             answered: 0,
+            loaded: 0,
             ram,
             tlb: Tlb::new(),
             cache,
@@ -252,6 +257,11 @@ impl Cpu {
     /// A handle to stop `run` from another thread.
     pub fn kicker(&self) -> Kicker {
         Kicker(self.kick.clone())
+    }
+
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.rip
     }
 
     /// RFLAGS.
@@ -339,7 +349,11 @@ impl Cpu {
     fn before_block(&mut self, until: u64) -> Option<Exit> {
         match std::mem::take(&mut self.abort) {
             Abort::None | Abort::Alone => {}
-            Abort::Exception(exception) => self.finish_with(exception),
+            Abort::Exception(exception) => {
+                self.finish_with(exception);
+                // Which may have shut the machine down, wherever the run is to end.
+                return self.before_block(until);
+            }
             Abort::Exit(exit) => {
                 self.answered = 0;
                 return Some(exit);

@@ -5,6 +5,7 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
+use crate::cache::LINKS;
 use crate::cpu::mode;
 use crate::exception::Exception;
 use crate::op::{ADDRESS, Handler, Op, ZERO, abort, next};
@@ -14,6 +15,8 @@ use crate::{Cpu, Fault, exec};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
+/// Most conditional branches in a block.
+const BRANCHES: u64 = 3;
 /// Longest instruction in bytes (SDM vol. 2, 2.3.11).
 pub const LONGEST: usize = 15;
 
@@ -39,8 +42,12 @@ pub struct Builder {
     ip: u16,
     /// The instruction's bytes.
     pub raw: [u8; LONGEST],
-    /// Fusing pairs is allowed: the block is not a part that stops at an exact count.
-    pub whole: bool,
+    /// The block is not a part, which is used once: branches may link.
+    whole: bool,
+    /// The last instruction can be fused with a conditional branch: its number, and its handler by condition.
+    compare: Option<(u64, fn(u8) -> Handler)>,
+    /// Conditional branches so far.
+    branches: u64,
 }
 
 impl Builder {
@@ -56,9 +63,26 @@ impl Builder {
         self.ops.push(op);
     }
 
-    /// Takes back the last op, to fuse it with the one that follows.
-    pub fn last(&mut self) -> Option<&mut Op> {
-        self.ops.last_mut().filter(|op| u64::from(op.number) + 1 == self.number)
+    /// The op that is pushed next can be fused with a conditional branch that follows.
+    pub fn fusible(&mut self, handler: fn(u8) -> Handler) {
+        self.compare = Some((self.number, handler));
+    }
+
+    /// A conditional branch is pushed next: an instruction before it that can be fused does its work too.
+    pub fn fuse(&mut self, condition: u8) {
+        self.branches += 1;
+        if let (Some((number, handler)), Some(op)) = (self.compare, self.ops.last_mut())
+            && number + 1 == self.number
+        {
+            op.run = handler(condition);
+        }
+    }
+
+    /// Lets a branch to `target` remember the block, if that is in the same page.
+    pub fn link(&self, op: &mut Op, target: u64) {
+        if self.whole && self.rip / PAGE == target / PAGE {
+            op.scale = LINKS;
+        }
     }
 
     /// The number of the instruction being decoded.
@@ -224,10 +248,7 @@ pub const NOT_AVAILABLE: Handler = not_available;
 fn fall_through(cpu: &mut Cpu, op: &Op) {
     cpu.rip = cpu.rip.wrapping_add(u64::from(op.ip));
     cpu.retired += u64::from(op.number);
-    let rip = cpu.rip;
-    if let Some(first) = cpu.cached_block(rip) {
-        (first.run)(cpu, first)
-    }
+    cpu.follow(op)
 }
 
 /// Ends a part of a block.
@@ -258,7 +279,20 @@ impl Cpu {
     }
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
-        Builder { ops, number: 0, rip: self.rip, mode: self.mode, ip: 0, raw: [0; LONGEST], whole }
+        let (number, ip, raw, compare, branches) = (0, 0, [0; LONGEST], None, 0);
+        Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, branches }
+    }
+
+    /// Whether an instruction that was not recognised would be one, were it not longer than fifteen bytes: it
+    /// is one without its first prefix and with more bytes.
+    fn is_too_long(&self, bytes: &[u8]) -> bool {
+        let mut shorter = [0; LONGEST];
+        if bytes.len() < LONGEST {
+            return false;
+        }
+        shorter[..LONGEST - 1].copy_from_slice(&bytes[1..LONGEST]);
+        let insn = self.decoder(&shorter, self.rip).decode();
+        !insn.is_invalid() || insn.len() == LONGEST
     }
 
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
@@ -272,17 +306,17 @@ impl Cpu {
         let mut decoder = self.decoder(bytes, self.rip);
         let mut insn = Instruction::default();
         let mut ended = false;
-        while builder.number < BLOCK && !ended && decoder.can_decode() {
+        while builder.number < BLOCK && builder.branches < BRANCHES && !ended && decoder.can_decode() {
             let at = decoder.position();
             decoder.decode_out(&mut insn);
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-                let left = decoder.max_position() - at;
-                if left >= LONGEST {
-                    builder.push(Op::new(too_long));
-                    builder.number += 1;
-                    builder.ip += LONGEST as u16;
-                    ended = true;
-                }
+                break;
+            }
+            if insn.is_invalid() && self.is_too_long(&bytes[at..at + insn.len()]) {
+                builder.push(Op::new(too_long));
+                builder.number += 1;
+                builder.ip += LONGEST as u16;
+                ended = true;
                 break;
             }
             builder.raw[..insn.len()].copy_from_slice(&bytes[at..at + insn.len()]);
@@ -294,7 +328,9 @@ impl Cpu {
             return None;
         }
         let (count, length) = (builder.number, u64::from(builder.ip));
-        builder.push(Op::new(if ended { stop } else { fall_through }));
+        let mut last = Op::new(if ended { stop } else { fall_through });
+        builder.link(&mut last, self.rip.wrapping_add(length));
+        builder.push(last);
         builder.ops[0].imm = count;
         Some((builder.ops, length))
     }
@@ -337,16 +373,13 @@ impl Cpu {
         self.ram.read(gpa, &mut bytes[..here]);
         let mut decoder = self.decoder(&bytes[..here], rip);
         decoder.decode_out(insn);
-        let mut bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
-        if insn.is_invalid() && bytes_missing && here < LONGEST {
+        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
             let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
             self.ram.read(gpa, &mut bytes[here..]);
             let mut decoder = self.decoder(&bytes[..], rip);
             decoder.decode_out(insn);
-            bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
         }
-        // Fifteen bytes are there, and it goes on.
-        if insn.is_invalid() && bytes_missing {
+        if insn.is_invalid() && self.is_too_long(&bytes[..insn.len()]) {
             return self.raise(Exception::gp(0));
         }
         Ok(insn.len())

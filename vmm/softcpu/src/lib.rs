@@ -8,6 +8,7 @@
 //!  bytes ─ decode ─▶ blocks of ops (cache) ─▶ exec/* ─▶ registers, flags (lazy), mem (software TLB ─ paging)
 //! ```
 
+mod access;
 mod cache;
 mod control;
 mod cpu;

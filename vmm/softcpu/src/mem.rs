@@ -57,8 +57,6 @@ pub struct Tlb {
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
     pub(crate) off: bool,
-    /// What `read_slow` read.
-    loaded: u128,
 }
 
 impl Tlb {
@@ -70,7 +68,6 @@ impl Tlb {
             spaces: Vec::new(),
             tables: Vec::new(),
             off: false,
-            loaded: 0,
         }
     }
 
@@ -128,27 +125,65 @@ impl Cpu {
         address.wrapping_add(size - 1) & !OFFSET | self.space
     }
 
+    /// Reads memory if a cached page of RAM has it.
+    #[inline(always)]
+    pub(crate) fn read_hit<T: Value>(&self, address: u64) -> Option<T> {
+        let entry = &self.tlb.read[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return None;
+        }
+        let host = address.wrapping_add(entry.addend) as *const T;
+        // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Writes memory if that is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn write_hit<T: Value>(&mut self, address: u64, value: T) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
+    /// Changes memory if it is in a cached page of RAM that may be written.
+    #[inline(always)]
+    pub(crate) fn modify_hit<T: Value>(
+        &mut self,
+        address: u64,
+        change: impl FnOnce(&mut Self, T) -> T,
+    ) -> bool {
+        let entry = &self.tlb.write[slot(address)];
+        if entry.tag != self.tag(address, T::BYTES) {
+            return false;
+        }
+        let host = address.wrapping_add(entry.addend) as *mut T;
+        // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
+        let old = unsafe { host.read_unaligned() };
+        let new = change(self, old);
+        // SAFETY: as above; `change` touches no translations.
+        unsafe { host.write_unaligned(new) };
+        true
+    }
+
     /// Reads memory at a linear address.
     #[inline(always)]
     pub(crate) fn read<T: Value>(&mut self, address: u64) -> Result<T, Fault> {
-        let entry = &self.tlb.read[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *const T;
-            // SAFETY: the entry maps the whole page to RAM, and the value lies in that page.
-            return Ok(unsafe { host.read_unaligned() });
+        if let Some(value) = self.read_hit(address) {
+            return Ok(value);
         }
         self.read_slow(address, T::BYTES)?;
-        Ok(T::from_bits(self.tlb.loaded))
+        Ok(T::from_bits(self.loaded))
     }
 
     /// Writes memory at a linear address.
     #[inline(always)]
     pub(crate) fn write<T: Value>(&mut self, address: u64, value: T) -> Result<(), Fault> {
-        let entry = &self.tlb.write[slot(address)];
-        if entry.tag == self.tag(address, T::BYTES) {
-            let host = address.wrapping_add(entry.addend) as *mut T;
-            // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
-            unsafe { host.write_unaligned(value) };
+        if self.write_hit(address, value) {
             return Ok(());
         }
         self.write_slow(address, T::BYTES, value.bits())
@@ -174,7 +209,7 @@ impl Cpu {
         }
         self.check_write(address, T::BYTES)?;
         self.read_slow(address, T::BYTES)?;
-        let old = T::from_bits(self.tlb.loaded);
+        let old = T::from_bits(self.loaded);
         let (flags, system_flags) = (self.flags, self.system_flags);
         let (new, result) = change(self, old);
         let written = self.write_slow(address, T::BYTES, new.bits());
@@ -274,6 +309,7 @@ impl Cpu {
     }
 
     /// Raises what a write of `size` bytes would raise, without writing.
+    #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
         let mut at = address;
@@ -313,7 +349,7 @@ impl Cpu {
         Ok(())
     }
 
-    /// Leaves what it read in `tlb.loaded`: as a result it would go through the caller's stack, and a handler
+    /// Leaves what it read in `loaded`: as a result it would go through the caller's stack, and a handler
     /// with a stack frame does not leave by a jump.
     #[inline(never)]
     #[cold]
@@ -325,12 +361,12 @@ impl Cpu {
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
         if first == size {
-            self.tlb.loaded = self.load(gpa, size)?;
+            self.loaded = self.load(gpa, size)?;
             return Ok(());
         }
         let rest = self.translate_data(address.wrapping_add(first), false)?;
         let low = self.load(gpa, first)?;
-        self.tlb.loaded = self.load(rest, size - first)? << (8 * first) | low;
+        self.loaded = self.load(rest, size - first)? << (8 * first) | low;
         Ok(())
     }
 

@@ -29,7 +29,8 @@ pub const REGISTERS: usize = 33;
 pub struct Op {
     /// Executes it.
     pub run: Handler,
-    /// Displacement, or the whole address of a RIP-relative operand. In branches: the chained block.
+    /// Displacement, or the whole address of a RIP-relative operand. In branches that link: the first op of the
+    /// block they lead to, once it is known.
     pub disp: Cell<u64>,
     /// Immediate, sign-extended; target of a branch.
     pub imm: u64,
@@ -41,7 +42,7 @@ pub struct Op {
     pub base: u8,
     /// Index register of the memory operand, or `ZERO`.
     pub index: u8,
-    /// Log 2 of the index's factor.
+    /// Log 2 of the index's factor. In branches: `cache::LINKS` if they may link.
     pub scale: u8,
     /// Number of the instruction in its block.
     pub number: u8,

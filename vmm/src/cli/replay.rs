@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use logchannel::{Event, Output, Position, Seq};
 
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
+use crate::debug::{self, DebugArgs, Debugging};
 use crate::recording::reader::Tail;
 use crate::recording::verify::LastState;
 use crate::recording::{Arrival, Recording, Session, SessionError};
@@ -20,6 +21,7 @@ use crate::recording::{Arrival, Recording, Session, SessionError};
   lockstep replay run.lkr --to 120000        as far as a position
   lockstep replay run.lkr --to-output 12     as far as the 12th output
   lockstep replay run.lkr --from 900000      from there on, by the nearest checkpoint
+  lockstep replay run.lkr --gdb 127.0.0.1:1234   under gdb, forwards and (on soft) backwards
 
 Positions are counts of the recording's clock: instructions, or exits. `lockstep log dump` shows them.
 
@@ -37,6 +39,9 @@ pub struct ReplayArgs {
     /// Stop when the N-th output of the log is made.
     #[arg(long, value_name = "N", conflicts_with = "to")]
     pub to_output: Option<u64>,
+    /// Who looks into the guest.
+    #[command(flatten)]
+    pub debug: DebugArgs,
     /// Do not show the guest's console.
     #[arg(long)]
     pub no_console: bool,
@@ -87,7 +92,13 @@ fn output_entry(recording: &Recording, n: u64) -> anyhow::Result<Seq> {
 }
 
 fn show_console(session: &mut Session, to_stderr: bool) {
-    session.on_output(Box::new(move |_, output| {
+    // What a debugger that went back runs through again has been shown.
+    let mut shown = 0;
+    session.on_output(Box::new(move |seq, output| {
+        if seq <= shown {
+            return;
+        }
+        shown = seq;
         if let Output::Console(bytes) = output {
             let written = match to_stderr {
                 true => std::io::stderr().write_all(bytes),
@@ -133,8 +144,11 @@ fn play(session: &mut Session, args: &ReplayArgs, bar: &ProgressBar) -> anyhow::
 
 /// Runs the command.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
-    let mut session = open(&args.file)?;
-    let outcome = replay(&mut session, args);
+    let debugging = Debugging::new(&args.debug, &[], true)?;
+    let recording = Recording::open(&args.file)?;
+    warn_of_tail(&recording);
+    let mut session = Session::debugged(recording, &debugging)?;
+    let outcome = replay(&mut session, args, &debugging);
     match outcome {
         Ok(code) => Ok(code),
         Err(error) => match error.downcast::<SessionError>() {
@@ -152,7 +166,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
     }
 }
 
-fn replay(session: &mut Session, args: &ReplayArgs) -> anyhow::Result<u8> {
+fn replay(session: &mut Session, args: &ReplayArgs, debugging: &Debugging) -> anyhow::Result<u8> {
     if let Some(from) = args.from {
         session.seek(Position::at(from)).with_context(|| format!("going to position {from}"))?;
     }
@@ -160,7 +174,10 @@ fn replay(session: &mut Session, args: &ReplayArgs) -> anyhow::Result<u8> {
         show_console(session, args.json);
     }
     let bar = bar(session, args.json);
-    let arrival = play(session, args, &bar)?;
+    let arrival = match args.debug.gdb {
+        Some(_) => debug::replay::play(session, debugging)?,
+        None => play(session, args, &bar)?,
+    };
     bar.finish_and_clear();
     let state = LastState {
         position: session.position().count,

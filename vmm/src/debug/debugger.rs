@@ -33,7 +33,8 @@ const INT3: u8 = 0xcc;
 const PACKET_BYTES: usize = 16 << 10;
 
 type Stub = GdbStubStateMachine<'static, Target, Wire>;
-type Stop = SingleThreadStopReason<u64>;
+/// Why a guest stands still, as a debugger is told.
+pub type Stop = SingleThreadStopReason<u64>;
 
 /// A debugger's way to ask for something that only the driver of a replay can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,18 @@ pub struct Debugger {
     /// A step whose instruction the machine has still to complete.
     open: bool,
     rewind: Option<Rewind>,
+    /// The guest is only being brought to a place: nobody is asked, nothing stops it.
+    quiet: bool,
+    /// What would have stopped the guest is only noted.
+    scan: Option<Scan>,
+}
+
+/// A search for the last stop.
+#[derive(Default)]
+struct Scan {
+    last: Option<(u64, Stop)>,
+    /// What is watched has been read.
+    begun: bool,
 }
 
 impl Debugger {
@@ -80,7 +93,31 @@ impl Debugger {
             leave: false,
             open: false,
             rewind: None,
+            quiet: false,
+            scan: None,
         }
+    }
+
+    /// Whether a debugger is connected.
+    pub fn is_attached(&self) -> bool {
+        self.stub.is_some()
+    }
+
+    /// Has a debugger told at the next opportunity.
+    pub fn say(&mut self, stop: Stop) {
+        self.stop = self.is_attached().then_some(stop);
+    }
+
+    /// From now on nothing stops the guest, or again what has been set up.
+    pub fn quiet(&mut self, on: bool) {
+        self.quiet = on;
+        (self.open, self.leave) = (false, false);
+    }
+
+    /// From now on what would stop the guest is only noted; at the end, the last of it and where it was.
+    pub fn scan(&mut self, on: bool) -> Option<(u64, Stop)> {
+        (self.open, self.leave) = (false, false);
+        std::mem::replace(&mut self.scan, on.then(Scan::default))?.last
     }
 
     /// What `Engine::run` is under a debugger.
@@ -132,6 +169,9 @@ impl Debugger {
         mut entry: VmEntry,
         until: Option<Position>,
     ) -> Result<VmExit, EngineError> {
+        if self.quiet {
+            return target.engine.run(entry, until);
+        }
         if !self.kicker_added {
             self.kicker_added = true;
             target.engine.debug_kicker().into_iter().for_each(|kick| self.kicks.add(kick));
@@ -259,6 +299,12 @@ impl Debugger {
 
     /// Tells the debugger what it waits for, and does what it says until it lets the guest go on.
     fn meet(&mut self, target: &mut Target, entry: &mut VmEntry) -> Result<(), EngineError> {
+        if self.quiet {
+            return Ok(());
+        }
+        if self.scan.is_some() {
+            return self.note(target, entry);
+        }
         let mut stopped = false;
         loop {
             if let Some(stop) = self.stop.take() {
@@ -290,6 +336,24 @@ impl Debugger {
                 return Err(EngineError::Rewind);
             }
         }
+        Ok(())
+    }
+
+    /// Notes where the guest would have been stopped, and lets it go on.
+    fn note(&mut self, target: &mut Target, entry: &mut VmEntry) -> Result<(), EngineError> {
+        let at = target.engine.position().count;
+        let Some(scan) = &mut self.scan else { return Ok(()) };
+        if !std::mem::replace(&mut scan.begun, true) {
+            target.engine.complete(std::mem::take(entry))?;
+            target.watched_change()?;
+            target.release()?;
+        }
+        let Some(stop) = self.stop.take() else { return Ok(()) };
+        // Backwards, a change is seen before the instruction that makes it.
+        let at = if matches!(stop, Stop::Watch { .. }) { at.saturating_sub(1) } else { at };
+        scan.last = Some((at, stop));
+        target.engine.complete(std::mem::take(entry))?;
+        self.leave = target.setup.breakpoints.contains(&target.engine.rip()?);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod debugger;
 mod monitor;
 pub mod paging;
 mod registers;
+pub mod replay;
 pub mod symbols;
 mod target;
 pub mod trace;

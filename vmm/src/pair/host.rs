@@ -25,6 +25,7 @@ use crate::pair::claims::Claims;
 use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
+use crate::pair::new_disk;
 use crate::pair::outside::{NetWriter, Outside};
 use crate::pair::primary::greet_backup;
 use crate::pair::status::Status;
@@ -159,7 +160,7 @@ impl Host {
         DiskAddress {
             server: self.config.args.disk_server.clone(),
             vm: self.config.args.vm.clone(),
-            disk: self.config.args.disk.clone(),
+            disk: self.config.disk.clone(),
             bytes: self.config.disk_bytes(),
             claimant: self.claimant,
         }
@@ -197,6 +198,15 @@ impl Host {
                 Box::new(file.with_context(|| format!("cannot write --console {}", path.display()))?)
             }
         })
+    }
+
+    /// Fills the disk, if it is empty and the guest has a content for it.
+    pub(super) fn fill_disk(&self, client: &mut DiskClient, generation: Generation) -> anyhow::Result<()> {
+        let Some(image) = &self.config.disk_image else { return Ok(()) };
+        let address = self.disk_address();
+        let opened = client.open(&address.vm, &address.disk, None, self.claimant)?;
+        new_disk::fill(client, opened.disk, opened.bytes, generation, image)?;
+        Ok(())
     }
 
     /// Starts reading the console's input, if there is any. The terminal is as before once the result is

@@ -21,6 +21,7 @@ pub mod follower;
 pub mod host;
 pub mod leader;
 pub mod live;
+pub mod new_disk;
 pub mod outside;
 pub mod primary;
 pub mod status;

@@ -34,7 +34,8 @@ pub fn run_live(
     let wait_for_backup = Duration::from_secs(60);
     let role = if backup.is_some() { "primary" } else { "run" };
     let host = Host::new(config, role, claimant()?)?;
-    let (generation, disk) = host.win_generation(take_over, backup.map(|(address, _)| address))?;
+    let (generation, mut disk) = host.win_generation(take_over, backup.map(|(address, _)| address))?;
+    host.fill_disk(&mut disk, generation)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let protocol = match backup {
         Some((_, pair)) => pair.protocol(host.claimant),

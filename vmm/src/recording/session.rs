@@ -19,6 +19,7 @@ use replay::{Divergence, Ending, Machine as _, Progress, PushError, ReplayError,
 
 use crate::assemble::{self, Vm};
 use crate::config::MACHINE_MODEL;
+use crate::debug::Debugging;
 use crate::engine::{Engine as _, EngineKind, StopPrecision};
 use crate::machine::MachineError;
 use crate::memory::{MemoryError, Ram};
@@ -94,10 +95,15 @@ impl Session {
 
     /// A session of an open recording, at its first position.
     pub fn new(recording: Recording) -> Result<Self, SessionError> {
+        Self::debugged(recording, &Debugging::default())
+    }
+
+    /// The same, with whoever looks into the guest.
+    pub fn debugged(recording: Recording, debugging: &Debugging) -> Result<Self, SessionError> {
         let engine = check_machine(&recording)?;
         let mut ram = Ram::new(recording.header().machine.memory_bytes)?;
         recording.load_memory(0, &mut ram)?;
-        let machine = assemble::restore(engine, ram, recording.state(0)?)?;
+        let machine = assemble::restore_debugged(engine, debugging, ram, recording.state(0)?)?;
         Ok(Self {
             recording,
             engine,
@@ -209,17 +215,34 @@ impl Session {
         self.run_to(to)
     }
 
+    /// Goes to a position from the nearest state before it, whatever became of the last run.
+    pub fn rewind(&mut self, to: Position) -> Result<Arrival, SessionError> {
+        let checkpoints = self.recording.checkpoints();
+        let of_file = checkpoints.partition_point(|c| c.at.count <= to.count).max(1) - 1;
+        match self.snapshots.before(to.count).map(|kept| kept.state.at.count) {
+            Some(kept) if kept >= checkpoints[of_file].at.count => self.load_snapshot(to.count)?,
+            _ => self.load_checkpoint(of_file)?,
+        }
+        self.step_forward(to)
+    }
+
     /// Goes `counts` positions back, or to the first; leaves snapshots on the way, closer and closer.
     pub fn step_back(&mut self, counts: u64) -> Result<Arrival, SessionError> {
         let first = self.recording.checkpoints()[0].at.count;
         let to = self.position().count.saturating_sub(counts).max(first);
+        // To begin with the nearest state before; from there on every half of what is left.
+        let from = self.nearest(to);
+        self.seek(Position::at(from))?;
+        self.step_forward(Position::at(to))
+    }
+
+    /// Goes on to a position, and leaves snapshots on the way, closer and closer.
+    fn step_forward(&mut self, to: Position) -> Result<Arrival, SessionError> {
+        let to = to.count;
         let least = match self.stops_exactly() {
             true => 20_000,
             false => 16,
         };
-        // To begin with the nearest state before; from there on every half of what is left.
-        let from = self.nearest(to);
-        self.seek(Position::at(from))?;
         loop {
             let left = to - self.position().count;
             if left <= least {

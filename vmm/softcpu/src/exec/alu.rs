@@ -1,13 +1,16 @@
 //! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT.
+//!
+//! CMP and TEST are fused with a conditional branch right after them.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::Cpu;
+use crate::access::{Addressing, Based, Indexed, modifying, reading};
 use crate::decode::{Builder, Lowered, gpr, operand_bytes};
+use crate::exec::branch;
 use crate::flags::Lazy;
-use crate::op::{Handler, Op, next};
+use crate::op::{Handler, Op, ZERO, next};
 use crate::word::Word;
-use crate::{or_abort, sized};
+use crate::{Cpu, by_condition, sized};
 
 /// What two operands become.
 pub trait Binary {
@@ -15,6 +18,30 @@ pub trait Binary {
     const STORES: bool = true;
     /// Computes the result and the flags.
     fn apply<W: Word>(flags: &mut Lazy, a: W, b: W) -> W;
+}
+
+/// Where a handler goes when its work is done.
+trait Then: 'static {
+    fn go(cpu: &mut Cpu, op: &Op);
+}
+
+/// To the next op.
+struct Onward;
+impl Then for Onward {
+    #[inline(always)]
+    fn go(cpu: &mut Cpu, op: &Op) {
+        next(cpu, op)
+    }
+}
+
+/// It does the work of the conditional branch that follows, too: that op says where to.
+struct Branch<const CODE: u8>;
+impl<const CODE: u8> Then for Branch<CODE> {
+    #[inline(always)]
+    fn go(cpu: &mut Cpu, op: &Op) {
+        let jcc = op.following();
+        if cpu.flags.condition::<CODE>() { branch::jmp(cpu, jcc) } else { next(cpu, jcc) }
+    }
 }
 
 #[inline(always)]
@@ -83,110 +110,167 @@ binary!(Dec, true, |flags, a, _b| {
 binary!(Neg, true, |flags, a, _b| subtract(flags, W::of(0), a, 0));
 binary!(Not, true, |_flags, a, _b| W::of(!a.zext()));
 
-fn rr<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
+fn rr<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
     let (a, b) = (cpu.reg::<W>(op.dst), cpu.reg::<W>(op.src));
     let result = K::apply(&mut cpu.flags, a, b);
     if K::STORES {
         cpu.set_reg(op.dst, result);
     }
-    next(cpu, op)
+    T::go(cpu, op)
 }
 
-fn ri<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
+fn ri<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
     let a = cpu.reg::<W>(op.dst);
     let result = K::apply(&mut cpu.flags, a, W::of(op.imm));
     if K::STORES {
         cpu.set_reg(op.dst, result);
     }
-    next(cpu, op)
+    T::go(cpu, op)
 }
 
-fn rm<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
-    let b = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
-    let a = cpu.reg::<W>(op.dst);
-    let result = K::apply(&mut cpu.flags, a, b);
-    if K::STORES {
-        cpu.set_reg(op.dst, result);
-    }
-    next(cpu, op)
+fn rm<T: Then, K: Binary, A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    reading::<A, W>(cpu, op, |cpu, op, b| {
+        let a = cpu.reg::<W>(op.dst);
+        let result = K::apply(&mut cpu.flags, a, b);
+        if K::STORES {
+            cpu.set_reg(op.dst, result);
+        }
+        T::go(cpu, op)
+    })
 }
 
 #[inline(always)]
-fn to_memory<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op, b: W) {
-    let address = cpu.address(op);
+fn to_memory<T: Then, K: Binary, A: Addressing, W: Word>(
+    cpu: &mut Cpu,
+    op: &Op,
+    b: impl Fn(&Cpu, &Op) -> W + Copy,
+) {
     if K::STORES {
-        or_abort!(
+        modifying::<A, W>(
             cpu,
             op,
-            cpu.modify::<W, ()>(address, |cpu, a| {
-                let result = K::apply(&mut cpu.flags, a, b);
-                (result, ())
-            })
-        );
+            |cpu, op, a| {
+                let b = b(cpu, op);
+                K::apply(&mut cpu.flags, a, b)
+            },
+            T::go,
+        )
     } else {
-        let a = or_abort!(cpu, op, cpu.read::<W>(address));
-        K::apply(&mut cpu.flags, a, b);
-    }
-    next(cpu, op)
-}
-
-fn mr<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
-    let b = cpu.reg::<W>(op.src);
-    to_memory::<K, W>(cpu, op, b)
-}
-
-fn mi<K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
-    to_memory::<K, W>(cpu, op, W::of(op.imm))
-}
-
-struct Forms {
-    rr: Handler,
-    ri: Handler,
-    rm: Handler,
-    mr: Handler,
-    mi: Handler,
-}
-
-fn forms<K: Binary>(bytes: usize) -> Forms {
-    Forms {
-        rr: sized!(bytes, rr, K),
-        ri: sized!(bytes, ri, K),
-        rm: sized!(bytes, rm, K),
-        mr: sized!(bytes, mr, K),
-        mi: sized!(bytes, mi, K),
+        reading::<A, W>(cpu, op, |cpu, op, a| {
+            let b = b(cpu, op);
+            K::apply(&mut cpu.flags, a, b);
+            T::go(cpu, op)
+        })
     }
 }
 
-fn handlers(mnemonic: Mnemonic, bytes: usize) -> Option<Forms> {
+fn mr<T: Then, K: Binary, A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    to_memory::<T, K, A, W>(cpu, op, |cpu, op| cpu.reg(op.src))
+}
+
+fn mi<T: Then, K: Binary, A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    to_memory::<T, K, A, W>(cpu, op, |_, op| W::of(op.imm))
+}
+
+/// Where the operands are, destination first.
+#[derive(Clone, Copy)]
+enum Form {
+    RegisterRegister,
+    RegisterImmediate,
+    RegisterMemory,
+    MemoryRegister,
+    MemoryImmediate,
+}
+
+fn handler<K: Binary>(form: Form, indexed: bool, bytes: usize) -> Handler {
+    match (form, indexed) {
+        (Form::RegisterRegister, _) => sized!(bytes, rr, Onward, K),
+        (Form::RegisterImmediate, _) => sized!(bytes, ri, Onward, K),
+        (Form::RegisterMemory, false) => sized!(bytes, rm, Onward, K, Based),
+        (Form::RegisterMemory, true) => sized!(bytes, rm, Onward, K, Indexed),
+        (Form::MemoryRegister, false) => sized!(bytes, mr, Onward, K, Based),
+        (Form::MemoryRegister, true) => sized!(bytes, mr, Onward, K, Indexed),
+        (Form::MemoryImmediate, false) => sized!(bytes, mi, Onward, K, Based),
+        (Form::MemoryImmediate, true) => sized!(bytes, mi, Onward, K, Indexed),
+    }
+}
+
+fn handlers(mnemonic: Mnemonic, form: Form, indexed: bool, bytes: usize) -> Option<Handler> {
     Some(match mnemonic {
-        Mnemonic::Add => forms::<Add>(bytes),
-        Mnemonic::Adc => forms::<Adc>(bytes),
-        Mnemonic::Sub => forms::<Sub>(bytes),
-        Mnemonic::Sbb => forms::<Sbb>(bytes),
-        Mnemonic::Cmp => forms::<Cmp>(bytes),
-        Mnemonic::And => forms::<And>(bytes),
-        Mnemonic::Or => forms::<Or>(bytes),
-        Mnemonic::Xor => forms::<Xor>(bytes),
-        Mnemonic::Test => forms::<Test>(bytes),
-        Mnemonic::Inc => forms::<Inc>(bytes),
-        Mnemonic::Dec => forms::<Dec>(bytes),
-        Mnemonic::Neg => forms::<Neg>(bytes),
-        Mnemonic::Not => forms::<Not>(bytes),
+        Mnemonic::Add => handler::<Add>(form, indexed, bytes),
+        Mnemonic::Adc => handler::<Adc>(form, indexed, bytes),
+        Mnemonic::Sub => handler::<Sub>(form, indexed, bytes),
+        Mnemonic::Sbb => handler::<Sbb>(form, indexed, bytes),
+        Mnemonic::Cmp => handler::<Cmp>(form, indexed, bytes),
+        Mnemonic::And => handler::<And>(form, indexed, bytes),
+        Mnemonic::Or => handler::<Or>(form, indexed, bytes),
+        Mnemonic::Xor => handler::<Xor>(form, indexed, bytes),
+        Mnemonic::Test => handler::<Test>(form, indexed, bytes),
+        Mnemonic::Inc => handler::<Inc>(form, indexed, bytes),
+        Mnemonic::Dec => handler::<Dec>(form, indexed, bytes),
+        Mnemonic::Neg => handler::<Neg>(form, indexed, bytes),
+        Mnemonic::Not => handler::<Not>(form, indexed, bytes),
         _ => return None,
     })
 }
 
+fn rr_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    rr::<Branch<CODE>, K, W>(cpu, op)
+}
+
+fn ri_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    ri::<Branch<CODE>, K, W>(cpu, op)
+}
+
+fn rm_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    rm::<Branch<CODE>, K, Based, W>(cpu, op)
+}
+
+fn mr_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    mr::<Branch<CODE>, K, Based, W>(cpu, op)
+}
+
+fn mi_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    mi::<Branch<CODE>, K, Based, W>(cpu, op)
+}
+
+/// The handlers, by condition, of a comparison and the branch after it.
+fn fused<K: Binary, W: Word>(form: Form) -> fn(u8) -> Handler {
+    match form {
+        Form::RegisterRegister => |code| by_condition!(code, rr_branch, K, W),
+        Form::RegisterImmediate => |code| by_condition!(code, ri_branch, K, W),
+        Form::RegisterMemory => |code| by_condition!(code, rm_branch, K, W),
+        Form::MemoryRegister => |code| by_condition!(code, mr_branch, K, W),
+        Form::MemoryImmediate => |code| by_condition!(code, mi_branch, K, W),
+    }
+}
+
+/// Marks what can be fused.
+fn offer(builder: &mut Builder, mnemonic: Mnemonic, form: Form, bytes: usize) {
+    builder.fusible(match (mnemonic, bytes) {
+        (Mnemonic::Cmp, 1) => fused::<Cmp, u8>(form),
+        (Mnemonic::Cmp, 4) => fused::<Cmp, u32>(form),
+        (Mnemonic::Cmp, 8) => fused::<Cmp, u64>(form),
+        (Mnemonic::Test, 1) => fused::<Test, u8>(form),
+        (Mnemonic::Test, 4) => fused::<Test, u32>(form),
+        (Mnemonic::Test, 8) => fused::<Test, u64>(form),
+        _ => return,
+    });
+}
+
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
-    let Some(forms) = handlers(insn.mnemonic(), operand_bytes(insn, 0)) else { return Lowered::Unknown };
     let first_in_memory = insn.op0_kind() == OpKind::Memory;
     let second = if insn.op_count() > 1 { insn.op1_kind() } else { OpKind::Immediate8 };
-    let mut op = Op::new(match (first_in_memory, second) {
-        (false, OpKind::Register) => forms.rr,
-        (false, OpKind::Memory) => forms.rm,
-        (false, _) => forms.ri,
-        (true, OpKind::Register) => forms.mr,
-        (true, _) => forms.mi,
-    });
+    let form = match (first_in_memory, second) {
+        (false, OpKind::Register) => Form::RegisterRegister,
+        (false, OpKind::Memory) => Form::RegisterMemory,
+        (false, _) => Form::RegisterImmediate,
+        (true, OpKind::Register) => Form::MemoryRegister,
+        (true, _) => Form::MemoryImmediate,
+    };
+    let bytes = operand_bytes(insn, 0);
+    let Some(run) = handlers(insn.mnemonic(), form, true, bytes) else { return Lowered::Unknown };
+    let mut op = Op::new(run);
     if !first_in_memory {
         op.dst = gpr(insn.op0_register()).unwrap_or_default();
     }
@@ -198,6 +282,10 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     }
     if first_in_memory || second == OpKind::Memory {
         builder.memory(&mut op, insn);
+    }
+    if op.index == ZERO {
+        op.run = handlers(insn.mnemonic(), form, false, bytes).unwrap_or(run);
+        offer(builder, insn.mnemonic(), form, bytes);
     }
     builder.push(op);
     Lowered::Continues

@@ -1,26 +1,31 @@
 //! Near JMP, Jcc, CALL, RET, LOOP, JRCXZ.
 //!
-//! A branch whose target lies in the same page remembers the block it leads to; others look it up by RIP.
+//! A branch whose target lies in the same page remembers the block it leads to; others look it up by RIP. A
+//! block goes on after a conditional branch that is not taken.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
+use crate::access::{BelowTop, Top, reading, writing};
 use crate::by_condition;
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, gpr};
 use crate::exception::Exception;
 use crate::exec::condition;
-use crate::op::{Handler, Op, abort};
+use crate::op::{Handler, Op, abort, next};
 use crate::word::Word;
 use crate::{Cpu, or_abort};
 
-fn jmp(cpu: &mut Cpu, op: &Op) {
-    cpu.jump(op, op.imm)
+/// Goes to `imm`.
+#[inline(always)]
+pub fn jmp(cpu: &mut Cpu, op: &Op) {
+    cpu.rip = op.imm;
+    cpu.retired += u64::from(op.number) + 1;
+    cpu.follow(op)
 }
 
+/// The block goes on after it.
 fn jcc<const CODE: u8>(cpu: &mut Cpu, op: &Op) {
-    let taken = cpu.flags.condition::<CODE>();
-    let target = if taken { op.imm } else { cpu.rip.wrapping_add(u64::from(op.following().ip)) };
-    cpu.jump(op, target)
+    if cpu.flags.condition::<CODE>() { jmp(cpu, op) } else { next(cpu, op) }
 }
 
 /// Goes to a target that the guest computed.
@@ -63,9 +68,34 @@ fn call_to<W: Word>(cpu: &mut Cpu, op: &Op, target: u64) {
         or_abort!(cpu, op, cpu.check_push(W::BYTES));
         return abort_gp(cpu, op);
     }
-    let back = cpu.rip.wrapping_add(u64::from(op.following().ip));
+    let back = following(cpu, op);
     or_abort!(cpu, op, cpu.push(W::of(back)));
     cpu.jump(op, target)
+}
+
+/// Linear address of the next instruction.
+#[inline(always)]
+fn following(cpu: &Cpu, op: &Op) -> u64 {
+    cpu.rip.wrapping_add(u64::from(op.following().ip))
+}
+
+/// CALL in 64-bit mode.
+fn call_64(cpu: &mut Cpu, op: &Op) {
+    writing::<BelowTop, u64>(cpu, op, following, |cpu, op| {
+        cpu.regs[4] = cpu.regs[4].wrapping_sub(8);
+        jmp(cpu, op)
+    })
+}
+
+/// RET in 64-bit mode.
+fn ret_64(cpu: &mut Cpu, op: &Op) {
+    reading::<Top, u64>(cpu, op, |cpu, op, target| {
+        if !cpu.is_target(target) {
+            return abort_gp(cpu, op);
+        }
+        cpu.regs[4] = cpu.regs[4].wrapping_add(8 + op.imm);
+        cpu.jump(op, target)
+    })
 }
 
 fn call<W: Word>(cpu: &mut Cpu, op: &Op) {
@@ -106,7 +136,7 @@ fn count<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op) {
         };
         left.zext() != 0 && wanted
     };
-    let target = if taken { op.imm } else { cpu.rip.wrapping_add(u64::from(op.following().ip)) };
+    let target = if taken { op.imm } else { following(cpu, op) };
     cpu.jump(op, target)
 }
 
@@ -155,28 +185,36 @@ fn bytes(builder: &Builder, insn: &Instruction) -> usize {
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     use Mnemonic as M;
     let bytes = bytes(builder, insn);
+    let mut lowered = Lowered::Ends;
     let mut op = Op::new(match insn.mnemonic() {
         M::Jmp if is_near(insn) => jmp,
         M::Jmp if insn.is_jmp_near_indirect() && insn.op0_kind() == OpKind::Register => {
             pointer!(bytes, jmp_r)
         }
         M::Jmp if insn.is_jmp_near_indirect() => pointer!(bytes, jmp_m),
+        M::Call if is_near(insn) && builder.is_long() && bytes == 8 => call_64,
         M::Call if is_near(insn) => pointer!(bytes, call),
         M::Call if insn.is_call_near_indirect() && insn.op0_kind() == OpKind::Register => {
             pointer!(bytes, call_r)
         }
         M::Call if insn.is_call_near_indirect() => pointer!(bytes, call_m),
-        M::Ret => pointer!(
-            insn.stack_pointer_increment().unsigned_abs() as u64
-                - if insn.op_count() > 0 { u64::from(insn.immediate16()) } else { 0 },
-            ret
-        ),
+        M::Ret => {
+            let popped = insn.stack_pointer_increment().unsigned_abs() as u64;
+            match popped - if insn.op_count() > 0 { u64::from(insn.immediate16()) } else { 0 } {
+                8 if builder.is_long() => ret_64,
+                bytes => pointer!(bytes, ret),
+            }
+        }
         M::Loop => pointer!(count_bytes(insn), count, 0),
         M::Loope => pointer!(count_bytes(insn), count, 1),
         M::Loopne => pointer!(count_bytes(insn), count, 2),
         M::Jrcxz | M::Jecxz | M::Jcxz => pointer!(count_bytes(insn), count, 3),
         _ if insn.is_jcc_short_or_near() => match condition::code(insn) {
-            Some(code) => by_condition!(code, jcc),
+            Some(code) => {
+                builder.fuse(code);
+                lowered = Lowered::Continues;
+                by_condition!(code, jcc)
+            }
             None => return Lowered::Unknown,
         },
         _ => return Lowered::Unknown,
@@ -187,8 +225,11 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         }
         OpKind::Register => op.src = gpr(insn.op0_register()).unwrap_or_default(),
         OpKind::Memory => builder.memory(&mut op, insn),
-        _ => op.imm = insn.near_branch_target(),
+        _ => {
+            op.imm = insn.near_branch_target();
+            builder.link(&mut op, insn.near_branch_target());
+        }
     }
     builder.push(op);
-    Lowered::Ends
+    lowered
 }

@@ -3,9 +3,10 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::Cpu;
+use crate::access::{Addressing, Based, Indexed, reading, writing};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, gpr, operand_bytes, segment};
-use crate::op::{Handler, Op, next};
+use crate::op::{Handler, Op, ZERO, next};
 use crate::word::Word;
 use crate::{or_abort, sized};
 
@@ -20,21 +21,19 @@ fn mov_ri<W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
-fn mov_rm<W: Word>(cpu: &mut Cpu, op: &Op) {
-    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
-    cpu.set_reg(op.dst, value);
-    next(cpu, op)
+fn mov_rm<A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    reading::<A, W>(cpu, op, |cpu, op, value| {
+        cpu.set_reg(op.dst, value);
+        next(cpu, op)
+    })
 }
 
-fn mov_mr<W: Word>(cpu: &mut Cpu, op: &Op) {
-    let value = cpu.reg::<W>(op.src);
-    or_abort!(cpu, op, cpu.write(cpu.address(op), value));
-    next(cpu, op)
+fn mov_mr<A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    writing::<A, W>(cpu, op, |cpu, op| cpu.reg(op.src), next)
 }
 
-fn mov_mi<W: Word>(cpu: &mut Cpu, op: &Op) {
-    or_abort!(cpu, op, cpu.write(cpu.address(op), W::of(op.imm)));
-    next(cpu, op)
+fn mov_mi<A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
+    writing::<A, W>(cpu, op, |_, op| W::of(op.imm), next)
 }
 
 fn extend_rr<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
@@ -44,9 +43,10 @@ fn extend_rr<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
 }
 
 fn extend_rm<const SIGNED: bool, S: Word, D: Word>(cpu: &mut Cpu, op: &Op) {
-    let value = or_abort!(cpu, op, cpu.read::<S>(cpu.address(op)));
-    cpu.set_reg(op.dst, D::of(if SIGNED { value.sext() } else { value.zext() }));
-    next(cpu, op)
+    reading::<Indexed, S>(cpu, op, |cpu, op, value| {
+        cpu.set_reg(op.dst, D::of(if SIGNED { value.sext() } else { value.zext() }));
+        next(cpu, op)
+    })
 }
 
 fn lea<W: Word>(cpu: &mut Cpu, op: &Op) {
@@ -107,16 +107,22 @@ fn lower_mov(builder: &mut Builder, insn: &Instruction) -> Lowered {
         }
         (OpKind::Register, OpKind::Memory) => {
             let Some(dst) = gpr(insn.op0_register()) else { return Lowered::Unknown };
-            let mut op = Op::new(sized!(bytes, mov_rm));
+            let mut op = Op::new(sized!(bytes, mov_rm, Indexed));
             op.dst = dst;
             builder.memory(&mut op, insn);
+            if op.index == ZERO {
+                op.run = sized!(bytes, mov_rm, Based);
+            }
             op
         }
         (OpKind::Memory, OpKind::Register) => {
             let Some(src) = gpr(insn.op1_register()) else { return Lowered::Unknown };
-            let mut op = Op::new(sized!(bytes, mov_mr));
+            let mut op = Op::new(sized!(bytes, mov_mr, Indexed));
             op.src = src;
             builder.memory(&mut op, insn);
+            if op.index == ZERO {
+                op.run = sized!(bytes, mov_mr, Based);
+            }
             op
         }
         (OpKind::Register, _) => {
@@ -125,8 +131,11 @@ fn lower_mov(builder: &mut Builder, insn: &Instruction) -> Lowered {
             op
         }
         _ => {
-            let mut op = Op::new(sized!(bytes, mov_mi));
+            let mut op = Op::new(sized!(bytes, mov_mi, Indexed));
             builder.memory(&mut op, insn);
+            if op.index == ZERO {
+                op.run = sized!(bytes, mov_mi, Based);
+            }
             op
         }
     };

@@ -5,6 +5,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
+use crate::access::{BelowTop, Top, reading, writing};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, gpr};
 use crate::flags;
@@ -13,8 +14,6 @@ use crate::state::{Seg, Segment};
 use crate::word::Word;
 use crate::{Cpu, Fault, or_abort};
 
-/// Register-file offset of RSP.
-pub const RSP: u8 = 32;
 /// Register-file offset of RBP.
 pub const RBP: u8 = 40;
 
@@ -75,6 +74,28 @@ fn push_r<W: Word>(cpu: &mut Cpu, op: &Op) {
     let value = cpu.reg::<W>(op.src);
     or_abort!(cpu, op, cpu.push(value));
     next(cpu, op)
+}
+
+/// PUSH of a register in 64-bit mode.
+fn push_64(cpu: &mut Cpu, op: &Op) {
+    writing::<BelowTop, u64>(
+        cpu,
+        op,
+        |cpu, op| cpu.reg(op.src),
+        |cpu, op| {
+            cpu.regs[4] = cpu.regs[4].wrapping_sub(8);
+            next(cpu, op)
+        },
+    )
+}
+
+/// POP of a register in 64-bit mode.
+fn pop_64(cpu: &mut Cpu, op: &Op) {
+    reading::<Top, u64>(cpu, op, |cpu, op, value| {
+        cpu.regs[4] = cpu.regs[4].wrapping_add(8);
+        cpu.set_reg(op.dst, value);
+        next(cpu, op)
+    })
 }
 
 fn push_i<W: Word>(cpu: &mut Cpu, op: &Op) {
@@ -230,7 +251,8 @@ fn lower_push(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let mut op = match insn.op0_kind() {
         OpKind::Register => match gpr(insn.op0_register()) {
             Some(src) => {
-                let mut op = Op::new(wide!(bytes, push_r));
+                let long = builder.is_long() && bytes == 8;
+                let mut op = Op::new(if long { push_64 } else { wide!(bytes, push_r) });
                 op.src = src;
                 op
             }
@@ -266,7 +288,8 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
             op
         }
         (_, Some(dst)) => {
-            let mut op = Op::new(wide!(bytes, pop_r));
+            let long = builder.is_long() && bytes == 8;
+            let mut op = Op::new(if long { pop_64 } else { wide!(bytes, pop_r) });
             op.dst = dst;
             op
         }
