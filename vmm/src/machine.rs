@@ -430,4 +430,3 @@ impl<E: Engine> replay::Machine for Machine<E> {
         Ok(MachineDigest { registers, devices, memory })
     }
 }
-
