@@ -100,9 +100,17 @@ impl SoftEngine {
             return;
         }
         self.answer(entry);
-        match self.execute(self.cpu.retired() + 1) {
-            VmExit::Reached => {}
-            further => self.next = Some(further),
+        let end = self.cpu.retired() + 1;
+        // What stops other runs must not come between an answer and its instruction.
+        self.cpu.request_window(false);
+        while self.cpu.retired() < end {
+            match self.execute(end) {
+                VmExit::Reached | VmExit::Kicked | VmExit::Window => {}
+                further => {
+                    self.next = Some(further);
+                    break;
+                }
+            }
         }
     }
 }
@@ -134,6 +142,10 @@ impl Engine for SoftEngine {
         };
         if matches!(exit, VmExit::PioWrite { .. } | VmExit::MmioWrite { .. }) {
             self.finish(VmEntry::Resume);
+        }
+        if exit == VmExit::Shutdown {
+            // A place of its own: where it happened, the guest may have been stopped before.
+            self.cpu.set_retired(self.cpu.retired() + 1);
         }
         Ok(exit)
     }
