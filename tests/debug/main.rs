@@ -6,6 +6,7 @@ mod gdb;
 #[path = "../engine/guest.rs"]
 #[allow(dead_code)]
 mod guest;
+mod kernel;
 mod looking;
 mod stepping;
 mod support;

@@ -55,8 +55,9 @@ impl Debuggee {
             ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
         cluster_options.replicated = false;
         let socket = format!("unix:{}", directory.path().join("gdb.sock").display());
-        let words = ["--disk-size", "16", "--memory", "32", "--gdb", &socket];
-        cluster_options.vm_options = words.iter().chain(options).map(|word| word.to_string()).collect();
+        let small: &[&str] = if options.contains(&"--guest") { &[] } else { &["--memory", "32"] };
+        let words = ["--disk-size", "16", "--gdb", &socket];
+        cluster_options.vm_options = words.iter().chain(small).chain(options).map(|word| word.to_string()).collect();
         let mut cluster = Cluster::start_services(cluster_options, |_| {}).expect("disk server and network");
         cluster.start_primary().expect("the machine");
         let log = cluster.log(Part::Primary);
@@ -79,7 +80,7 @@ impl Debuggee {
         let mut cluster = Cluster::start(options, |_| {}).expect("a machine");
         clients(&mut Client::connect(cluster.port()));
         let asked = lockstep::io::control::ask(&cluster.control(Part::Primary), "shutdown");
-        assert_eq!(asked.expect("it takes a request"), "{}");
+        assert_eq!(asked.expect("it takes a request").trim(), "{}");
         cluster.wait_for_end(Part::Primary).expect("it ends");
         (directory, file)
     }
