@@ -103,7 +103,9 @@ fn ctrl_c_stops_a_guest_that_idles_and_registers_and_memory_can_be_written() {
         gdb.wait_for("stopped");
         assert_eq!(client.ask("STRLEN a"), ":1");
         let output = gdb.finish();
-        for expected in ["SIGINT", "0x1122334455667788", "= 0x77", "is not mapped", "000000100000  ", &start, "detached"] {
+        for expected in
+            ["SIGINT", "0x1122334455667788", "= 0x77", "is not mapped", "000000100000  ", &start, "detached"]
+        {
             assert!(output.contains(expected), "{engine}: no {expected:?}:\n{output}");
         }
         assert_eq!(client.ask("GET a"), "$1");

@@ -26,7 +26,11 @@ fn a_kernel_names_its_functions() {
         assert!(address >= 0xffff_ffff_8100_0000, "{name} at {address:#x}");
         assert!(symbols.describe(address + 1).ends_with("+0x1"), "{name}");
     }
-    println!("{} symbols, start_kernel at {:#x}", symbols.len(), symbols.address("start_kernel").expect("there"));
+    println!(
+        "{} symbols, start_kernel at {:#x}",
+        symbols.len(),
+        symbols.address("start_kernel").expect("there")
+    );
 }
 
 #[test]

@@ -28,7 +28,8 @@ fn machine(kind: EngineKind, debugging: &Debugging) -> Machine<AnyEngine> {
     let line = guest_images::MINIKV_COMMAND_LINE;
     let first = boot::load_elf64(ram.map(), RAM_BYTES, guest_images::MINIKV, line).expect("minikv loads");
     let engine = debugging.wrap(kind.create(&ram).expect("an engine"), &ram).expect("it can be debugged");
-    let config = devices::DevicesConfig { disk_bytes: DISK_BYTES, memory_bytes: RAM_BYTES, ..Default::default() };
+    let config =
+        devices::DevicesConfig { disk_bytes: DISK_BYTES, memory_bytes: RAM_BYTES, ..Default::default() };
     Machine::new(engine, ram, &config, &first).expect("a machine")
 }
 
@@ -45,7 +46,8 @@ pub fn run(kind: EngineKind, debugging: &Debugging) -> (Position, MachineDigest)
                     logchannel::DiskOp::Read { len, .. } => vec![0; *len as usize],
                     _ => Vec::new(),
                 };
-                let done = Event::DiskDone { request: request.id, status: logchannel::DiskStatus::Ok, data: bytes };
+                let done =
+                    Event::DiskDone { request: request.id, status: logchannel::DiskStatus::Ok, data: bytes };
                 let _ = recorder.offer(done, &mut out).expect("an input");
             }
         }

@@ -35,7 +35,10 @@ fn program() -> Vec<u8> {
 }
 
 /// Runs to the end with `ask`; where it stopped on the way, and the state at its end.
-fn run(cpl: u8, ask: impl Fn(&mut Guest, VmEntry) -> DebugStop) -> (Vec<u64>, Vec<VmExit>, CpuState, Vec<u8>) {
+fn run(
+    cpl: u8,
+    ask: impl Fn(&mut Guest, VmEntry) -> DebugStop,
+) -> (Vec<u64>, Vec<VmExit>, CpuState, Vec<u8>) {
     let code = program();
     let mut guest = Guest::new(cpl, &code, &[]);
     let (mut stops, mut exits, mut entry) = (Vec::new(), Vec::new(), VmEntry::Resume);
@@ -95,7 +98,11 @@ fn breakpoints_stop_every_time_and_change_nothing() {
         let (stops, stopped_exits, stopped_state, stopped_ram) = run(cpl, |guest, entry| {
             guest.engine.complete(entry).expect("completes");
             if guest.engine.rip().expect("RIP") == CODE + 5 {
-                let stepped = guest.engine.run_debug(VmEntry::Resume, None, DebugRun { step: true, breakpoints: &NONE });
+                let stepped = guest.engine.run_debug(
+                    VmEntry::Resume,
+                    None,
+                    DebugRun { step: true, breakpoints: &NONE },
+                );
                 assert_eq!(stepped.expect("a step"), DebugStop::Stepped);
             }
             let byte = guest.ram.as_slice()[CODE as usize + 5];

@@ -51,13 +51,13 @@ impl Debuggee {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = TempDir::new().expect("a directory");
         std::fs::write(directory.path().join("minikv.elf"), guest_images::MINIKV).expect("the guest's image");
-        let mut cluster_options =
-            ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
+        let mut cluster_options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
         cluster_options.replicated = false;
         let socket = format!("unix:{}", directory.path().join("gdb.sock").display());
         let small: &[&str] = if options.contains(&"--guest") { &[] } else { &["--memory", "32"] };
         let words = ["--disk-size", "16", "--gdb", &socket];
-        cluster_options.vm_options = words.iter().chain(small).chain(options).map(|word| word.to_string()).collect();
+        cluster_options.vm_options =
+            words.iter().chain(small).chain(options).map(|word| word.to_string()).collect();
         let mut cluster = Cluster::start_services(cluster_options, |_| {}).expect("disk server and network");
         cluster.start_primary().expect("the machine");
         let log = cluster.log(Part::Primary);

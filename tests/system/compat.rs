@@ -306,7 +306,12 @@ fn kernel_ways() -> Vec<Case> {
             .leaves(RAX, 1)
             .selector(CS, USER_CS)
             .not_on(Host::Pvm, NATIVE),
-        // AMD's processors go to CSTAR; Intel's know no SYSCALL in compatibility mode. The model here is AMD's.
+        // Vendors differ: AMD's processors go to CSTAR, Intel's (and the software CPU) have no SYSCALL here.
+        case("SYSCALL is #UD")
+            .with(|s| s.efer |= 1)
+            .probe(|a| a.syscall())
+            .faults(6, None)
+            .not_on_kvm("AMD's goes to CSTAR"),
         case("SYSCALL goes to CSTAR")
             .with(move |s| {
                 set_msr(s, 0xc000_0081, 0x0023_0010 << 32);
@@ -319,12 +324,9 @@ fn kernel_ways() -> Vec<Case> {
             .ends(Finish::Halted(target + 1))
             .leaves(RCX, USER_CODE + 2)
             .selector(CS, KERNEL_CS)
-            .not_on(Host::Pvm, "SYSCALL stays at CPL3"),
-        case("SYSENTER is refused")
-            .probe(|a| a.sysenter())
-            .faults(6, None)
-            .not_on(Host::Pvm, "the host's is reached")
-            .not_on(Host::Emulated, "QEMU's SYSENTER knows no model"),
+            .not_on(Host::Pvm, "SYSCALL stays at CPL3")
+            .not_on(Host::Soft, "Intel's is #UD")
+            .not_on(Host::Kvm, "Intel's is #UD"),
         case("SWAPGS does not exist")
             .bytes(&[0x0f, 0x01, 0xf8])
             .faults(6, None)

@@ -3,8 +3,7 @@
 use std::arch::x86_64::__cpuid;
 use std::path::Path;
 
-use lockstep::engine::kvm::KvmEngine;
-use lockstep::engine::{Engine, EngineError};
+use lockstep::engine::{AnyEngine, EngineError, EngineKind};
 use lockstep::memory::Ram;
 
 /// What runs a case.
@@ -27,8 +26,9 @@ impl Host {
     }
 
     /// Makes an engine.
-    pub fn make(self, ram: &Ram) -> Result<Box<dyn Engine>, EngineError> {
-        Ok(Box::new(KvmEngine::new(ram)?))
+    pub fn make(self, ram: &Ram) -> Result<AnyEngine, EngineError> {
+        let kind = if self == Host::Soft { EngineKind::Soft } else { EngineKind::Kvm };
+        kind.create(ram)
     }
 }
 
@@ -50,7 +50,7 @@ fn kvm() -> Option<Host> {
 
 /// The engines to test. `LOCKSTEP_SYSTEM_ENGINE` names one.
 pub fn hosts(subject: &str) -> Vec<Host> {
-    let mut all = Vec::new();
+    let mut all = vec![Host::Soft];
     match kvm() {
         Some(host) => all.push(host),
         None => eprintln!("SKIPPED {subject} on kvm, every case: no usable /dev/kvm on this machine"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use lockstep::engine::state::CpuState;
-use lockstep::engine::{Engine, VmEntry, VmExit};
+use lockstep::engine::{AnyEngine, Engine, VmEntry, VmExit};
 use lockstep::memory::Ram;
 use logchannel::Position;
 
@@ -62,7 +62,7 @@ pub struct Outcome {
 
 /// An engine with its memory. Dropped in this order.
 pub struct Machine {
-    pub engine: Box<dyn Engine>,
+    pub engine: AnyEngine,
     pub ram: Ram,
 }
 

@@ -81,10 +81,10 @@ pub const CR0_EM: u64 = 1 << 2;
 pub const CR0_TS: u64 = 1 << 3;
 pub const CR0_WP: u64 = 1 << 16;
 pub const CR0_AM: u64 = 1 << 18;
+/// PAE, PGE, OSFXSR, OSXMMEXCPT. The model has no debugging extensions.
+pub const CR4: u64 = 0x6a0;
 pub const CR4_TSD: u64 = 1 << 2;
-pub const CR4_DE: u64 = 1 << 3;
 pub const CR4_PGE: u64 = 1 << 7;
-pub const CR4_PCE: u64 = 1 << 8;
 pub const CR4_OSFXSR: u64 = 1 << 9;
 pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
 pub const CR4_UMIP: u64 = 1 << 11;
@@ -202,7 +202,7 @@ pub fn first_state(user: bool, compat: bool) -> CpuState {
     });
     let mut state = base.clone();
     state.gpr = std::array::from_fn(|n| if n < 8 { 0 } else { 0x0101_0101_0101_0101 * n as u64 });
-    state.cr = [0x8005_0033, 0, PML4, 0x6a8, 0];
+    state.cr = [0x8005_0033, 0, PML4, CR4, 0];
     state.efer = 0xd01;
     state.gdtr = TableRegister { base: GDT, limit: GDT_LIMIT };
     state.idtr = TableRegister { base: IDT, limit: 0xfff };

@@ -361,7 +361,7 @@ fn system_calls() -> Vec<Case> {
         .leaves(RCX, USER_CODE + 2)
         .leaves(11, IF | DF | CF | AC | 2)
         .leaves(RSP, USER_STACK)
-        .flags(0x3f_7fd7, CF)
+        .flags(0x3f_7fd5, CF)
         .segment(CS, "base", 0, |s| s.base)
         .segment(SS, "limit", 0xffff_ffff, |s| s.limit.into()),
         user("SYSCALL without EFER.SCE").with(|s| s.efer &= !1).probe(syscall).faults(6, None),
@@ -392,6 +392,31 @@ fn system_calls() -> Vec<Case> {
             .probe(|a| a.sysretq())
             .done()
             .flags(0x3_0000, 0),
+        halted(
+            user("SYSENTER")
+                .with(|s| {
+                    set_msr(s, 0x174, KERNEL_CS.into());
+                    set_msr(s, 0x175, KERNEL_STACK - 0x100);
+                    set_msr(s, 0x176, TARGET);
+                    s.rflags |= IF | CF;
+                })
+                .probe(|a| a.sysenter()),
+        )
+        .selector(CS, KERNEL_CS)
+        .selector(SS, KERNEL_DS)
+        .leaves(RSP, KERNEL_STACK - 0x100)
+        .flags(IF | CF, CF)
+        .not_on_kvm("SYSENTER of long mode is Intel's"),
+        user("SYSENTER without a selector")
+            .probe(|a| a.sysenter())
+            .faults(13, 0)
+            .not_on_kvm("SYSENTER of long mode is Intel's"),
+        kernel("SYSRET to an address that is not canonical: #GP at CPL0, as Intel has it")
+            .gpr(RCX, 1 << 63)
+            .gpr(11, 2)
+            .probe(|a| a.sysretq())
+            .faults(13, 0)
+            .not_on_kvm("AMD's faults at CPL3"),
         kernel("SYSRET without EFER.SCE").with(|s| s.efer &= !1).probe(|a| a.sysretq()).faults(6, None),
     ]
 }

@@ -262,6 +262,11 @@ impl Cpu {
         Kicker(self.kick.clone())
     }
 
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.rip
+    }
+
     /// RFLAGS.
     pub fn rflags(&self) -> u64 {
         self.system_flags | self.flags.rflags()
@@ -351,7 +356,11 @@ impl Cpu {
     fn before_block(&mut self, until: u64) -> Option<Exit> {
         match std::mem::take(&mut self.abort) {
             Abort::None | Abort::Alone => {}
-            Abort::Exception(exception) => self.finish_with(exception),
+            Abort::Exception(exception) => {
+                self.finish_with(exception);
+                // Which may have shut the machine down, wherever the run is to end.
+                return self.before_block(until);
+            }
             Abort::Exit(exit) => {
                 self.answered = 0;
                 return Some(exit);

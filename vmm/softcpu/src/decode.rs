@@ -283,6 +283,18 @@ impl Cpu {
         Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, branches }
     }
 
+    /// Whether an instruction that was not recognised would be one, were it not longer than fifteen bytes: it
+    /// is one without its first prefix and with more bytes.
+    fn is_too_long(&self, bytes: &[u8]) -> bool {
+        let mut shorter = [0; LONGEST];
+        if bytes.len() < LONGEST {
+            return false;
+        }
+        shorter[..LONGEST - 1].copy_from_slice(&bytes[1..LONGEST]);
+        let insn = self.decoder(&shorter, self.rip).decode();
+        !insn.is_invalid() || insn.len() == LONGEST
+    }
+
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
     /// the next page.
     pub(crate) fn decode_block(&self, gpa: u64) -> Option<(Vec<Op>, u64)> {
@@ -301,13 +313,13 @@ impl Cpu {
             }
             decoder.decode_out(&mut insn);
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-                let left = decoder.max_position() - at;
-                if left >= LONGEST {
-                    builder.push(Op::new(too_long));
-                    builder.number += 1;
-                    builder.ip += LONGEST as u16;
-                    ended = true;
-                }
+                break;
+            }
+            if insn.is_invalid() && self.is_too_long(&bytes[at..at + insn.len()]) {
+                builder.push(Op::new(too_long));
+                builder.number += 1;
+                builder.ip += LONGEST as u16;
+                ended = true;
                 break;
             }
             builder.raw[..insn.len()].copy_from_slice(&bytes[at..at + insn.len()]);
@@ -364,16 +376,13 @@ impl Cpu {
         self.ram.read(gpa, &mut bytes[..here]);
         let mut decoder = self.decoder(&bytes[..here], rip);
         decoder.decode_out(insn);
-        let mut bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
-        if insn.is_invalid() && bytes_missing && here < LONGEST {
+        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
             let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
             self.ram.read(gpa, &mut bytes[here..]);
             let mut decoder = self.decoder(&bytes[..], rip);
             decoder.decode_out(insn);
-            bytes_missing = decoder.last_error() == DecoderError::NoMoreBytes;
         }
-        // Fifteen bytes are there, and it goes on.
-        if insn.is_invalid() && bytes_missing {
+        if insn.is_invalid() && self.is_too_long(&bytes[..insn.len()]) {
             return self.raise(Exception::gp(0));
         }
         Ok(insn.len())

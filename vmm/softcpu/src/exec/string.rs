@@ -1,4 +1,4 @@
-//! MOVS, STOS, LODS, CMPS, SCAS, with and without REP.
+//! MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS, with and without REP.
 //!
 //! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the op is
 //! alone in its block and does as many iterations as the block may take steps. Where source and destination
@@ -13,9 +13,10 @@ use crate::flags;
 use crate::op::{Op, abort, next};
 use crate::state::Seg;
 use crate::word::Word;
-use crate::{Cpu, Fault, or_abort, sized};
+use crate::{Cpu, Exit, Fault, or_abort, sized};
 
 const AX: u8 = 0;
+const DX: u8 = 16;
 const CX: usize = 1;
 const SI: usize = 6;
 const DI: usize = 7;
@@ -249,6 +250,32 @@ fn search<W: Word>(pairs: impl Iterator<Item = (W, W)>, most: u64, equal: bool) 
     last
 }
 
+struct Ins;
+impl Kind for Ins {
+    fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+        let port = cpu.reg::<u16>(DX);
+        cpu.check_io(port, W::BYTES as u8)?;
+        let to = cpu.destination(op);
+        cpu.check_write(to, W::BYTES)?;
+        let value = cpu.ask(Exit::PioRead { port, size: W::BYTES as u8 })?;
+        cpu.write(to, W::of(value))?;
+        cpu.advance::<W>(op, DI, 1);
+        Ok(())
+    }
+}
+
+struct Outs;
+impl Kind for Outs {
+    fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+        let port = cpu.reg::<u16>(DX);
+        cpu.check_io(port, W::BYTES as u8)?;
+        let value = cpu.read::<W>(cpu.source(op))?.zext() as u32;
+        cpu.ask(Exit::PioWrite { port, size: W::BYTES as u8, value })?;
+        cpu.advance::<W>(op, SI, 1);
+        Ok(())
+    }
+}
+
 fn once<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op) {
     or_abort!(cpu, op, K::step::<W>(cpu, op));
     next(cpu, op)
@@ -368,6 +395,12 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         M::Scasw => lower_kind::<Scas>(builder, insn, 2),
         M::Scasd => lower_kind::<Scas>(builder, insn, 4),
         M::Scasq => lower_kind::<Scas>(builder, insn, 8),
+        M::Insb => lower_kind::<Ins>(builder, insn, 1),
+        M::Insw => lower_kind::<Ins>(builder, insn, 2),
+        M::Insd => lower_kind::<Ins>(builder, insn, 4),
+        M::Outsb => lower_kind::<Outs>(builder, insn, 1),
+        M::Outsw => lower_kind::<Outs>(builder, insn, 2),
+        M::Outsd => lower_kind::<Outs>(builder, insn, 4),
         _ => Lowered::Unknown,
     }
 }

@@ -70,6 +70,7 @@ impl Ram {
 }
 
 /// RAM and registers at the start of a case.
+#[derive(Clone)]
 pub struct Guest {
     pub ram: Vec<u8>,
     pub state: State,

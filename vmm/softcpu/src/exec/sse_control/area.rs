@@ -66,6 +66,7 @@ fn image(cpu: &Cpu, wide: bool) -> Area {
 
 #[inline(never)]
 fn save(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
+    cpu.check_canonical(address, AREA)?;
     let address = cpu.aligned(address)?;
     // The last byte first, as processors do: it is the address of the page fault.
     cpu.check_write(address.wrapping_add(AREA - 1), 1)?;
@@ -95,6 +96,7 @@ fn fpu(area: &Area, wide: bool) -> Fpu {
 
 #[inline(never)]
 fn restore(cpu: &mut Cpu, address: u64, wide: bool) -> Result<(), Fault> {
+    cpu.check_canonical(address, AREA)?;
     let address = cpu.aligned(address)?;
     cpu.read::<u8>(address.wrapping_add(AREA - 1))?;
     let mut area = [0; WRITTEN];

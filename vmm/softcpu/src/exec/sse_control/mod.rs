@@ -22,6 +22,10 @@ const MASKS: u32 = 0x1f80;
 const STICKY: u32 = 0x3f;
 /// Invalid operation, denormal operand, division by zero: found before the operation is carried out.
 const EARLY: u32 = 7;
+/// Precision (inexact result).
+const PE: u32 = 1 << 5;
+/// Overflow.
+const OE: u32 = 1 << 3;
 /// Underflow.
 const UE: u32 = 1 << 4;
 /// Flush to zero.
@@ -117,6 +121,9 @@ fn trapping<R>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
     let mut raised = read() & STICKY | tiny;
     if raised & unmasked & EARLY != 0 {
         raised &= EARLY;
+    } else if tiny != 0 || raised & unmasked & OE != 0 {
+        // A result too small or too large that is reported is not also inexact.
+        raised &= !PE;
     }
     write(before | raised);
     if raised & unmasked == 0 {
