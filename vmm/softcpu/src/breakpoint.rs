@@ -28,11 +28,6 @@ impl Breakpoints {
 }
 
 impl Cpu {
-    /// RIP.
-    pub fn rip(&self) -> u64 {
-        self.rip
-    }
-
     /// Sets the linear addresses (with a CS base of zero: values of RIP) of all breakpoints.
     pub fn set_breakpoints(&mut self, addresses: &BTreeSet<u64>) {
         if self.breakpoints.addresses != *addresses {
