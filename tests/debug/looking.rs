@@ -106,7 +106,7 @@ impl Remote {
                 other => text.push(other),
             }
         }
-        (next(), next());
+        let _checksum = [next(), next()];
         self.0.write_all(b"+").expect("it takes an ack");
         String::from_utf8_lossy(&text).into_owned()
     }
