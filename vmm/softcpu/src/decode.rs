@@ -335,6 +335,9 @@ impl Cpu {
         let mut ended = false;
         while builder.number < BLOCK && builder.branches < BRANCHES && !ended && decoder.can_decode() {
             let at = decoder.position();
+            if builder.number > 0 && self.breakpoints.has(self.rip.wrapping_add(u64::from(builder.ip))) {
+                break;
+            }
             decoder.decode_out(&mut insn);
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
                 break;
