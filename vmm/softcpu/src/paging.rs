@@ -83,6 +83,7 @@ impl Cpu {
             let set = if last && access.write { ACCESSED | DIRTY } else { ACCESSED };
             let entry = self.ram.word(walk.entries[level]);
             if entry & set != set {
+                self.before_mark(walk.entries[level])?;
                 self.ram.write(walk.entries[level], &(entry | set).to_le_bytes());
                 self.ram.set_flags(walk.entries[level], crate::ram::DIRTY);
             }
