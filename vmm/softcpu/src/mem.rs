@@ -460,6 +460,15 @@ impl Cpu {
         Ok(())
     }
 
+    /// A walk is about to set bits of the page table entry at `gpa`, which may be decoded code as well.
+    pub(crate) fn before_mark(&mut self, gpa: u64) -> Result<(), Fault> {
+        if self.ram.holds(gpa, 8) && self.ram.flags(gpa) & CODE != 0 && self.cache.covers(gpa, 8) {
+            self.must_be_alone()?;
+            self.drop_code(gpa);
+        }
+        Ok(())
+    }
+
     fn must_be_alone(&mut self) -> Result<(), Fault> {
         if self.alone {
             return Ok(());

@@ -103,6 +103,7 @@ impl Cpu {
             let last = level + 1 == found.levels;
             let set = if last && access.write { ACCESSED | DIRTY } else { ACCESSED };
             if entry & set != set {
+                self.before_mark(at)?;
                 self.ram.write(at, &(entry | set).to_le_bytes());
                 self.ram.set_flags(at, crate::ram::DIRTY);
             }
