@@ -15,7 +15,7 @@ use crate::worker::{Repeat, seeds};
 
 /// More than the guest's setup takes: exits, and instructions.
 fn setup() -> u64 {
-    if engine_kind() == EngineKind::Kvm { 100 } else { 10_000 }
+    if engine_kind() == EngineKind::Kvm { 100 } else { 400 }
 }
 
 struct Run {
