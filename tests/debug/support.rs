@@ -54,14 +54,35 @@ impl Debuggee {
         let mut cluster_options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
         cluster_options.replicated = false;
         let socket = format!("unix:{}", directory.path().join("gdb.sock").display());
-        let words = ["--disk-size", "16", "--memory", "32", "--gdb", &socket];
-        cluster_options.vm_options = words.iter().chain(options).map(|word| word.to_string()).collect();
+        let small: &[&str] = if options.contains(&"--guest") { &[] } else { &["--memory", "32"] };
+        let words = ["--disk-size", "16", "--gdb", &socket];
+        cluster_options.vm_options =
+            words.iter().chain(small).chain(options).map(|word| word.to_string()).collect();
         let mut cluster = Cluster::start_services(cluster_options, |_| {}).expect("disk server and network");
         cluster.start_primary().expect("the machine");
         let log = cluster.log(Part::Primary);
         let ready = || std::fs::read_to_string(&log).unwrap_or_default().contains("waiting for a debugger");
         cluster.wait("the machine to wait for a debugger", |_| Ok(ready())).expect("it waits");
         Self { cluster, directory, _turn: turn }
+    }
+
+    /// Runs a machine of its own that records itself, and ends it when `clients` is through; the recording.
+    pub fn record(engine: &str, clients: impl FnOnce(&mut Client)) -> (TempDir, PathBuf) {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = TempDir::new().expect("a directory");
+        std::fs::write(directory.path().join("minikv.elf"), guest_images::MINIKV).expect("the guest's image");
+        let file = directory.path().join("run.lkr");
+        let mut options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory.path());
+        options.replicated = false;
+        let path = file.display().to_string();
+        let words = ["--disk-size", "16", "--memory", "32", "--engine", engine, "--record", &path];
+        options.vm_options = words.iter().map(|word| word.to_string()).collect();
+        let mut cluster = Cluster::start(options, |_| {}).expect("a machine");
+        clients(&mut Client::connect(cluster.port()));
+        let asked = lockstep::io::control::ask(&cluster.control(Part::Primary), "shutdown");
+        assert_eq!(asked.expect("it takes a request").trim(), "{}");
+        cluster.wait_for_end(Part::Primary).expect("it ends");
+        (directory, file)
     }
 
     /// Starts gdb with these commands, after those that connect it.
@@ -96,7 +117,8 @@ pub struct Gdb {
 }
 
 impl Gdb {
-    fn start(directory: &Path, commands: &[&str]) -> Self {
+    /// Starts it on the socket and the image in `directory`.
+    pub fn start(directory: &Path, commands: &[&str]) -> Self {
         let script = directory.join("script.gdb");
         let mut text = String::from(
             "set pagination off\nset confirm off\nset height 0\nset tcp auto-retry off\nset architecture i386:x86-64\n",

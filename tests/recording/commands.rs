@@ -1,7 +1,7 @@
 //! The commands on a whole recording.
 
 use crate::harness::scale;
-use crate::recorded::{json, lockstep, shared, succeeds};
+use crate::recorded::{json, lockstep, shared, shared_soft, succeeds};
 
 fn path() -> Option<&'static str> {
     shared().map(|path| path.to_str().expect("a name in UTF-8"))
@@ -61,7 +61,12 @@ fn a_position_is_the_same_from_the_start_and_from_a_checkpoint() {
 
 #[test]
 fn it_verifies_under_kicks_and_with_stops() {
-    let Some(path) = path() else { return };
+    for path in [shared(), shared_soft()].into_iter().flatten() {
+        verifies(path.to_str().expect("a name in UTF-8"));
+    }
+}
+
+fn verifies(path: &str) {
     let (times, stops) = ((3 * scale()).to_string(), (200 * scale()).to_string());
     let said = succeeds(&["verify", path, "-n", &times, "--stops", &stops, "--seed", "7"]);
     assert!(said.contains(&format!("replay {times} of {times}: equal")), "{said}");

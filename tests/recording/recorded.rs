@@ -16,12 +16,12 @@ use crate::harness::{PROGRAM, Pair};
 const COMMANDS: usize = 600;
 
 /// Starts an unreplicated machine that is recorded into `path`; None where there is no KVM.
-pub fn start(test: &str, path: &Path, every: &str) -> Option<Pair> {
+pub fn start(test: &str, path: &Path, every: &str, engine: &str) -> Option<Pair> {
     let record = path.display().to_string();
     let mut pair = Pair::services(test, |options| {
         options.replicated = false;
         let words = ["--record", &record, "--checkpoint-every", every, "--digest-ms", "50", "--memory", "32"];
-        options.vm_options.extend(words.iter().map(|word| word.to_string()));
+        options.vm_options.extend(words.iter().chain(&["--engine", engine]).map(|word| word.to_string()));
     })?;
     pair.start_primary().expect("the machine");
     pair.wait_for_guest().expect("the guest answers");
@@ -41,20 +41,30 @@ pub fn load(port: u16, commands: usize) {
     }
 }
 
-/// A recording of a machine under load that was ended by a signal, made once for all tests that only read it.
+type Made = Option<(TempDir, PathBuf)>;
+
+fn made(engine: &str) -> Made {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("run.lkr");
+    let mut pair = start("recordings", &path, "0.03", engine)?;
+    load(pair.port(), COMMANDS);
+    pair.signal(Part::Primary, Signal::SIGTERM).expect("SIGTERM");
+    let status = pair.wait_for_end(Part::Primary).expect("it ends by itself");
+    assert!(status.success(), "{status}: {}", pair.log_tail(Part::Primary));
+    Some((directory, path))
+}
+
+/// A recording on KVM of a machine under load that was ended by a signal, made once for all tests that only read
+/// it.
 pub fn shared() -> Option<&'static Path> {
-    static MADE: OnceLock<Option<(TempDir, PathBuf)>> = OnceLock::new();
-    let made = MADE.get_or_init(|| {
-        let directory = TempDir::new().expect("a directory");
-        let path = directory.path().join("run.lkr");
-        let mut pair = start("recordings", &path, "0.03")?;
-        load(pair.port(), COMMANDS);
-        pair.signal(Part::Primary, Signal::SIGTERM).expect("SIGTERM");
-        let status = pair.wait_for_end(Part::Primary).expect("it ends by itself");
-        assert!(status.success(), "{status}: {}", pair.log_tail(Part::Primary));
-        Some((directory, path))
-    });
-    made.as_ref().map(|(_, path)| path.as_path())
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(|| made("kvm")).as_ref().map(|(_, path)| path.as_path())
+}
+
+/// The same on the software CPU.
+pub fn shared_soft() -> Option<&'static Path> {
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(|| made("soft")).as_ref().map(|(_, path)| path.as_path())
 }
 
 /// Runs a command on recordings.

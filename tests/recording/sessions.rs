@@ -1,11 +1,11 @@
 //! Sessions, as a debugger uses them: any position, from anywhere, has one state.
 
-use lockstep::recording::verify::Random;
+use lockstep::random::Random;
 use lockstep::recording::{Arrival, Recording, Session};
 use logchannel::{MachineDigest, Position};
 
 use crate::harness::scale;
-use crate::recorded::shared;
+use crate::recorded::{shared, shared_soft};
 
 fn digest(session: &mut Session) -> MachineDigest {
     session.digest().expect("a digest")
@@ -25,7 +25,12 @@ fn straight(path: &std::path::Path, places: &[u64]) -> Vec<MachineDigest> {
 
 #[test]
 fn a_position_has_one_state_whichever_way_one_comes() {
-    let Some(path) = shared() else { return };
+    for path in [shared(), shared_soft()].into_iter().flatten() {
+        wander(path);
+    }
+}
+
+fn wander(path: &std::path::Path) {
     let mut session = Session::open(path).expect("a session");
     let mut random = Random::new(11);
     let end = session.end().count;
@@ -45,7 +50,12 @@ fn a_position_has_one_state_whichever_way_one_comes() {
 
 #[test]
 fn stepping_back_retraces_the_steps() {
-    let Some(path) = shared() else { return };
+    for path in [shared(), shared_soft()].into_iter().flatten() {
+        retrace(path);
+    }
+}
+
+fn retrace(path: &std::path::Path) {
     let mut session = Session::open(path).expect("a session");
     let from = session.end().count / 2;
     session.seek(Position::at(from)).expect("it goes there");

@@ -14,4 +14,5 @@ pub mod io;
 pub mod machine;
 pub mod memory;
 pub mod pair;
+pub mod random;
 pub mod recording;

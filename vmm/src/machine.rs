@@ -430,7 +430,3 @@ impl<E: Engine> replay::Machine for Machine<E> {
         Ok(MachineDigest { registers, devices, memory })
     }
 }
-
-#[cfg(test)]
-#[path = "machine_tests.rs"]
-mod tests;

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::breakpoint::Breakpoints;
 use crate::cache::CodeCache;
 use crate::debug::Debug;
 use crate::exception::Exception;
@@ -54,6 +55,8 @@ pub mod mode {
     pub const TASK_SWITCHED: u8 = 8;
     /// x87 instructions are #NM, MMX instructions #UD (CR0.EM).
     pub const EMULATION: u8 = 16;
+    /// FWAIT is #NM too (CR0.TS and CR0.MP).
+    pub const MONITORED: u8 = 32;
 }
 
 /// A software x86-64 processor. RAM belongs to its maker.
@@ -109,6 +112,7 @@ pub struct Cpu {
     pub(crate) ram: GuestRam,
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
+    pub(crate) breakpoints: Breakpoints,
     kick: Arc<AtomicBool>,
 }
 
@@ -176,6 +180,7 @@ impl Cpu {
             ram,
             tlb: Tlb::new(),
             cache,
+            breakpoints: Breakpoints::default(),
             kick: Arc::default(),
         });
         cpu.set_state(&State::default());
@@ -319,7 +324,11 @@ impl Cpu {
             if let Some(exit) = self.before_block(until) {
                 return exit;
             }
-            let special = !self.answers.is_empty() || self.shadow || self.is_traced();
+            let breakpoint = self.breakpoints.has(self.rip);
+            if breakpoint && self.breakpoints.are_obeyed() {
+                return Exit::Breakpoint;
+            }
+            let special = !self.answers.is_empty() || self.shadow || self.is_traced() || breakpoint;
             if special {
                 self.run_alone();
             } else {

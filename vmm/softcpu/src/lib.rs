@@ -9,6 +9,7 @@
 //! ```
 
 mod access;
+mod breakpoint;
 mod cache;
 mod control;
 mod cpu;
@@ -89,6 +90,8 @@ pub enum Exit {
         /// The value.
         value: u64,
     },
+    /// The next instruction is at a breakpoint, and breakpoints are obeyed.
+    Breakpoint,
     /// Triple fault.
     Shutdown,
 }

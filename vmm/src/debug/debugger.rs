@@ -79,7 +79,12 @@ struct Scan {
 
 impl Debugger {
     /// Takes debuggers from `messages`.
-    pub fn new(messages: Option<Receiver<Message>>, kicks: Kicks, setup: Setup, trace: Option<Trace>) -> Self {
+    pub fn new(
+        messages: Option<Receiver<Message>>,
+        kicks: Kicks,
+        setup: Setup,
+        trace: Option<Trace>,
+    ) -> Self {
         Self {
             wait: messages.is_some(),
             messages,
@@ -186,7 +191,9 @@ impl Debugger {
         loop {
             self.meet(target, &mut entry)?;
             let at = target.engine.position();
-            if target.engine.stops() == StopPrecision::Exact && until.is_some_and(|until| at.count >= until.count) {
+            if target.engine.stops() == StopPrecision::Exact
+                && until.is_some_and(|until| at.count >= until.count)
+            {
                 target.engine.complete(std::mem::take(&mut entry))?;
                 return Ok(VmExit::Reached);
             }

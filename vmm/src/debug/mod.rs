@@ -119,7 +119,9 @@ impl Debugging {
     pub fn wrap(&self, engine: AnyEngine, ram: &Ram) -> Result<AnyEngine, EngineError> {
         let Some(debugger) = &self.shared else { return Ok(engine) };
         if lock(debugger).needs_exact_stops() && engine.stops() != StopPrecision::Exact {
-            return Err(EngineError::Missing("a way to stop at every instruction, which a trace needs: use --engine soft"));
+            return Err(EngineError::Missing(
+                "a way to stop at every instruction, which a trace needs: use --engine soft",
+            ));
         }
         let target = Target::new(engine, ram.map().clone());
         Ok(Box::new(Debugged { target, debugger: debugger.clone() }))

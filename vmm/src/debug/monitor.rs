@@ -1,9 +1,11 @@
 //! `monitor` commands: what GDB has no packet for.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::debug::symbols::Symbols;
 use crate::debug::target::Target;
 use crate::engine::{Engine, EngineError};
 
@@ -12,6 +14,7 @@ position            where the guest is, as its engine counts
 where               RIP as symbol and offset
 symbol ADDRESS      an address as symbol and offset
 address NAME        the address of a symbol
+symbols             take the symbols that a running Linux kernel has in its memory
 registers           general and control registers
 translate ADDRESS   linear to guest physical
 physical ADDRESS [BYTES]   guest physical memory
@@ -39,6 +42,7 @@ pub fn answer(target: &mut Target, command: &str) -> Result<String, EngineError>
             Some(address) => format!("{address:#x}\n"),
             None => format!("no symbol {name}\n"),
         },
+        ["symbols"] => of_memory(target),
         ["registers"] => target.cpu()?.describe().join("\n") + "\n",
         ["translate", address] => match number(address) {
             Some(address) => match target.translate(address)? {
@@ -51,6 +55,22 @@ pub fn answer(target: &mut Target, command: &str) -> Result<String, EngineError>
         ["physical", address, bytes] => physical(target, number(address), number(bytes)),
         _ => HELP.to_string(),
     })
+}
+
+fn of_memory(target: &mut Target) -> String {
+    let bytes = target.memory.iter().map(|region| region.len()).sum::<u64>();
+    let mut content = vec![0; bytes as usize];
+    if target.memory.read_slice(&mut content, GuestAddress(0)).is_err() {
+        return "guest memory cannot be read\n".into();
+    }
+    match Symbols::of_memory(&content) {
+        Ok(symbols) => {
+            let text = format!("{} symbols\n", symbols.len());
+            target.setup.symbols = Arc::new(symbols);
+            text
+        }
+        Err(_) => "no Linux kernel's symbols are in guest memory\n".into(),
+    }
 }
 
 fn number(text: &str) -> Option<u64> {

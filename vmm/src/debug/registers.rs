@@ -81,9 +81,9 @@ pub fn to_wire(cpu: &CpuState) -> WireRegisters {
         legacy(at, len).iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
     };
     let [cs, ss, ds, es, fs, gs] = SEGMENT_ORDER.map(|index| u32::from(cpu.segments[index].selector));
-    let st: [F80; 8] =
-        std::array::from_fn(|i| legacy(32 + 16 * i, 10).try_into().unwrap_or_default());
-    let xmm = std::array::from_fn(|i| u128::from_le_bytes(legacy(160 + 16 * i, 16).try_into().unwrap_or_default()));
+    let st: [F80; 8] = std::array::from_fn(|i| legacy(32 + 16 * i, 10).try_into().unwrap_or_default());
+    let xmm =
+        std::array::from_fn(|i| u128::from_le_bytes(legacy(160 + 16 * i, 16).try_into().unwrap_or_default()));
     let fsw = number(2, 2) as u16;
     let fpu = X87FpuInternalRegs {
         fctrl: number(0, 2) as u32,
@@ -106,7 +106,8 @@ pub fn to_wire(cpu: &CpuState) -> WireRegisters {
         mxcsr: number(24, 4) as u32,
     };
     let [cr0, cr2, cr3, cr4, cr8] = cpu.cr;
-    let kernel_gs = cpu.msrs.iter().find(|(index, _)| *index == KERNEL_GS_BASE).map_or(0, |(_, value)| *value);
+    let kernel_gs =
+        cpu.msrs.iter().find(|(index, _)| *index == KERNEL_GS_BASE).map_or(0, |(_, value)| *value);
     WireRegisters {
         core,
         bases: [cpu.segments[FS].base, cpu.segments[GS].base],

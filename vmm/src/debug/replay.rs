@@ -4,6 +4,7 @@
 //! before here is found by playing the log from checkpoint after checkpoint, the last first, and noting what
 //! would have stopped it. Engines that stop at any instruction only: elsewhere a position has many instructions.
 
+use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 use logchannel::Position;
 
 use crate::debug::debugger::{Rewind, Stop};
@@ -11,8 +12,6 @@ use crate::debug::{Debugging, lock};
 use crate::engine::EngineError;
 use crate::machine::MachineError;
 use crate::recording::{Arrival, Session, SessionError};
-
-use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 
 /// Plays on to the end, and then as long as a debugger is there.
 pub fn play(session: &mut Session, debugging: &Debugging) -> Result<Arrival, SessionError> {
@@ -35,10 +34,11 @@ pub fn play(session: &mut Session, debugging: &Debugging) -> Result<Arrival, Ses
             }
             Err(error) => return Err(error),
             Ok(()) if lock(debugger).is_attached() => arrived = None,
-            Ok(()) => match arrived {
-                Some(arrival) => return Ok(arrival),
-                None => {}
-            },
+            Ok(()) => {
+                if let Some(arrival) = arrived {
+                    return Ok(arrival);
+                }
+            }
         }
     }
 }

@@ -76,7 +76,12 @@ pub struct Trace {
 
 impl Trace {
     /// A trace of the positions from `from` to `to`, both of them, into a file or to standard output.
-    pub fn new(from: u64, to: Option<u64>, file: Option<&Path>, symbols: Arc<Symbols>) -> anyhow::Result<Self> {
+    pub fn new(
+        from: u64,
+        to: Option<u64>,
+        file: Option<&Path>,
+        symbols: Arc<Symbols>,
+    ) -> anyhow::Result<Self> {
         let to = to.unwrap_or(u64::MAX);
         anyhow::ensure!(from <= to, "--trace-from {from} is after --trace-to {to}");
         let out: Box<dyn Write + Send> = match file {
@@ -149,13 +154,15 @@ fn changes(before: &CpuState, after: &CpuState) -> Vec<String> {
     }
     let register = |area: &[u8], at: usize, len: usize| area.get(at..at + len).map(<[u8]>::to_vec);
     for index in 0..8 {
-        let (a, b) = (register(&before.xsave, 32 + 16 * index, 10), register(&after.xsave, 32 + 16 * index, 10));
+        let (a, b) =
+            (register(&before.xsave, 32 + 16 * index, 10), register(&after.xsave, 32 + 16 * index, 10));
         if let (Some(b), true) = (&b, a != b) {
             out.push(format!("st{index}={}", hexadecimal(b)));
         }
     }
     for index in 0..16 {
-        let (a, b) = (register(&before.xsave, 160 + 16 * index, 16), register(&after.xsave, 160 + 16 * index, 16));
+        let (a, b) =
+            (register(&before.xsave, 160 + 16 * index, 16), register(&after.xsave, 160 + 16 * index, 16));
         if let (Some(b), true) = (&b, a != b) {
             out.push(format!("xmm{index}={}", hexadecimal(b)));
         }

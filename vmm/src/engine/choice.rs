@@ -6,8 +6,8 @@ use logchannel::Position;
 use crate::engine::kvm::{CPU_MODEL, KvmEngine, host_cpu};
 use crate::engine::soft::{self, SoftEngine};
 use crate::engine::{
-    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
-    VmExit,
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision,
+    VmEntry, VmExit,
 };
 use crate::memory::Ram;
 

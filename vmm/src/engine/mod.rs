@@ -293,7 +293,7 @@ pub trait Engine {
 }
 
 /// Debugging on an engine that stops exactly: instruction by instruction where there are breakpoints.
-fn run_by_steps<E: Engine + ?Sized>(
+pub fn run_by_steps<E: Engine + ?Sized>(
     engine: &mut E,
     entry: VmEntry,
     until: Option<Position>,

@@ -8,7 +8,8 @@
 //! lies on the path of an output.
 //!
 //! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time it
-//! waits for at once, and a disk request completes where it was made, the guest standing still meanwhile.
+//! waits for at once, a disk request completes where it was made, the guest standing still meanwhile, and entropy
+//! is the same for everybody.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::leader::{Control, Leader, write_channel};
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
+use crate::random::Random;
 use crate::recording::Sink;
 
 /// Longest block without a look around.
@@ -74,6 +76,8 @@ pub struct Live<M: Transferable> {
     recording: Option<Sink>,
     /// With a virtual clock: disk requests made, and what has come of them.
     disk: BTreeMap<u64, Option<Event>>,
+    /// With a virtual clock: the guest's entropy, of which no host must know more than another.
+    entropy: Random,
 }
 
 impl<M: Transferable> Live<M> {
@@ -108,6 +112,7 @@ impl<M: Transferable> Live<M> {
             joined,
             recording: None,
             disk: BTreeMap::new(),
+            entropy: Random::new(0),
         }
     }
 
@@ -274,7 +279,11 @@ impl<M: Transferable> Live<M> {
         if words == 0 {
             return Ok(());
         }
-        match crate::io::random_words(words) {
+        let drawn = match self.is_virtual() {
+            true => Ok((0..words).map(|_| self.entropy.word()).collect()),
+            false => crate::io::random_words(words),
+        };
+        match drawn {
             Ok(values) => {
                 for value in values {
                     self.offer(Event::Trap { instruction: TrapKind::Random, value })?;

@@ -268,7 +268,8 @@ impl Recording {
             }
             kind::PAGES => pages.push(at),
             kind::STATE => {
-                let (head, _) = decode_state(payload)?;
+                // Its state is judged when it is wanted: another lockstep's may be another type.
+                let (head, _) = decode_state_head(payload)?;
                 let first = self.index.checkpoints.is_empty();
                 let before = self.index.checkpoints.last().map_or(0, |before| before.at.count);
                 if head.seq != log.seq || head.at.count < before || (first && !head.whole) {
@@ -395,15 +396,20 @@ fn decode_batch(kind: u8, payload: &[u8]) -> Result<(Seq, Vec<LogEntry>, LogStar
     Ok((head.first, entries, end))
 }
 
+fn decode_state_head(payload: &[u8]) -> Result<(StateHead, &[u8]), Damage> {
+    codec::decode_prefix(payload).map_err(|source| Damage::Content { what: "a checkpoint", source })
+}
+
 fn decode_state(payload: &[u8]) -> Result<(StateHead, MachineState), Damage> {
-    let content = |what| move |source| Damage::Content { what, source };
-    let (head, block) = codec::decode_prefix::<StateHead>(payload).map_err(content("a checkpoint"))?;
+    let (head, block) = decode_state_head(payload)?;
     let len = head.state_len as usize;
     if len > codec::MAX_ENCODED_LEN {
         return Err(Damage::Lz4("a machine state"));
     }
     let encoded = lz4_flex::decompress(block, len).map_err(|_| Damage::Lz4("a machine state"))?;
-    let state: MachineState = codec::decode(&encoded).map_err(content("a machine state"))?;
+    let decoded = codec::decode(&encoded);
+    let state: MachineState =
+        decoded.map_err(|source| Damage::Content { what: "a machine state", source })?;
     if state.at != head.at {
         return Err(Damage::Misplaced("a checkpoint at another place than it says"));
     }

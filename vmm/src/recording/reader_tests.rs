@@ -14,8 +14,8 @@ use super::{Recording, Tail};
 use crate::engine::CpuState;
 use crate::machine::MachineState;
 use crate::memory::{PAGE_BYTES, Ram};
+use crate::random::Random;
 use crate::recording::format::{Header, RECORDING, RecordingError};
-use crate::recording::verify::Random;
 use crate::recording::writer::{PageTracker, Writer};
 
 const RAM_BYTES: u64 = 4 << 20;

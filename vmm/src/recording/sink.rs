@@ -2,22 +2,26 @@
 //! writes them.
 //!
 //! The queue between the two is bounded: a disk that is too slow stalls the guest. Entries reach the operating
-//! system as soon as the writing thread has nothing else to do, so a process that is killed loses what was in
-//! the queue, usually nothing older than a millisecond; a host that fails loses what its page cache held. A
-//! recording that cannot be written is given up, and the machine runs on.
+//! system within `FLUSH_AFTER` of being taken from the queue, so a process that is killed loses what it recorded
+//! in its last moment; a host that fails loses what its page cache held. A recording that cannot be written is
+//! given up, and the machine runs on.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use logchannel::{LogEntry, Position};
 use replay::Recorded;
 
+use crate::io::clock::HostClock;
 use crate::pair::threads::start;
 use crate::pair::transfer::Transferable;
 use crate::recording::format::{Header, RecordingError};
 use crate::recording::writer::{CheckpointPages, PageTracker, Writer, Written};
 
+/// How long an entry may wait to be written out: together they take less room.
+const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// Batches and checkpoints that wait for the writing thread.
 const QUEUE: usize = 64;
 
@@ -115,21 +119,33 @@ impl Sink {
 
 /// The writing thread. It ends the file properly when there is nothing more to come.
 fn write(mut writer: Writer<File>, jobs: &Receiver<Job>) -> Result<Written, RecordingError> {
+    let clock = HostClock;
+    // Since when something waits to be written out.
+    let mut since = None;
     loop {
-        let job = match jobs.try_recv() {
-            Ok(job) => job,
-            Err(_) => {
-                writer.flush()?;
-                let Ok(job) = jobs.recv() else { break };
-                job
+        let job = match since {
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(since) => {
+                let left = FLUSH_AFTER.saturating_sub(Duration::from_nanos(clock.now_ns() - since));
+                match left {
+                    Duration::ZERO => Err(RecvTimeoutError::Timeout),
+                    left => jobs.recv_timeout(left),
+                }
             }
         };
         match job {
-            Job::Entries(entries) => entries.iter().try_for_each(|entry| writer.append(entry))?,
-            Job::Checkpoint { pages, at, state, now_ns } => {
-                writer.checkpoint(&pages, (at, &state), now_ns)?
+            Ok(Job::Entries(entries)) => entries.iter().try_for_each(|entry| writer.append(entry))?,
+            Ok(Job::Checkpoint { pages, at, state, now_ns }) => {
+                writer.checkpoint(&pages, (at, &state), now_ns)?;
             }
+            Err(RecvTimeoutError::Timeout) => {
+                writer.flush()?;
+                since = None;
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
         }
+        since = since.or_else(|| Some(clock.now_ns()));
     }
     let (file, written) = writer.finish()?;
     file.sync_all().map_err(|source| RecordingError::Io { doing: "write", source })?;

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::engine::{Engine as _, Kick};
+use crate::random::Random;
 use crate::recording::session::{Arrival, Session, SessionError};
 
 /// Longest time between two kicks.
@@ -43,26 +44,6 @@ pub fn digest_fields<S: serde::Serializer>(digest: &MachineDigest, serializer: S
         fields.serialize_field(name, &format!("{value:016x}"))?;
     }
     fields.end()
-}
-
-/// A small generator (splitmix64): which kicks and stops a seed means must stay the same.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// The sequence of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `limit`, which is not 0.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
 }
 
 /// Plays a session to the end of its log.

@@ -89,7 +89,8 @@ fn probe() -> Result<Traps, EngineError> {
     const CODE: u64 = 0x10_0000;
     let failed = |error: &dyn std::fmt::Display| EngineError::Failed(format!("debugging: {error}"));
     let ram = Ram::new(RAM_BYTES).map_err(|error| failed(&error))?;
-    let mut first = boot::load_flat64(ram.map(), RAM_BYTES, &[INT3, INT3], CODE, "").map_err(|e| failed(&e))?;
+    let mut first =
+        boot::load_flat64(ram.map(), RAM_BYTES, &[INT3, INT3], CODE, "").map_err(|e| failed(&e))?;
     boot::open_to_users(ram.map()).map_err(|error| failed(&error))?;
     let user = |access| Segment { selector: 0x2b, base: 0, limit: u32::MAX, access };
     first.segments[..6].copy_from_slice(&[user(0xc0f3); 6]);

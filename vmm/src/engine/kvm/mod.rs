@@ -19,8 +19,8 @@ use logchannel::Position;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use crate::engine::{
-    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
-    VmExit,
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision,
+    VmEntry, VmExit,
 };
 use crate::memory::{GuestMemory, Ram};
 
@@ -110,7 +110,17 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None, injected: false, memory: ram.map().clone(), armed: None })
+        Ok(Self {
+            vm,
+            vcpu,
+            exits: 0,
+            shut_down: false,
+            region,
+            next: None,
+            injected: false,
+            memory: ram.map().clone(),
+            armed: None,
+        })
     }
 
     /// Runs until something happens that the guest did.

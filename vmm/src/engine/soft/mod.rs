@@ -12,7 +12,10 @@ mod state;
 use logchannel::Position;
 use softcpu::{Cpu, Exit};
 
-use crate::engine::{CpuState, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit};
+use crate::engine::{
+    CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit,
+    run_by_steps,
+};
 use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
 
 pub use arithmetic::host_arithmetic;
@@ -35,7 +38,8 @@ pub struct SoftEngine {
 fn vm_exit(exit: Exit) -> VmExit {
     match exit {
         Exit::Reached => VmExit::Reached,
-        Exit::Kicked => VmExit::Kicked,
+        // Breakpoints are obeyed only in `run_debug`, which looks before.
+        Exit::Kicked | Exit::Breakpoint => VmExit::Kicked,
         Exit::Window => VmExit::Window,
         Exit::Hlt => VmExit::Hlt,
         Exit::PioRead { port, size } => VmExit::PioRead { port, size },
@@ -87,10 +91,22 @@ impl SoftEngine {
 
     /// Runs to `until`, with what devices wrote made known.
     fn execute(&mut self, until: u64) -> VmExit {
+        let exit = vm_exit(self.execute_raw(until));
+        self.asked = is_question(&exit);
+        exit
+    }
+
+    fn execute_raw(&mut self, until: u64) -> Exit {
         let cpu = &mut self.cpu;
         self.writes.take_fresh(|page| cpu.ram_written((page * PAGE_BYTES) as u64, PAGE_BYTES));
-        let exit = vm_exit(cpu.run(until));
-        self.asked = is_question(&exit);
+        cpu.run(until)
+    }
+
+    /// An exit as it is handed out: one that asks for nothing is completed.
+    fn hand_out(&mut self, exit: VmExit) -> VmExit {
+        if matches!(exit, VmExit::PioWrite { .. } | VmExit::MmioWrite { .. }) {
+            self.finish(VmEntry::Resume);
+        }
         exit
     }
 
@@ -100,9 +116,17 @@ impl SoftEngine {
             return;
         }
         self.answer(entry);
-        match self.execute(self.cpu.retired() + 1) {
-            VmExit::Reached => {}
-            further => self.next = Some(further),
+        let end = self.cpu.retired() + 1;
+        // What stops other runs must not come between an answer and its instruction.
+        self.cpu.request_window(false);
+        while self.cpu.retired() < end {
+            match self.execute(end) {
+                VmExit::Reached | VmExit::Kicked | VmExit::Window => {}
+                further => {
+                    self.next = Some(further);
+                    break;
+                }
+            }
         }
     }
 }
@@ -132,10 +156,36 @@ impl Engine for SoftEngine {
                 self.execute(until.map_or(u64::MAX, |until| until.count))
             }
         };
-        if matches!(exit, VmExit::PioWrite { .. } | VmExit::MmioWrite { .. }) {
-            self.finish(VmEntry::Resume);
+        Ok(self.hand_out(exit))
+    }
+
+    fn run_debug(
+        &mut self,
+        entry: VmEntry,
+        until: Option<Position>,
+        ask: DebugRun<'_>,
+    ) -> Result<DebugStop, EngineError> {
+        if ask.step {
+            return run_by_steps(self, entry, until, ask);
         }
-        Ok(exit)
+        self.cpu.set_breakpoints(ask.breakpoints);
+        self.complete(entry)?;
+        if self.next.is_some() || ask.breakpoints.is_empty() {
+            return Ok(DebugStop::Exit(self.run(VmEntry::Resume, until)?));
+        }
+        self.cpu.obey_breakpoints(true);
+        let exit = self.execute_raw(until.map_or(u64::MAX, |until| until.count));
+        self.cpu.obey_breakpoints(false);
+        if exit == Exit::Breakpoint {
+            return Ok(DebugStop::Breakpoint);
+        }
+        let exit = vm_exit(exit);
+        self.asked = is_question(&exit);
+        Ok(DebugStop::Exit(self.hand_out(exit)))
+    }
+
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        Ok(self.cpu.rip())
     }
 
     fn interruptible(&self) -> bool {
@@ -162,10 +212,6 @@ impl Engine for SoftEngine {
     fn kicker(&self) -> Option<Kick> {
         let kicker = self.cpu.kicker();
         Some(Box::new(move || kicker.kick()))
-    }
-
-    fn rip(&mut self) -> Result<u64, EngineError> {
-        Ok(self.cpu.rip())
     }
 
     fn ram_written(&mut self, address: u64, bytes: usize) {
