@@ -7,7 +7,7 @@ use lockstep::machine::Machine;
 use replay::{ClockPolicy, Recorder, Stop};
 
 use crate::guest::{CODE, CPL0, CPL3, DATA, Guest, MMIO, assemble};
-use crate::machine::{Kvm, State, kvm_or_skip};
+use crate::machine::{State, Vm, guest, on_engines};
 use crate::replaying::{How, replay};
 
 type Program = fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -45,7 +45,7 @@ fn wide_loads(a: &mut CodeAssembler) -> Result<(), IcedError> {
 const PROGRAMS: [(&str, Program); 3] =
     [("string instructions", strings), ("wide stores", wide_stores), ("wide loads", wide_loads)];
 
-fn machine(cpl: u8, program: Program) -> Kvm {
+fn machine(cpl: u8, program: Program) -> Vm {
     let code = assemble(CODE, |a| {
         a.mov(rsi, DATA)?;
         a.movups(xmm0, xmmword_ptr(rsi))?;
@@ -54,7 +54,7 @@ fn machine(cpl: u8, program: Program) -> Kvm {
         a.mov(eax, 7)?;
         a.out(dx, al)
     });
-    let Guest { engine, mut ram, first } = Guest::new(cpl, &code, &[]);
+    let Guest { engine, mut ram, first } = guest(cpl, &code, &[]);
     let data: Vec<u8> = (0..64).map(|byte| byte * 3 + 1).collect();
     ram.write(DATA as usize, &data);
     Machine::new(engine, ram, &devices::DevicesConfig::default(), &first).expect("a machine")
@@ -62,42 +62,42 @@ fn machine(cpl: u8, program: Program) -> Kvm {
 
 #[test]
 fn a_digest_at_every_exit_changes_nothing() {
-    if !kvm_or_skip("digests at every exit") {
-        return;
-    }
-    for (name, program) in PROGRAMS {
-        for cpl in [CPL0, CPL3] {
-            let run = |digests: bool| {
-                let mut recorder = Recorder::new(machine(cpl, program), ClockPolicy::Virtual, 0);
-                let mut out = Vec::new();
-                while recorder.advance(&mut out).unwrap_or_else(|e| panic!("{name}: {e}")) == Stop::Ready {
-                    if digests {
-                        recorder.digest(&mut out).unwrap_or_else(|e| panic!("{name} at CPL{cpl}: {e}"));
+    on_engines("digests at every exit", || {
+        for (name, program) in PROGRAMS {
+            for cpl in [CPL0, CPL3] {
+                let run = |digests: bool| {
+                    let mut recorder = Recorder::new(machine(cpl, program), ClockPolicy::Virtual, 0);
+                    let mut out = Vec::new();
+                    while recorder.advance(&mut out).unwrap_or_else(|e| panic!("{name}: {e}")) == Stop::Ready
+                    {
+                        if digests {
+                            recorder.digest(&mut out).unwrap_or_else(|e| panic!("{name} at CPL{cpl}: {e}"));
+                        }
                     }
-                }
-                let ending = recorder.ending().cloned();
-                let log: Vec<_> = out.into_iter().map(|recorded| recorded.entry).collect();
-                (log, ending, State::of(&mut recorder.into_machine()))
-            };
-            let ((log, ending, last), (plain, plain_ending, plain_last)) = (run(true), run(false));
-            eprintln!(
-                "{name} at CPL{cpl}: {} exits, {ending:?}",
-                log.last().map_or(0, |entry| entry.at.count)
-            );
-            assert_eq!(ending, plain_ending, "{name} at CPL{cpl}");
-            assert_eq!(last.diff(&plain_last), Vec::<String>::new(), "{name} at CPL{cpl}");
-            assert_eq!(log.last().map(|entry| entry.at), plain.last().map(|entry| entry.at), "{name}");
-            for log in [&log, &plain] {
-                for how in [How::Whole, How::Observed] {
-                    let mut replay = replay(log, machine(cpl, program), how)
-                        .unwrap_or_else(|divergence| panic!("{name} at CPL{cpl}, {how:?}: {divergence}"));
-                    assert_eq!(
-                        replay.state().diff(&last),
-                        Vec::<String>::new(),
-                        "{name} at CPL{cpl}, {how:?}"
-                    );
+                    let ending = recorder.ending().cloned();
+                    let log: Vec<_> = out.into_iter().map(|recorded| recorded.entry).collect();
+                    (log, ending, State::of(&mut recorder.into_machine()))
+                };
+                let ((log, ending, last), (plain, plain_ending, plain_last)) = (run(true), run(false));
+                eprintln!(
+                    "{name} at CPL{cpl}: {} exits, {ending:?}",
+                    log.last().map_or(0, |entry| entry.at.count)
+                );
+                assert_eq!(ending, plain_ending, "{name} at CPL{cpl}");
+                assert_eq!(last.diff(&plain_last), Vec::<String>::new(), "{name} at CPL{cpl}");
+                assert_eq!(log.last().map(|entry| entry.at), plain.last().map(|entry| entry.at), "{name}");
+                for log in [&log, &plain] {
+                    for how in [How::Whole, How::Observed] {
+                        let mut replay = replay(log, machine(cpl, program), how)
+                            .unwrap_or_else(|divergence| panic!("{name} at CPL{cpl}, {how:?}: {divergence}"));
+                        assert_eq!(
+                            replay.state().diff(&last),
+                            Vec::<String>::new(),
+                            "{name} at CPL{cpl}, {how:?}"
+                        );
+                    }
                 }
             }
         }
-    }
+    });
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use logchannel::{DiskStatus, Event, LogEntry, MachineDigest, Seq};
 use replay::{Difference, Divergence};
 
-use crate::machine::{Kvm, kvm_or_skip, minikv};
+use crate::machine::{ENGINE, Vm, engine_kind, minikv, on_engines};
 use crate::recording::{Options, Recording, record};
 use crate::replaying::{How, Replay, assert_same};
 use crate::rng::Rng;
@@ -75,7 +75,7 @@ enum Outcome {
     Missed { check: Seq },
 }
 
-fn machine() -> Kvm {
+fn machine() -> Vm {
     minikv(DISK_BYTES as u64)
 }
 
@@ -220,7 +220,7 @@ fn try_machine(fault: Fault, recording: &Recording, rng: &mut Rng) -> Outcome {
     }
 }
 
-fn flip_ram_bit(machine: &mut Kvm, used: bool, rng: &mut Rng) {
+fn flip_ram_bit(machine: &mut Vm, used: bool, rng: &mut Rng) {
     let len = machine.ram().as_slice().len() as u64;
     let address = loop {
         let address = rng.below(len) as usize;
@@ -302,58 +302,60 @@ fn worker() {
 
 fn again(fault: Fault, number: u64) -> String {
     format!(
-        "repeat with: LOCKSTEP_REPLAY_JOB='{fault:?} {number} {}' cargo test --release -p lockstep \
+        "repeat with: {ENGINE}={} LOCKSTEP_REPLAY_JOB='{fault:?} {number} {}' cargo test --release -p lockstep \
          --test replay -- --exact faults::worker --ignored --nocapture",
+        engine_kind().name(),
         number + 1
     )
 }
 
 fn every_try_is_caught(fault: Fault) {
-    if !kvm_or_skip("planted faults") {
-        return;
-    }
-    let count = runs();
-    let mut caught: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut healed, mut first) = (0, 0);
-    while first < count {
-        let worker = Worker::start("faults::worker", &format!("{fault:?} {first} {count}"));
-        loop {
-            match worker.lines.recv_timeout(SILENCE) {
-                Ok(line) if line == "DONE" => {
-                    assert_eq!(first, count, "{fault:?}: every try ended");
-                    break;
-                }
-                Ok(line) => {
-                    let Some(text) = line.split_once("TRY ").map(|(_, text)| text) else { continue };
-                    let (number, text) = text.split_once(' ').expect("a number and what became of it");
-                    assert!(
-                        !text.starts_with("missed"),
-                        "{fault:?}, try {number}: {text}; {}",
-                        again(fault, first)
-                    );
-                    assert_eq!(number, first.to_string());
-                    match text.strip_prefix("caught by ") {
-                        Some(means) => {
-                            *caught.entry(means.to_string()).or_default() += 1;
-                            first += 1;
-                        }
-                        None => healed += 1,
+    on_engines("planted faults", || {
+        let count = runs();
+        let mut caught: BTreeMap<String, u64> = BTreeMap::new();
+        let (mut healed, mut first) = (0, 0);
+        while first < count {
+            let worker = Worker::start("faults::worker", &format!("{fault:?} {first} {count}"));
+            loop {
+                match worker.lines.recv_timeout(SILENCE) {
+                    Ok(line) if line == "DONE" => {
+                        assert_eq!(first, count, "{fault:?}: every try ended");
+                        break;
                     }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    *caught.entry("never getting to the check".into()).or_default() += 1;
-                    first += 1;
-                    break;
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    panic!("{fault:?}: the worker ended; {}", again(fault, first))
+                    Ok(line) => {
+                        let Some(text) = line.split_once("TRY ").map(|(_, text)| text) else { continue };
+                        let (number, text) = text.split_once(' ').expect("a number and what became of it");
+                        assert!(
+                            !text.starts_with("missed"),
+                            "{fault:?}, try {number}: {text}; {}",
+                            again(fault, first)
+                        );
+                        assert_eq!(number, first.to_string());
+                        match text.strip_prefix("caught by ") {
+                            Some(means) => {
+                                *caught.entry(means.to_string()).or_default() += 1;
+                                first += 1;
+                            }
+                            None => healed += 1,
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        *caught.entry("never getting to the check".into()).or_default() += 1;
+                        first += 1;
+                        break;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        panic!("{fault:?}: the worker ended; {}", again(fault, first))
+                    }
                 }
             }
         }
-    }
-    let sum: u64 = caught.values().sum();
-    assert_eq!(sum, count, "{fault:?}");
-    eprintln!("{fault:?}: {sum} of {count} caught, {healed} more left no trace up to the check: {caught:?}");
+        let sum: u64 = caught.values().sum();
+        assert_eq!(sum, count, "{fault:?}");
+        eprintln!(
+            "{fault:?}: {sum} of {count} caught, {healed} more left no trace up to the check: {caught:?}"
+        );
+    });
 }
 
 #[test]
@@ -404,25 +406,24 @@ fn changed_clocks_are_caught() {
 /// The other side: without a fault there is no alarm, also where registers and memory were touched.
 #[test]
 fn nothing_is_found_where_nothing_was_planted() {
-    if !kvm_or_skip("no fault") {
-        return;
-    }
-    for number in 0..2 {
-        let recording = recording(number);
-        assert_same(&recording, machine(), How::Whole);
-        let mut replay = Replay::new(machine());
-        replay.push(&recording.log).unwrap_or_else(|divergence| panic!("{divergence}"));
-        let mut rng = Rng::new(number, 99);
-        let mut seq = 0;
-        while seq < recording.log.len() as Seq {
-            seq = (seq + rng.within(1, 20)).min(recording.log.len() as Seq);
-            replay.run_to(seq).unwrap_or_else(|divergence| panic!("{divergence}"));
-            let machine = replay.replayer.machine_mut();
-            let cpu = machine.cpu().expect("registers");
-            machine.set_cpu(&cpu).expect("sets them as they are");
-            let byte = machine.ram().as_slice()[0x10_0000];
-            machine.ram_mut().write(0x10_0000, &[byte]);
+    on_engines("no fault", || {
+        for number in 0..2 {
+            let recording = recording(number);
+            assert_same(&recording, machine(), How::Whole);
+            let mut replay = Replay::new(machine());
+            replay.push(&recording.log).unwrap_or_else(|divergence| panic!("{divergence}"));
+            let mut rng = Rng::new(number, 99);
+            let mut seq = 0;
+            while seq < recording.log.len() as Seq {
+                seq = (seq + rng.within(1, 20)).min(recording.log.len() as Seq);
+                replay.run_to(seq).unwrap_or_else(|divergence| panic!("{divergence}"));
+                let machine = replay.replayer.machine_mut();
+                let cpu = machine.cpu().expect("registers");
+                machine.set_cpu(&cpu).expect("sets them as they are");
+                let byte = machine.ram().as_slice()[0x10_0000];
+                machine.ram_mut().write(0x10_0000, &[byte]);
+            }
+            assert_eq!(replay.state().diff(&recording.last), Vec::<String>::new());
         }
-        assert_eq!(replay.state().diff(&recording.last), Vec::<String>::new());
-    }
+    });
 }

@@ -5,7 +5,7 @@ use logchannel::file::{RecordingReader, RecordingWriter};
 use logchannel::pair::PairConfig;
 use replay::Machine as _;
 
-use crate::machine::{kvm_or_skip, minikv};
+use crate::machine::{minikv, on_engines};
 use crate::recording::{Options, record};
 use crate::replaying::{How, assert_same, replay};
 use crate::worker::{Repeat, Worker, job, seeds};
@@ -30,25 +30,24 @@ fn worker() {
 
 #[test]
 fn a_log_gives_the_same_machine_whatever_came_before() {
-    if !kvm_or_skip("history") {
-        return;
-    }
-    for seed in seeds().into_iter().step_by(8) {
-        let mut repeat = Repeat::new("history::a_log_gives_the_same_machine_whatever_came_before", seed);
-        let recording = record(seed, &Options::default());
-        repeat.log.clone_from(&recording.log);
-        for how in [How::Whole, How::Whole, How::Batches(seed)] {
-            assert_same(&recording, minikv(DISK_BYTES as u64), how);
+    on_engines("history", || {
+        for seed in seeds().into_iter().step_by(8) {
+            let mut repeat = Repeat::new("history::a_log_gives_the_same_machine_whatever_came_before", seed);
+            let recording = record(seed, &Options::default());
+            repeat.log.clone_from(&recording.log);
+            for how in [How::Whole, How::Whole, How::Batches(seed)] {
+                assert_same(&recording, minikv(DISK_BYTES as u64), how);
+            }
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("recording");
+            let mut file = RecordingWriter::create(&path, &PairConfig::default()).expect("a recording");
+            recording.log.iter().for_each(|entry| file.append(entry).expect("appends"));
+            file.finish_durably().expect("writes");
+            let worker = Worker::start("history::worker", path.to_str().expect("a path in UTF-8"));
+            let lines: Vec<String> = worker.lines.iter().collect();
+            assert!(worker.succeeded(), "{lines:#?}");
+            let due = format!("DIGEST {} entries {}", recording.log.len(), recording.last.digest);
+            assert!(lines.iter().any(|line| line.ends_with(&due)), "{due} in {lines:#?}");
         }
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("recording");
-        let mut file = RecordingWriter::create(&path, &PairConfig::default()).expect("a recording");
-        recording.log.iter().for_each(|entry| file.append(entry).expect("appends"));
-        file.finish_durably().expect("writes");
-        let worker = Worker::start("history::worker", path.to_str().expect("a path in UTF-8"));
-        let lines: Vec<String> = worker.lines.iter().collect();
-        assert!(worker.succeeded(), "{lines:#?}");
-        let due = format!("DIGEST {} entries {}", recording.log.len(), recording.last.digest);
-        assert!(lines.iter().any(|line| line.ends_with(&due)), "{due} in {lines:#?}");
-    }
+    });
 }

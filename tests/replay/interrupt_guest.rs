@@ -7,7 +7,7 @@ use lockstep::machine::Machine;
 use lockstep::memory::Ram;
 
 use crate::guest::{CODE, CPL0, DATA, Guest, assemble};
-use crate::machine::{Kvm, State};
+use crate::machine::{State, Vm, guest};
 
 const TIMER: u64 = 0x11_1000;
 const SERIAL: u64 = 0x11_2000;
@@ -309,8 +309,8 @@ fn card_setup() -> Vec<(u64, u64)> {
 }
 
 /// The machine, before the guest's first instruction.
-pub fn machine(work: Work) -> Kvm {
-    let Guest { engine, mut ram, mut first } = Guest::new(CPL0, &program(work), &[]);
+pub fn machine(work: Work) -> Vm {
+    let Guest { engine, mut ram, mut first } = guest(CPL0, &program(work), &[]);
     let put = |ram: &mut Ram, at: u64, bytes: &[u8]| ram.write(at as usize, bytes);
     for (at, code) in [
         (TIMER, handler(TIMER, TICKS, false, |_| Ok(()))),

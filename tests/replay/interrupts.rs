@@ -1,19 +1,22 @@
 //! Interrupts at random positions, recorded and replayed.
 
+use lockstep::engine::EngineKind;
 use logchannel::{Event, EventKind, LogEntry, Output};
 use replay::{ClockPolicy, Machine as _, Offer, Recorded, Recorder, Stop};
 
 use crate::interrupt_guest::{
     CARD_COUNT, FAULT_COUNT, QUEUE_SIZE, ROUNDS, SERIAL_COUNT, TICKS, WORKS, Work, counter, machine,
 };
-use crate::machine::{State, kvm_or_skip};
+use crate::machine::{State, engine_kind, on_engines};
 use crate::replaying::{How, replay};
 use crate::rng::Rng;
 use crate::signals::in_the_rain;
 use crate::worker::{Repeat, seeds};
 
-/// More exits than the guest's setup takes.
-const SETUP_EXITS: u64 = 100;
+/// More than the guest's setup takes: exits, and instructions.
+fn setup() -> u64 {
+    if engine_kind() == EngineKind::Kvm { 100 } else { 400 }
+}
 
 struct Run {
     log: Vec<LogEntry>,
@@ -39,7 +42,7 @@ fn record(seed: u64, work: Work, digests: bool) -> Run {
             recorder.clock(host_ns, &mut out).expect("the clock");
         }
         // What arrives before the FIFO is on is lost when it is switched on.
-        if rng.chance(40) && recorder.machine().position().count > SETUP_EXITS {
+        if rng.chance(40) && recorder.machine().position().count > setup() {
             let len = rng.within(1, 16) as usize;
             let bytes = rng.bytes(len);
             let offer = recorder.offer(Event::ConsoleRx(bytes.clone()), &mut out).expect("console input");
@@ -91,55 +94,54 @@ fn assert_replays(run: &Run, work: Work, how: How) {
 
 #[test]
 fn interrupts_at_random_positions_replay_exactly() {
-    if !kvm_or_skip("interrupts") {
-        return;
-    }
-    for work in WORKS {
-        let (mut ticks, mut serial, mut card) = (0, 0, 0);
-        for seed in seeds().into_iter().step_by(2) {
-            let mut repeat = Repeat::new("interrupts::interrupts_at_random_positions_replay_exactly", seed);
-            let run = record(seed, work, true);
-            repeat.log.clone_from(&run.log);
-            check_echoes(&run);
-            let (rounds, faults) = (counter(&run.last, ROUNDS), counter(&run.last, FAULT_COUNT));
-            assert!(rounds - faults <= 1, "{work:?}: {faults} exceptions in {rounds} rounds");
-            ticks += counter(&run.last, TICKS);
-            serial += counter(&run.last, SERIAL_COUNT);
-            card += counter(&run.last, CARD_COUNT);
-            assert_replays(&run, work, How::Whole);
-            match seed % 3 {
-                0 => assert_replays(&run, work, How::Observed),
-                1 => assert_replays(&run, work, How::Batches(seed)),
-                _ => {
-                    let (wet, _signals) = in_the_rain(|| record(seed, work, true));
-                    assert!(wet.log == run.log, "{work:?}: signals change the run");
+    on_engines("interrupts", || {
+        for work in WORKS {
+            let (mut ticks, mut serial, mut card) = (0, 0, 0);
+            for seed in seeds().into_iter().step_by(2) {
+                let mut repeat =
+                    Repeat::new("interrupts::interrupts_at_random_positions_replay_exactly", seed);
+                let run = record(seed, work, true);
+                repeat.log.clone_from(&run.log);
+                check_echoes(&run);
+                let (rounds, faults) = (counter(&run.last, ROUNDS), counter(&run.last, FAULT_COUNT));
+                assert!(rounds - faults <= 1, "{work:?}: {faults} exceptions in {rounds} rounds");
+                ticks += counter(&run.last, TICKS);
+                serial += counter(&run.last, SERIAL_COUNT);
+                card += counter(&run.last, CARD_COUNT);
+                assert_replays(&run, work, How::Whole);
+                match seed % 3 {
+                    0 => assert_replays(&run, work, How::Observed),
+                    1 => assert_replays(&run, work, How::Batches(seed)),
+                    _ => {
+                        let (wet, _signals) = in_the_rain(|| record(seed, work, true));
+                        assert!(wet.log == run.log, "{work:?}: signals change the run");
+                    }
                 }
             }
+            eprintln!("{work:?}: {ticks} timer, {serial} serial, {card} card interrupts");
+            assert!(ticks > 0 && serial > 0 && card > 0, "{work:?}: every kind of interrupt was taken");
         }
-        eprintln!("{work:?}: {ticks} timer, {serial} serial, {card} card interrupts");
-        assert!(ticks > 0 && serial > 0 && card > 0, "{work:?}: every kind of interrupt was taken");
-    }
+    });
 }
 
 /// A digest completes the exit at which it is taken, but must not open or close the door for an interrupt
 /// there.
 #[test]
 fn digests_do_not_move_interrupts() {
-    if !kvm_or_skip("digests and interrupts") {
-        return;
-    }
-    for work in WORKS {
-        for seed in seeds().into_iter().step_by(4) {
-            let _repeat = Repeat::new("interrupts::digests_do_not_move_interrupts", seed);
-            let entries = |run: &Run| {
-                let all = run.log.iter().filter(|entry| entry.event.kind() != EventKind::Digest);
-                all.map(|entry| (entry.at, entry.event.clone())).collect::<Vec<_>>()
-            };
-            let (with, without) = (record(seed, work, true), record(seed, work, false));
-            let (a, b) = (entries(&with), entries(&without));
-            let differs = a.iter().zip(&b).find(|(a, b)| a != b);
-            assert_eq!(differs, None, "{work:?}: the first entry that differs");
-            assert_eq!(with.last.diff(&without.last), Vec::<String>::new(), "{work:?}");
+    on_engines("digests and interrupts", || {
+        for work in WORKS {
+            for seed in seeds().into_iter().step_by(4) {
+                let _repeat = Repeat::new("interrupts::digests_do_not_move_interrupts", seed);
+                let entries = |run: &Run| {
+                    let all = run.log.iter().filter(|entry| entry.event.kind() != EventKind::Digest);
+                    all.map(|entry| (entry.at, entry.event.clone())).collect::<Vec<_>>()
+                };
+                let (with, without) = (record(seed, work, true), record(seed, work, false));
+                let (a, b) = (entries(&with), entries(&without));
+                let differs = a.iter().zip(&b).find(|(a, b)| a != b);
+                assert_eq!(differs, None, "{work:?}: the first entry that differs");
+                assert_eq!(with.last.diff(&without.last), Vec::<String>::new(), "{work:?}");
+            }
         }
-    }
+    });
 }

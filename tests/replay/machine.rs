@@ -1,16 +1,47 @@
-//! The machine under test, its whole state, and what to do where there is no KVM.
+//! The machine under test, its whole state, and the engines to test it on.
+
+use std::cell::Cell;
 
 use lockstep::boot;
-use lockstep::engine::CpuState;
-use lockstep::engine::kvm::KvmEngine;
+use lockstep::engine::{AnyEngine, CpuState, EngineKind};
 use lockstep::machine::Machine;
 use lockstep::memory::{PAGE_BYTES, Ram};
 use logchannel::MachineDigest;
 use replay::Machine as _;
 
-pub use crate::guest::kvm_or_skip;
+use crate::guest::{Guest, engines};
 
-pub type Kvm = Machine<KvmEngine>;
+pub type Vm = Machine<AnyEngine>;
+
+/// The environment of a worker: the engine that it is to use.
+pub const ENGINE: &str = "LOCKSTEP_REPLAY_ENGINE";
+
+thread_local! {
+    static CURRENT: Cell<Option<EngineKind>> = const { Cell::new(None) };
+}
+
+/// The engine under test on this thread, or in this worker.
+pub fn engine_kind() -> EngineKind {
+    let named = || EngineKind::named(&std::env::var(ENGINE).ok()?);
+    CURRENT.get().or_else(named).expect("a test runs on an engine")
+}
+
+/// Runs a test on every engine of this machine; with `LOCKSTEP_REPLAY_ENGINE` on the one it names.
+pub fn on_engines(test: &str, run: impl Fn()) {
+    let only = std::env::var(ENGINE).ok();
+    for kind in engines(test).into_iter().filter(|kind| only.as_ref().is_none_or(|only| only == kind.name()))
+    {
+        eprintln!("{test} on {}", kind.name());
+        CURRENT.set(Some(kind));
+        run();
+    }
+    CURRENT.set(None);
+}
+
+/// A guest of a few instructions on the engine under test.
+pub fn guest(cpl: u8, code: &[u8], handler: &[u8]) -> Guest {
+    Guest::new(engine_kind(), cpl, code, handler)
+}
 
 /// Little more than minikv needs, because every digest reads all of it.
 pub const RAM_BYTES: u64 = 12 << 20;
@@ -18,12 +49,12 @@ pub const RAM_BYTES: u64 = 12 << 20;
 const WALL_BASE_NS: u64 = 1_700_000_000_000_000_000;
 
 /// A machine with minikv in it, before its first instruction.
-pub fn minikv(disk_bytes: u64) -> Kvm {
+pub fn minikv(disk_bytes: u64) -> Vm {
     let ram = Ram::new(RAM_BYTES).expect("guest memory");
     let command_line = guest_images::MINIKV_COMMAND_LINE;
     let first =
         boot::load_elf64(ram.map(), RAM_BYTES, guest_images::MINIKV, command_line).expect("minikv loads");
-    let engine = KvmEngine::new(&ram).expect("a KVM virtual machine");
+    let engine = engine_kind().create(&ram).expect("an engine");
     let config = devices::DevicesConfig {
         disk_bytes,
         wall_base_ns: WALL_BASE_NS,
@@ -43,7 +74,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn of(machine: &mut Kvm) -> Self {
+    pub fn of(machine: &mut Vm) -> Self {
         let digest = machine.digest().expect("a digest");
         let cpu = machine.cpu().expect("the vCPU's state");
         let mut devices = Vec::new();

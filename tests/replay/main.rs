@@ -1,4 +1,4 @@
-//! Exact replay with the real machine: `Machine<KvmEngine>` recorded by `replay::Recorder`, replayed by
+//! Exact replay with the real machine: `Machine<AnyEngine>` recorded by `replay::Recorder`, replayed by
 //! `replay::Replayer` in another virtual machine, everything compared. In process, without a socket.
 //!
 //! ```text

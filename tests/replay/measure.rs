@@ -14,7 +14,7 @@ use logchannel::{EventKind, LogEntry};
 use twox_hash::XxHash3_64;
 
 use crate::client::{Reply, Step, request};
-use crate::machine::{kvm_or_skip, minikv};
+use crate::machine::{minikv, on_engines};
 use crate::recording::{Options, Recording, record};
 use crate::replaying::{How, Replay, replay};
 use crate::world::{DISK_BYTES, Plan};
@@ -116,11 +116,10 @@ fn digest_cost() {
 
 #[test]
 fn numbers() {
-    if !kvm_or_skip("numbers") {
-        return;
-    }
-    per_request("GET of 64 bytes", &[b"GET", b"key"], &[b"$64\r\n", &[b'v'; 64][..], b"\r\n"].concat());
-    per_request("SET of 64 bytes", &[b"SET", b"key", &[b'v'; 64]], b"+OK\r\n");
-    speed("a run with clients", Plan { clients: 4, steps: 60, ..Plan::quiet() });
-    digest_cost();
+    on_engines("numbers", || {
+        per_request("GET of 64 bytes", &[b"GET", b"key"], &[b"$64\r\n", &[b'v'; 64][..], b"\r\n"].concat());
+        per_request("SET of 64 bytes", &[b"SET", b"key", &[b'v'; 64]], b"+OK\r\n");
+        speed("a run with clients", Plan { clients: 4, steps: 60, ..Plan::quiet() });
+        digest_cost();
+    });
 }

@@ -5,7 +5,7 @@ use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::client::Step;
 use crate::disk::Disk;
-use crate::machine::{Kvm, State, minikv};
+use crate::machine::{State, Vm, minikv};
 use crate::replaying::Replay;
 use crate::rng::Rng;
 use crate::world::{DISK_BYTES, End, Plan, World};
@@ -58,7 +58,7 @@ impl Recording {
 
 /// A run under way.
 pub struct Session {
-    pub recorder: Recorder<Kvm>,
+    pub recorder: Recorder<Vm>,
     pub world: World,
     /// Digests and the like, so that they change nothing else.
     rng: Rng,

@@ -3,7 +3,7 @@
 use logchannel::{LogEntry, Output, Seq};
 use replay::{Divergence, Ending, Machine as _, Progress, PushError, ReplayError, Replayer};
 
-use crate::machine::{Kvm, State};
+use crate::machine::{State, Vm};
 use crate::recording::Recording;
 use crate::rng::Rng;
 
@@ -20,12 +20,12 @@ pub enum How {
 
 /// A replay under way.
 pub struct Replay {
-    pub replayer: Replayer<Kvm>,
+    pub replayer: Replayer<Vm>,
     pub outputs: Vec<Output>,
 }
 
 impl Replay {
-    pub fn new(machine: Kvm) -> Self {
+    pub fn new(machine: Vm) -> Self {
         Self { replayer: Replayer::new(machine), outputs: Vec::new() }
     }
 
@@ -80,7 +80,7 @@ impl Replay {
 }
 
 /// Replays a log to its end on `machine`.
-pub fn replay(log: &[LogEntry], machine: Kvm, how: How) -> Result<Replay, Box<Divergence>> {
+pub fn replay(log: &[LogEntry], machine: Vm, how: How) -> Result<Replay, Box<Divergence>> {
     let mut replay = Replay::new(machine);
     match how {
         How::Whole => {
@@ -116,7 +116,7 @@ pub fn replay(log: &[LogEntry], machine: Kvm, how: How) -> Result<Replay, Box<Di
 
 /// Replays a recording and asserts that everything is equal: outputs, ending, registers, devices, every byte
 /// of RAM. The digests on the way are compared by the replayer.
-pub fn assert_same(recording: &Recording, machine: Kvm, how: How) {
+pub fn assert_same(recording: &Recording, machine: Vm, how: How) {
     let mut replay =
         replay(&recording.log, machine, how).unwrap_or_else(|divergence| panic!("{how:?}: {divergence}"));
     assert_eq!(replay.replayer.executed(), recording.log.len() as u64, "{how:?}: every entry was executed");

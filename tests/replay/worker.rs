@@ -10,6 +10,8 @@ use logchannel::LogEntry;
 use logchannel::file::RecordingWriter;
 use logchannel::pair::PairConfig;
 
+use crate::machine::{ENGINE, engine_kind};
+
 /// The environment of a worker: what it has to do.
 const JOB: &str = "LOCKSTEP_REPLAY_JOB";
 
@@ -59,8 +61,9 @@ impl Drop for Repeat {
         }
         let Self { test, seed, .. } = self;
         eprintln!(
-            "FAILED with seed {seed}; repeat with: LOCKSTEP_REPLAY_SEED={seed} cargo test --release \
-             -p lockstep --test replay -- --exact {test} --nocapture"
+            "FAILED with seed {seed}; repeat with: {ENGINE}={} LOCKSTEP_REPLAY_SEED={seed} cargo test --release \
+             -p lockstep --test replay -- --exact {test} --nocapture",
+            engine_kind().name()
         );
         if !self.log.is_empty()
             && let Some(path) = self.keep_log()
@@ -88,6 +91,7 @@ impl Worker {
         let mut child = Command::new(binary)
             .args(["--exact", test, "--ignored", "--nocapture", "--quiet"])
             .env(JOB, job)
+            .env(ENGINE, engine_kind().name())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
