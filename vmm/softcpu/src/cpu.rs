@@ -261,6 +261,11 @@ impl Cpu {
         Kicker(self.kick.clone())
     }
 
+    /// RIP.
+    pub fn rip(&self) -> u64 {
+        self.rip
+    }
+
     /// RFLAGS.
     pub fn rflags(&self) -> u64 {
         self.system_flags | self.flags.rflags()
@@ -348,7 +353,7 @@ impl Cpu {
             Abort::None | Abort::Alone => {}
             Abort::Exception(exception) => {
                 self.finish_with(exception);
-                // It may have ended in a shutdown.
+                // Which may have shut the machine down, wherever the run is to end.
                 return self.before_block(until);
             }
             Abort::Exit(exit) => {

@@ -14,7 +14,6 @@ mod sse;
 pub(crate) mod sse_control;
 mod stack;
 mod string;
-mod string_io;
 mod system;
 mod x87;
 mod x87_host;

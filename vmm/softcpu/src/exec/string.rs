@@ -1,4 +1,4 @@
-//! MOVS, STOS, LODS, CMPS, SCAS, with and without REP.
+//! MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS, with and without REP.
 //!
 //! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the op is
 //! alone in its block and does as many iterations as the block may take steps. Where source and destination
@@ -9,14 +9,14 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, segment};
 use crate::exec::alu::{Binary, Cmp};
-use crate::exec::string_io;
 use crate::flags;
 use crate::op::{Op, abort, next};
 use crate::state::Seg;
 use crate::word::Word;
-use crate::{Cpu, Fault, or_abort, sized};
+use crate::{Cpu, Exit, Fault, or_abort, sized};
 
 const AX: u8 = 0;
+const DX: u8 = 16;
 const CX: usize = 1;
 const SI: usize = 6;
 const DI: usize = 7;
@@ -40,7 +40,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    pub(super) fn string_register(&self, op: &Op, number: usize) -> u64 {
+    fn string_register(&self, op: &Op, number: usize) -> u64 {
         self.regs[number] & Self::string_mask(op)
     }
 
@@ -61,12 +61,12 @@ impl Cpu {
     }
 
     #[inline(always)]
-    pub(super) fn source(&self, op: &Op) -> u64 {
+    fn source(&self, op: &Op) -> u64 {
         self.string_linear(usize::from(op.src), self.string_register(op, SI))
     }
 
     #[inline(always)]
-    pub(super) fn destination(&self, op: &Op) -> u64 {
+    fn destination(&self, op: &Op) -> u64 {
         self.string_linear(Seg::Es as usize, self.string_register(op, DI))
     }
 
@@ -76,7 +76,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    pub(super) fn advance<W: Word>(&mut self, op: &Op, number: usize, iterations: u64) {
+    fn advance<W: Word>(&mut self, op: &Op, number: usize, iterations: u64) {
         // With 32-bit addresses even no distance would clear the upper half.
         if iterations == 0 {
             return;
@@ -95,7 +95,7 @@ impl Cpu {
 }
 
 /// A string instruction.
-pub(super) trait Kind {
+trait Kind {
     /// ZF can end the repetition.
     const COMPARES: bool = false;
     /// One iteration, but for the count.
@@ -250,6 +250,32 @@ fn search<W: Word>(pairs: impl Iterator<Item = (W, W)>, most: u64, equal: bool) 
     last
 }
 
+struct Ins;
+impl Kind for Ins {
+    fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+        let port = cpu.reg::<u16>(DX);
+        cpu.check_io(port, W::BYTES as u8)?;
+        let to = cpu.destination(op);
+        cpu.check_write(to, W::BYTES)?;
+        let value = cpu.ask(Exit::PioRead { port, size: W::BYTES as u8 })?;
+        cpu.write(to, W::of(value))?;
+        cpu.advance::<W>(op, DI, 1);
+        Ok(())
+    }
+}
+
+struct Outs;
+impl Kind for Outs {
+    fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+        let port = cpu.reg::<u16>(DX);
+        cpu.check_io(port, W::BYTES as u8)?;
+        let value = cpu.read::<W>(cpu.source(op))?.zext() as u32;
+        cpu.ask(Exit::PioWrite { port, size: W::BYTES as u8, value })?;
+        cpu.advance::<W>(op, SI, 1);
+        Ok(())
+    }
+}
+
 fn once<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op) {
     or_abort!(cpu, op, K::step::<W>(cpu, op));
     next(cpu, op)
@@ -310,8 +336,7 @@ fn before_repeat(cpu: &mut Cpu, op: &Op) {
     }
 }
 
-/// Lowers a string instruction of elements of `bytes`.
-pub(super) fn lower_kind<K: Kind>(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
+fn lower_kind<K: Kind>(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
     let repeat = match (insn.has_repne_prefix(), insn.has_rep_prefix()) {
         (true, _) if K::COMPARES => WHILE_DIFFERENT,
         (false, false) => ONCE,
@@ -370,6 +395,12 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         M::Scasw => lower_kind::<Scas>(builder, insn, 2),
         M::Scasd => lower_kind::<Scas>(builder, insn, 4),
         M::Scasq => lower_kind::<Scas>(builder, insn, 8),
-        _ => string_io::lower(builder, insn),
+        M::Insb => lower_kind::<Ins>(builder, insn, 1),
+        M::Insw => lower_kind::<Ins>(builder, insn, 2),
+        M::Insd => lower_kind::<Ins>(builder, insn, 4),
+        M::Outsb => lower_kind::<Outs>(builder, insn, 1),
+        M::Outsw => lower_kind::<Outs>(builder, insn, 2),
+        M::Outsd => lower_kind::<Outs>(builder, insn, 4),
+        _ => Lowered::Unknown,
     }
 }

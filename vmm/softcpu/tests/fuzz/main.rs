@@ -155,11 +155,33 @@ impl Case {
             };
             match &first {
                 None => first = Some(ended),
-                Some(first) if *first != ended => return Some(differences(way, first, &ended)),
+                Some(first) if *first != ended => return Some(self.first_difference(ram, way)),
                 Some(_) => {}
             }
         }
         None
+    }
+}
+
+impl Case {
+    /// The fewest steps after which `way` differs from a straight run, and how.
+    fn first_difference(&self, ram: &mut Ram, way: Way) -> String {
+        let mut before: Option<Ended> = None;
+        for steps in 1..=self.steps {
+            let case =
+                Self { seed: self.seed, guest: self.guest.clone(), steps, events: self.events.clone() };
+            let (straight, other) = (case.run(ram, Way::Straight), case.run(ram, way));
+            if straight != other {
+                let from = before.map(|ended| (ended.state.rip, ended.state.segments[1].selector));
+                return format!(
+                    "{way:?} differs from straight after {steps} of {} steps, from CS and RIP {from:x?}:\n{}",
+                    self.steps,
+                    differences(&straight, &other)
+                );
+            }
+            before = Some(straight);
+        }
+        format!("{way:?} differs from straight, but not when run again")
     }
 }
 
@@ -195,8 +217,8 @@ fn drop_caches(cpu: &mut Cpu, pending: bool) {
     }
 }
 
-fn differences(way: Way, first: &Ended, other: &Ended) -> String {
-    let mut out = format!("{way:?} differs from straight:\n");
+fn differences(first: &Ended, other: &Ended) -> String {
+    let mut out = String::new();
     if first.retired != other.retired {
         let _ = writeln!(out, "  retired: {} | {}", first.retired, other.retired);
     }

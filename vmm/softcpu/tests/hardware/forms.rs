@@ -101,6 +101,7 @@ pub fn left_out(code: Code) -> Option<&'static str> {
         return Some("reads two bytes of memory on one vendor's CPUs, four on the other's");
     }
     match mnemonic {
+        M::Ud0 | M::Ud1 => Some("one vendor's CPUs fetch a ModRM byte first, the other's do not"),
         M::Int | M::Int1 | M::Int3 => Some("goes through the guest's IDT: tests of the system level"),
         M::Iret | M::Iretd | M::Iretq | M::Retf => Some("far control transfer: tests of the system level"),
         M::Call | M::Jmp if code.is_call_far_indirect() || code.is_jmp_far_indirect() => {

@@ -109,6 +109,7 @@ pub struct Mask {
     pub sw: u16,
     /// Status and tag word and the registers' order.
     pub x87: bool,
+    pub mxcsr: u32,
     /// Bits of CR2.
     pub cr2: u64,
     /// Data bytes: linear address and count.
@@ -149,7 +150,8 @@ pub fn differences(vector: &Vector, host: (&Outcome, &[u8]), soft: (&Outcome, &[
     line("cw", before.cw.into(), h.user.cw.into(), s.user.cw.into());
     let x87 = u128::from(!mask.x87);
     line("tag", before.tag.into(), u128::from(h.user.tag) * x87, u128::from(s.user.tag) * x87);
-    line("mxcsr", before.mxcsr.into(), h.user.mxcsr.into(), s.user.mxcsr.into());
+    let [h_mxcsr, s_mxcsr] = [h, s].map(|outcome| outcome.user.mxcsr & !mask.mxcsr);
+    line("mxcsr", before.mxcsr.into(), h_mxcsr.into(), s_mxcsr.into());
     for n in 0..8 {
         let [b, h, s] = [&before.st[n], &h.user.st[n], &s.user.st[n]].map(wide);
         line(&format!("st{n}"), b, h * x87, s * x87);

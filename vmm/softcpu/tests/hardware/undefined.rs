@@ -12,35 +12,57 @@ const AF: u64 = 1 << 4;
 const ZF: u64 = 1 << 6;
 const SF: u64 = 1 << 7;
 const OF: u64 = 1 << 11;
+/// MXCSR.
+const OUT_OF_RANGE: u32 = (1 << 3) | (1 << 4);
+const EXCEPTIONS: u32 = 0x3f;
+const INEXACT: u32 = 1 << 5;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// What is left out of a comparison.
 pub fn mask(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
     let instruction = &encoded.instruction;
     if host.end != End::Retired {
-        return of_fault(instruction, vector);
+        return of_fault(instruction, vector, host);
     }
     let (gpr, more) = destination(instruction, vector);
     let memory = memory(instruction, vector);
     Mask { rflags: flags(instruction, vector) | more, gpr, memory, ..Mask::default() }
 }
 
-/// A fault on an operand that the CPU transfers in parts: which of them raises it is the CPU's choice, so of CR2
-/// only the page counts, and parts may have been stored.
-fn of_fault(instruction: &Instruction, vector: &Vector) -> Mask {
-    if matches!(
-        instruction.mnemonic(),
-        M::Cvtpd2pi | M::Cvtps2pi | M::Cvttpd2pi | M::Cvttps2pi | M::Cvtpi2pd | M::Cvtpi2ps
-    ) {
+/// A fault on an operand that the CPU transfers in parts: which of them raises it is the CPU's choice, so CR2
+/// is left out, and parts may have been stored.
+fn of_fault(instruction: &Instruction, vector: &Vector, host: &Outcome) -> Mask {
+    if matches!(host.end, End::Fault { vector: 19, .. }) {
+        if matches!(instruction.mnemonic(), M::Dpps | M::Dppd) {
+            // Products and sums: how many of them are done is open.
+            return Mask { mxcsr: EXCEPTIONS, ..Mask::default() };
+        }
+        // Whether a result too small or too large that is reported also counts as inexact, when other lanes do.
+        let reported = host.user.mxcsr & !(host.user.mxcsr >> 7) & OUT_OF_RANGE;
+        let open = if reported != 0 { INEXACT } else { 0 };
+        return Mask { mxcsr: open, x87: converts_mmx(instruction), ..Mask::default() };
+    }
+    if converts_mmx(instruction) {
         // Whether the x87 unit is in MMX's state by then is open.
         return Mask { x87: true, ..Mask::default() };
+    }
+    if matches!(instruction.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) {
+        // Both operands may be at an end at once.
+        return Mask { cr2: u64::MAX, ..Mask::default() };
     }
     if !in_parts(instruction.mnemonic()) {
         return Mask::default();
     }
     let size = instruction.memory_size().size() as u64;
     let memory = address(instruction, vector).map(|at| (at, size));
-    Mask { cr2: 0xfff, memory: memory.into_iter().collect(), ..Mask::default() }
+    Mask { cr2: u64::MAX, memory: memory.into_iter().collect(), ..Mask::default() }
+}
+
+fn converts_mmx(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        M::Cvtpd2pi | M::Cvtps2pi | M::Cvttpd2pi | M::Cvttps2pi | M::Cvtpi2pd | M::Cvtpi2ps
+    )
 }
 
 /// Undefined flags.

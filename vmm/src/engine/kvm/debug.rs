@@ -22,8 +22,11 @@ use kvm_bindings::{
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::{KvmEngine, ioctl, regs};
 use crate::boot;
+use crate::debug::paging;
 use crate::engine::state::{CpuState, Segment, TableRegister};
 use crate::engine::{DebugRun, DebugStop, Engine, EngineError, Kick, VmEntry, VmExit};
 use crate::memory::Ram;
@@ -32,6 +35,9 @@ use crate::memory::Ram;
 const TRAP: u64 = 1 << 8;
 const INT3: u8 = 0xcc;
 const DEBUG: u8 = 1;
+const PUSHF: u8 = 0x9c;
+/// Of `CpuState::gpr`.
+const RSP: usize = 4;
 /// What interrupts KVM_RUN. Its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
@@ -187,10 +193,36 @@ impl KvmEngine {
         })
     }
 
+    /// Executes one instruction, without a trace of the trap flag that may have done it.
     fn step(&mut self) -> Result<DebugStop, EngineError> {
-        let queued = std::mem::take(&mut self.injected);
         let before = regs::save(&self.vcpu)?;
-        if cpl(&before) == 0 || queued || traps()? == Traps::Intercepted {
+        let stop = self.step_once(&before)?;
+        if stop == DebugStop::Stepped && before.rflags & TRAP == 0 && self.pushes_flags(&before) {
+            let after = regs::save(&self.vcpu)?;
+            // The flags' second byte holds TF as its lowest bit.
+            let place = paging::translate(&after, &self.memory, after.gpr[RSP].wrapping_add(1));
+            if let Some(place) = place.map(GuestAddress)
+                && let Ok(byte) = self.memory.read_obj::<u8>(place)
+            {
+                let written = self.memory.write_obj(byte & !1, place);
+                written.map_err(|error| EngineError::Failed(format!("debugging: {error}")))?;
+            }
+        }
+        Ok(stop)
+    }
+
+    /// Whether the next instruction is a PUSHF.
+    fn pushes_flags(&self, state: &CpuState) -> bool {
+        let mut bytes = [0; 4];
+        let rip = state.rip.wrapping_add(state.segments[1].base);
+        let read = paging::read(state, &self.memory, rip, &mut bytes);
+        let prefix = |byte: &u8| *byte == 0x66 || (0x40..0x50).contains(byte);
+        bytes[..read].iter().find(|byte| !prefix(byte)) == Some(&PUSHF)
+    }
+
+    fn step_once(&mut self, before: &CpuState) -> Result<DebugStop, EngineError> {
+        let queued = std::mem::take(&mut self.injected);
+        if cpl(before) == 0 || queued || traps()? == Traps::Intercepted {
             return self.step_by_kvm();
         }
         self.arm(before.clone(), true)?;

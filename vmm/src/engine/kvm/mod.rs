@@ -22,7 +22,7 @@ use crate::engine::{
     BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry,
     VmExit,
 };
-use crate::memory::Ram;
+use crate::memory::{GuestMemory, Ram};
 
 pub use cpuid::{CPU_MODEL, host_cpu};
 
@@ -69,6 +69,8 @@ pub struct KvmEngine {
     next: Option<VmExit>,
     /// An interrupt is queued for the next entry.
     injected: bool,
+    /// RAM, for what a debugger's step leaves in it.
+    memory: GuestMemory,
     /// What of the guest's registers is not its own while an exit is outstanding that a debugger ran to.
     armed: Option<debug::Armed>,
 }
@@ -108,7 +110,7 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None, injected: false, armed: None })
+        Ok(Self { vm, vcpu, exits: 0, shut_down: false, region, next: None, injected: false, memory: ram.map().clone(), armed: None })
     }
 
     /// Runs until something happens that the guest did.

@@ -164,6 +164,14 @@ impl Engine for SoftEngine {
         Some(Box::new(move || kicker.kick()))
     }
 
+    fn rip(&mut self) -> Result<u64, EngineError> {
+        Ok(self.cpu.rip())
+    }
+
+    fn ram_written(&mut self, address: u64, bytes: usize) {
+        self.cpu.ram_written(address, bytes);
+    }
+
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
         self.finish(entry);
         Ok(())
