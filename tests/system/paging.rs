@@ -61,13 +61,14 @@ impl Mode {
 
     /// The error code of `access` to a present page with these rights, if it faults (SDM vol. 3, 4.6.1).
     fn fault(self, access: Access, user: bool, write: bool, nx: bool) -> Option<u64> {
+        let reachable = !user || !self.smap || self.ac;
         let allowed = match (self.cpl, access) {
             (3, Read) => user,
             (3, Write) => user && write,
             (3, Fetch) => user && !nx,
-            (_, Fetch) => !nx && !(user && self.smep),
-            (_, Read) => !user || !self.smap || self.ac,
-            (_, Write) => (!user || !self.smap || self.ac) && (write || !self.wp),
+            (_, Fetch) => !nx && (!user || !self.smep),
+            (_, Read) => reachable,
+            (_, Write) => reachable && (write || !self.wp),
         };
         (!allowed).then(|| PRESENT | self.error(access))
     }

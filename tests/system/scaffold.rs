@@ -42,8 +42,6 @@ pub const USER_DATA: u64 = 0x28_0000;
 pub const USER_STACK: u64 = 0x30_0000;
 /// Memory that tests map as they like.
 pub const FRAMES: u64 = 0x40_0000;
-/// An address outside RAM without a device.
-pub const DEVICE: u64 = 0xd000_0000;
 
 /// Selectors, as Linux has them.
 pub const KERNEL32_CS: u16 = 0x08;
@@ -87,7 +85,6 @@ pub const CR4_TSD: u64 = 1 << 2;
 pub const CR4_PGE: u64 = 1 << 7;
 pub const CR4_OSFXSR: u64 = 1 << 9;
 pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
-pub const CR4_UMIP: u64 = 1 << 11;
 pub const CR4_SMEP: u64 = 1 << 20;
 pub const CR4_SMAP: u64 = 1 << 21;
 

@@ -320,7 +320,7 @@ fn call_gates() -> Vec<Case> {
             .poke(GDT + free, gate(12, FREE + 0x10, USER_TARGET, 3, 0))
             .poke(USER_TARGET, [0xe6, DONE_PORT as u8])
             .done()
-            .selector(CS, FREE + 0x10 | 3)
+            .selector(CS, (FREE + 0x10) | 3)
             .leaves(RSP, USER_STACK - 16),
         kernel_call_gate("at the same level", KERNEL_CS)
             .ends(Finish::Halted(TARGET + 1))
