@@ -9,6 +9,9 @@ mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 
+# The console that the command line names last may be one whose driver was loaded after the kernel started.
+exec </dev/console >/dev/console 2>&1
+
 hostname "${hostname:-lockstep}"
 ip link set lo up
 if [ -n "$ip" ] && [ -e /sys/class/net/eth0 ]; then
