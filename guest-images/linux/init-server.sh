@@ -3,7 +3,7 @@
 # kernel's command line that the kernel does not know come as environment variables:
 #   ip=ADDRESS/PREFIX gw=ADDRESS   network
 #   shell=1                        a shell on the console beside the server
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM="${TERM:-vt100}"
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ TERM="${TERM:-vt100}"
 mkdir -p /dev/pts
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp

@@ -1,7 +1,8 @@
-//! Unmodified Linux guests on the software CPU, as processes: images built of Debian packages, drivers that find
-//! the machine's devices, the console, a server whose disk outlives it.
+//! Unmodified Linux guests on the software CPU, as processes: images built of Debian packages, drivers that
+//! find the machine's devices, the console, a server whose disk outlives it.
 //!
-//! Images come from the user's cache; one that is missing is built, which needs Debian and its package servers.
+//! Images come from the user's cache; one that is missing is built, which needs Debian and its package
+//! servers.
 
 mod guest;
 
@@ -58,7 +59,8 @@ fn commands_of_the_command_line_run_instead_of_a_shell() {
     guest.ends("the guest switched itself off, status 0");
 }
 
-/// The server's root disk is filled when it is new, and what a client was told survives the machine's sudden end.
+/// The server's root disk is filled when it is new, and what a client was told survives the machine's sudden
+/// end.
 #[test]
 fn what_redis_acknowledged_is_there_after_the_plug_was_pulled() {
     let Some(world) = World::new("redis") else { return };
