@@ -103,8 +103,8 @@ impl Uart {
         }
     }
 
-    /// Whether the guest takes interrupts for what it receives. A driver that looks for the chip sets the enable
-    /// bit too, but does not connect the line.
+    /// Whether the guest takes interrupts for what it receives. A driver that looks for the chip sets the
+    /// enable bit too, but does not connect the line.
     pub(crate) fn listens(&self) -> bool {
         self.ier & IER_RECEIVED != 0 && self.mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
     }
