@@ -14,6 +14,8 @@ mount -t tmpfs tmp /tmp
 while read -r module; do
     insmod "/lib/modules/$module" || echo "init: cannot load $module"
 done </lib/modules/order
+# The console that the command line names last may be one whose driver was loaded just now.
+exec </dev/console >/dev/console 2>&1
 
 hostname "${hostname:-lockstep}"
 ip link set lo up

@@ -3,11 +3,14 @@
 # kernel's command line that the kernel does not know come as environment variables:
 #   ip=ADDRESS/PREFIX gw=ADDRESS   network
 #   shell=1                        a shell on the console beside the server
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM="${TERM:-vt100}"
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ TERM="${TERM:-vt100}"
 mkdir -p /dev/pts
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
+
+# The console that the command line names last may be one whose driver was loaded after the kernel started.
+exec </dev/console >/dev/console 2>&1
 
 hostname "${hostname:-lockstep}"
 ip link set lo up

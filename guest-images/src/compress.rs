@@ -1,7 +1,7 @@
 //! Compressed data as distributions have it: kernels inside a bzImage, and kernel modules.
 //!
-//! The kernel's build appends the unpacked size, four bytes, to what the compressor wrote (all but gzip, whose
-//! own trailer holds it): what follows the compressed data is ignored here.
+//! The kernel's build appends the unpacked size, four bytes, to what the compressor wrote (all but gzip,
+//! whose own trailer holds it): what follows the compressed data is ignored here.
 
 use std::io::Read;
 

@@ -1,8 +1,8 @@
 //! Root disks: an ext4 file system in a file, made by Debian's e2fsprogs from a tree of files, without root.
 //!
-//! Equal trees give equal bytes: every file belongs to root and is dated alike, and what e2fsprogs draws from
-//! a clock or at random is fixed. It copies the change time of the files it finds, which nobody can set; those
-//! are overwritten afterwards.
+//! Equal trees give equal bytes: every file belongs to root and is dated alike, and what e2fsprogs draws
+//! from a clock or at random is fixed. It copies the change time of the files it finds, which nobody can set;
+//! those are overwritten afterwards.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,7 +1,7 @@
 //! Linux kernels as distributions pack them (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 //!
 //! ```text
-//!  bzImage:  boot sector and setup, (setup_sects + 1) × 512 bytes │ unpacker ... payload (packed vmlinux) ...
+//!  bzImage:  boot sector, setup: (setup_sects + 1) × 512 bytes │ unpacker ... payload (packed vmlinux) ...
 //! ```
 //!
 //! A guest boots faster from the ELF file inside, which the unpacker need not unpack again at every boot.

@@ -1,4 +1,4 @@
-//! `cpubench`: Debian's cloud kernel whose first process is `cpubench`: measures a processor, then powers off.
+//! `cpubench`: Debian's cloud kernel whose first process is `cpubench`, measures a CPU, then powers off.
 
 use super::{BuildError, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, Recipe};
 use crate::cache::Contents;

@@ -1,7 +1,7 @@
 //! The bus: which access reaches which register. Nobody home reads as all ones and swallows writes.
 //!
-//! Wide registers (event port, PM1a control, ACPI timer) exist at their own width only. All other ports are 8 bits wide:
-//! a wider access is split into bytes at consecutive ports, as an ISA bus does.
+//! Wide registers (event port, PM1a control, ACPI timer) exist at their own width only. All other ports are 8
+//! bits wide: a wider access is split into bytes at consecutive ports, as an ISA bus does.
 
 use vm_memory::GuestMemory;
 

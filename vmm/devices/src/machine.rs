@@ -234,7 +234,8 @@ impl Devices {
         }
     }
 
-    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, or a `Trap` that brings entropy.
+    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, or a `Trap` that brings
+    /// entropy.
     pub fn apply<M: GuestMemory>(&mut self, mem: &M, event: &Event) -> Result<(), ApplyError> {
         match event {
             Event::NetRx(frame) => self.parts.net.receive(mem, &mut self.scratch, frame),

@@ -1,6 +1,6 @@
-//! Power management: ACPI's PM1a event and control blocks (ACPI 6.5, 4.8.3.1 and 4.8.3.2) and timer (4.8.2.1),
-//! and the other ways for a guest to end its machine: the reset control register of PC chipsets at 0xcf9, the
-//! keyboard controller's reset pulse, and the event port's exit status.
+//! Power management: ACPI's PM1a event and control blocks (ACPI 6.5, 4.8.3.1 and 4.8.3.2) and timer
+//! (4.8.2.1), and the other ways for a guest to end its machine: the reset control register of PC chipsets at
+//! 0xcf9, the keyboard controller's reset pulse, and the event port's exit status.
 //!
 //! The machine is in ACPI mode from the start. No event of the PM1a block ever happens, so its status is
 //! always zero and the SCI is never raised; what the guest enables it reads back.

@@ -16,8 +16,8 @@ enum Step {
     Out(u16, Vec<u8>),
     Read(u64, usize),
     Write(u64, Vec<u8>),
-    /// The guest offers this head in a queue: 0 and 1 are the network's, 2 the disk's, 3 entropy's, 4 and 5 the
-    /// console's.
+    /// The guest offers this head in a queue: 0 and 1 are the network's, 2 the disk's, 3 entropy's, 4 and 5
+    /// the console's.
     Offer(usize, u16),
     /// The guest writes into its shared page.
     Poke(u64, u64),

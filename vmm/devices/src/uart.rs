@@ -103,9 +103,10 @@ impl Uart {
         }
     }
 
-    /// Whether the guest wants to be told of what it receives.
+    /// Whether the guest takes interrupts for what it receives. A driver that looks for the chip sets the
+    /// enable bit too, but does not connect the line.
     pub(crate) fn listens(&self) -> bool {
-        self.ier & IER_RECEIVED != 0 && self.mcr & MCR_LOOP == 0
+        self.ier & IER_RECEIVED != 0 && self.mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
     }
 
     /// Takes what was sent and has gathered.

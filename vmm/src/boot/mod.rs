@@ -69,7 +69,7 @@ pub enum BootError {
     TooLow(u64),
     /// The initial RAM disk and the kernel do not both fit.
     #[error(
-        "the initial RAM disk of {initrd} MiB finds no room behind the kernel, which ends at {kernel_end:#x}: \
+        "the initial RAM disk of {initrd} MiB has no room behind the kernel, which ends at {kernel_end:#x}: \
          guest memory has {have} MiB, see --memory"
     )]
     Initrd {

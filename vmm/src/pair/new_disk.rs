@@ -1,7 +1,7 @@
 //! The first content of a guest's root disk: copied from its image when the disk is still empty.
 //!
-//! The first part is written last, when everything else is durable: a disk whose beginning is zero is new, also
-//! when an earlier copy was cut short.
+//! The first part is written last, when everything else is durable: a disk whose beginning is zero is new,
+//! also when an earlier copy was cut short.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

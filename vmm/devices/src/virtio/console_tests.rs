@@ -102,6 +102,8 @@ fn input_goes_to_the_serial_port_unless_told() {
     assert_eq!(rx.take_used(&guest.ram), None);
     assert_eq!(guest.inb(crate::layout::UART_PORT), b'x');
     guest.outb(crate::layout::UART_PORT + 1, 1);
+    assert_eq!(guest.devices.console_wanted(), 0, "OUT2 does not connect the line");
+    guest.outb(crate::layout::UART_PORT + 4, 8);
     assert_eq!(guest.devices.console_wanted(), 1, "no FIFO");
 }
 

@@ -1,0 +1,81 @@
+//! Unmodified Linux guests on the software CPU, as processes: images built of Debian packages, drivers that
+//! find the machine's devices, the console, a server whose disk outlives it.
+//!
+//! Images come from the user's cache; one that is missing is built, which needs Debian and its package
+//! servers.
+
+mod guest;
+
+use guest::{Guest, World};
+
+/// Prompt of the shell.
+const PROMPT: &str = "~ # ";
+
+#[test]
+fn linux_reaches_a_shell_and_its_drivers_find_every_device() {
+    let Some(world) = World::new("busybox") else { return };
+    let mut guest = Guest::start(&world, "busybox", &[]);
+    guest.expect(PROMPT);
+    guest.run("ls /dev/ttyS0 /dev/hvc0 /dev/vda /dev/hwrng /dev/rtc0 && echo all-$((1 + 1))", "all-2");
+    guest.run("ip addr show eth0; echo end-$((1 + 2))", "end-3");
+    assert!(guest.said("inet 10.77.0.2/24"), "{}", guest.transcript());
+    guest.run("cat /proc/interrupts; dmesg | grep -i acpi; echo end-$((2 + 2))", "end-4");
+    for text in ["XT-PIC      virtio0", "XT-PIC      virtio3", "Using PIC for interrupt routing", "PM-Timer"]
+    {
+        assert!(guest.said(text), "{text:?} is missing:\n{}", guest.transcript());
+    }
+    guest.run(
+        "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c; echo end-$((2 + 3))",
+        "end-5",
+    );
+    assert!(guest.said("virtio_rng.0\r\n64\r\n"), "{}", guest.transcript());
+    // Through virtio-console as well.
+    guest.run("echo by-$((3 + 3)) >/dev/hvc0", "by-6");
+    guest.type_in("exit\n");
+    guest.ends("the guest switched itself off, status 0");
+}
+
+#[test]
+fn a_shell_on_virtio_console() {
+    let Some(world) = World::new("busybox") else { return };
+    let line = "console=ttyS0 console=hvc0 panic=-1 reboot=t cryptomgr.notests quiet";
+    let mut guest = Guest::start(&world, "busybox", &["--cmdline", line]);
+    guest.expect(PROMPT);
+    guest.run("tty; echo end-$((1 + 1))", "end-2");
+    guest.run("cat /proc/consoles; echo end-$((1 + 2))", "end-3");
+    assert!(guest.said("hvc0"), "{}", guest.transcript());
+    guest.type_in("reboot -f\n");
+    guest.ends("the guest asked for a reset");
+}
+
+#[test]
+fn commands_of_the_command_line_run_instead_of_a_shell() {
+    let Some(world) = World::new("busybox") else { return };
+    let line =
+        "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet run=\"uname -m; echo ran-$((40 + 2))\"";
+    let mut guest = Guest::start(&world, "busybox", &["--cmdline", line, "--clock", "virtual"]);
+    guest.expect("ran-42");
+    assert!(guest.said("x86_64"));
+    guest.ends("the guest switched itself off, status 0");
+}
+
+/// The server's root disk is filled when it is new, and what a client was told survives the machine's sudden
+/// end.
+#[test]
+fn what_redis_acknowledged_is_there_after_the_plug_was_pulled() {
+    let Some(world) = World::new("redis") else { return };
+    let mut guest = Guest::start(&world, "redis", &["--disk-size", "256"]);
+    guest.expect("a new disk");
+    guest.expect("Ready to accept connections");
+    for number in 0..20 {
+        assert_eq!(world.redis(&["SET", &format!("key{number}"), &format!("value{number}")]), "+OK");
+    }
+    guest.kill();
+    let mut guest = Guest::start(&world, "redis", &["--disk-size", "256", "--take-over"]);
+    guest.expect("Ready to accept connections");
+    for number in 0..20 {
+        assert_eq!(world.redis(&["GET", &format!("key{number}")]), format!("value{number}"));
+    }
+    assert!(!guest.said("a new disk"), "the disk was filled again");
+    guest.kill();
+}
