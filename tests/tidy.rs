@@ -17,7 +17,9 @@ const TEXT_COLUMNS: usize = 160;
 const NEARBY_LINES: usize = 8;
 
 /// Where unsafe code may be: path prefixes.
-const UNSAFE_PLACES: [&str; 8] = [
+const UNSAFE_PLACES: [&str; 10] = [
+    "vmm/softcpu/tests/hardware/",
+    "vmm/softcpu/tests/fuzz/",
     "vmm/src/engine/soft/",
     "vmm/src/engine/kvm/",
     "vmm/src/memory.rs",

@@ -4,11 +4,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
-use lockstep::engine::Engine;
+use lockstep::engine::{Engine, EngineKind};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use crate::guest::{CPL3, DATA, Guest, VECTOR, assemble, kvm_or_skip};
+use crate::guest::{CPL3, DATA, Guest, VECTOR, assemble, engines};
 
 const EXITS: u64 = 400;
 
@@ -33,7 +33,7 @@ fn run(guest: &mut Guest) -> Vec<(u64, u64)> {
     digests
 }
 
-fn new_guest() -> Guest {
+fn new_guest(kind: EngineKind) -> Guest {
     use iced_x86::code_asm::*;
     let handler = assemble(crate::guest::HANDLER, |a| {
         a.push(rax)?;
@@ -42,50 +42,49 @@ fn new_guest() -> Guest {
         a.pop(rax)?;
         a.iretq()
     });
-    Guest::new(CPL3, &crate::state::mixer(), &handler)
+    Guest::new(kind, CPL3, &crate::state::mixer(), &handler)
 }
 
 #[test]
 fn runs_with_equal_inputs_are_equal_whatever_signals_arrive() {
-    if !kvm_or_skip("determinism") {
-        return;
-    }
-    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing, so it may run anywhere.
-    unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("installs the handler");
-    let quiet = run(&mut new_guest());
-    assert!(quiet.windows(2).all(|pair| pair[0] != pair[1]), "the guest does something between digests");
-    for _ in 0..2 {
-        let stop = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicU64::new(0));
-        let (tell, told) = mpsc::channel();
-        let vcpu = std::thread::Builder::new()
-            .spawn(move || {
-                let mut guest = new_guest();
-                tell.send(pthread_self()).expect("the test waits");
-                run(&mut guest)
-            })
-            .expect("starts the vCPU thread");
-        let target = told.recv().expect("the vCPU thread is there");
-        let rain = {
-            let (stop, sent) = (stop.clone(), sent.clone());
-            std::thread::Builder::new()
+    for kind in engines("determinism") {
+        let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, so it may run anywhere.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("installs the handler");
+        let quiet = run(&mut new_guest(kind));
+        assert!(quiet.windows(2).all(|pair| pair[0] != pair[1]), "the guest does something between digests");
+        for _ in 0..2 {
+            let stop = Arc::new(AtomicBool::new(false));
+            let sent = Arc::new(AtomicU64::new(0));
+            let (tell, told) = mpsc::channel();
+            let vcpu = std::thread::Builder::new()
                 .spawn(move || {
-                    while !stop.load(Ordering::Relaxed) && pthread_kill(target, Signal::SIGUSR1).is_ok() {
-                        sent.fetch_add(1, Ordering::Relaxed);
-                        for _ in 0..2_000 {
-                            std::hint::spin_loop();
-                        }
-                    }
+                    let mut guest = new_guest(kind);
+                    tell.send(pthread_self()).expect("the test waits");
+                    run(&mut guest)
                 })
-                .expect("starts the rain")
-        };
-        while !vcpu.is_finished() {
-            std::thread::yield_now();
+                .expect("starts the vCPU thread");
+            let target = told.recv().expect("the vCPU thread is there");
+            let rain = {
+                let (stop, sent) = (stop.clone(), sent.clone());
+                std::thread::Builder::new()
+                    .spawn(move || {
+                        while !stop.load(Ordering::Relaxed) && pthread_kill(target, Signal::SIGUSR1).is_ok() {
+                            sent.fetch_add(1, Ordering::Relaxed);
+                            for _ in 0..2_000 {
+                                std::hint::spin_loop();
+                            }
+                        }
+                    })
+                    .expect("starts the rain")
+            };
+            while !vcpu.is_finished() {
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+            rain.join().expect("the rain ends");
+            assert_eq!(vcpu.join().expect("the guest ran"), quiet);
+            eprintln!("{} signals", sent.load(Ordering::Relaxed));
         }
-        stop.store(true, Ordering::Relaxed);
-        rain.join().expect("the rain ends");
-        assert_eq!(vcpu.join().expect("the guest ran"), quiet);
-        eprintln!("{} signals", sent.load(Ordering::Relaxed));
     }
 }

@@ -3,9 +3,8 @@
 
 use iced_x86::code_asm::CodeAssembler;
 use lockstep::boot;
-use lockstep::engine::kvm::KvmEngine;
 use lockstep::engine::state::{CpuState, Segment, TableRegister};
-use lockstep::engine::{Engine, VmEntry, VmExit};
+use lockstep::engine::{AnyEngine, Engine, EngineKind, VmEntry, VmExit};
 use lockstep::memory::Ram;
 use logchannel::Position;
 
@@ -41,24 +40,25 @@ pub fn assemble(
     asm.assemble(address).expect("assembles")
 }
 
-/// Whether this machine has a KVM; says loudly when not.
-pub fn kvm_or_skip(test: &str) -> bool {
-    let usable = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !usable {
-        eprintln!("SKIPPED {test}: no usable /dev/kvm on this machine");
+/// The engines that this machine has; says loudly which it has not.
+pub fn engines(test: &str) -> Vec<EngineKind> {
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !kvm {
+        eprintln!("SKIPPED {test} on kvm: no usable /dev/kvm on this machine");
     }
-    usable
+    let all = [EngineKind::Soft, EngineKind::Kvm];
+    all.into_iter().filter(|kind| kvm || *kind != EngineKind::Kvm).collect()
 }
 
 /// An engine and its memory, stopped before the first instruction of `code` at privilege level `cpl`.
 pub struct Guest {
-    pub engine: KvmEngine,
+    pub engine: AnyEngine,
     pub ram: Ram,
     pub first: CpuState,
 }
 
 impl Guest {
-    pub fn new(cpl: u8, code: &[u8], handler: &[u8]) -> Self {
+    pub fn new(kind: EngineKind, cpl: u8, code: &[u8], handler: &[u8]) -> Self {
         let mut ram = Ram::new(RAM_BYTES).expect("guest memory");
         let mut first = boot::load_flat64(ram.map(), RAM_BYTES, code, CODE, "").expect("boot tables");
         ram.write(HANDLER as usize, handler);
@@ -75,13 +75,13 @@ impl Guest {
             let data = Segment { selector: 0x2b, base: 0, limit: u32::MAX, access: 0xc0f3 };
             first.segments[..6].copy_from_slice(&[data, code, data, data, data, data]);
         }
-        let mut engine = KvmEngine::new(&ram).expect("a KVM virtual machine");
+        let mut engine = kind.create(&ram).expect("an engine");
         engine.restore(&first, Position::at(0)).expect("first state");
         Self { engine, ram, first }
     }
 
     pub fn run(&mut self, entry: VmEntry) -> VmExit {
-        self.engine.run(entry, None).expect("KVM_RUN")
+        self.engine.run(entry, None).expect("runs")
     }
 
     pub fn resume(&mut self) -> VmExit {

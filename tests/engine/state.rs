@@ -2,9 +2,8 @@
 
 use iced_x86::code_asm::*;
 use lockstep::engine::{Engine, VmEntry, VmExit};
-use logchannel::Position;
 
-use crate::guest::{CODE, CPL3, DATA, Guest, assemble, kvm_or_skip};
+use crate::guest::{CODE, CPL3, DATA, Guest, assemble, engines};
 
 /// Mixes integer, SSE and x87 registers and memory without end, with an exit now and then.
 pub fn mixer() -> Vec<u8> {
@@ -42,42 +41,40 @@ pub fn mixer() -> Vec<u8> {
 
 #[test]
 fn a_guest_moved_to_another_vm_at_any_stop_goes_on_as_if_nothing_happened() {
-    if !kvm_or_skip("save and restore") {
-        return;
+    for kind in engines("save and restore") {
+        let code = mixer();
+        let mut straight = Guest::new(kind, CPL3, &code, &[]);
+        let mut moved = Guest::new(kind, CPL3, &code, &[]);
+        for stop in 1..=60u64 {
+            let exit = straight.resume();
+            assert!(matches!(exit, VmExit::PioWrite { .. }));
+            assert_eq!(moved.resume(), exit, "stop {stop}");
+            let (here, there) = (straight.state(), moved.state());
+            assert_eq!(there.diff(&here), Vec::<String>::new(), "stop {stop}");
+            let mut next = Guest::new(kind, CPL3, &code, &[]);
+            let bytes = moved.ram.as_slice().to_vec();
+            next.ram.write(0, &bytes);
+            next.engine.restore(&there, moved.engine.position()).expect("restores");
+            assert_eq!(
+                next.engine.save().expect("saves").diff(&there),
+                Vec::<String>::new(),
+                "what was set is there"
+            );
+            moved = next;
+        }
+        assert_eq!(straight.ram.digest(None), moved.ram.digest(None));
     }
-    let code = mixer();
-    let mut straight = Guest::new(CPL3, &code, &[]);
-    let mut moved = Guest::new(CPL3, &code, &[]);
-    for stop in 1..=60u64 {
-        let exit = straight.resume();
-        assert!(matches!(exit, VmExit::PioWrite { .. }));
-        assert_eq!(moved.resume(), exit, "stop {stop}");
-        let (here, there) = (straight.state(), moved.state());
-        assert_eq!(there.diff(&here), Vec::<String>::new(), "stop {stop}");
-        let mut next = Guest::new(CPL3, &code, &[]);
-        let bytes = moved.ram.as_slice().to_vec();
-        next.ram.write(0, &bytes);
-        next.engine.restore(&there, Position::at(stop)).expect("restores");
-        assert_eq!(
-            next.engine.save().expect("saves").diff(&there),
-            Vec::<String>::new(),
-            "what was set is there"
-        );
-        moved = next;
-    }
-    assert_eq!(straight.ram.digest(None), moved.ram.digest(None));
 }
 
 #[test]
 fn completing_an_exit_twice_changes_nothing() {
-    if !kvm_or_skip("completion") {
-        return;
-    }
-    let mut guest = Guest::new(CPL3, &mixer(), &[]);
-    for _ in 0..10 {
-        guest.resume();
-        let once = guest.state();
-        guest.engine.complete(VmEntry::Resume).expect("completes");
-        assert_eq!(guest.engine.save().expect("saves").diff(&once), Vec::<String>::new());
+    for kind in engines("completion") {
+        let mut guest = Guest::new(kind, CPL3, &mixer(), &[]);
+        for _ in 0..10 {
+            guest.resume();
+            let once = guest.state();
+            guest.engine.complete(VmEntry::Resume).expect("completes");
+            assert_eq!(guest.engine.save().expect("saves").diff(&once), Vec::<String>::new());
+        }
     }
 }

@@ -68,6 +68,8 @@ pub struct Case {
     pub not_on: Vec<(Host, &'static str)>,
     /// Engines may differ in the state at the end, for a reason given.
     pub states_may_differ: bool,
+    /// As before, on these hosts.
+    pub differs_on: Vec<Host>,
     bits: u32,
     prelude: Vec<u8>,
     probe: Vec<u8>,
@@ -87,6 +89,7 @@ impl Case {
             undefined: 0,
             not_on: Vec::new(),
             states_may_differ: false,
+            differs_on: Vec::new(),
             bits: if compat { 32 } else { 64 },
             prelude: Vec::new(),
             probe: Vec::new(),
@@ -151,7 +154,7 @@ impl Case {
             At::Probe(index) => {
                 let mut decoder = Decoder::with_ip(self.bits, &self.probe, begin, DecoderOptions::NONE);
                 for _ in 0..index {
-                    decoder.decode();
+                    let _ = decoder.decode();
                 }
                 decoder.ip()
             }
@@ -338,6 +341,12 @@ impl Case {
     /// The engines' last states need not be equal.
     pub fn incomparable(mut self) -> Self {
         self.states_may_differ = true;
+        self
+    }
+
+    /// The last state on `host` need not be that of other engines.
+    pub fn incomparable_on(mut self, host: Host) -> Self {
+        self.differs_on.push(host);
         self
     }
 

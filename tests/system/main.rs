@@ -17,6 +17,7 @@ mod machine;
 mod mapper;
 mod paging;
 mod ports;
+mod quirks;
 mod scaffold;
 mod segments;
 mod strings;

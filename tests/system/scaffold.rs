@@ -94,6 +94,8 @@ pub const CR4_SMAP: u64 = 1 << 21;
 /// Bits of RFLAGS.
 pub const CF: u64 = 1;
 pub const ZF: u64 = 1 << 6;
+/// CF, PF, AF, ZF, SF, OF.
+pub const STATUS: u64 = 0x8d5;
 pub const TF: u64 = 1 << 8;
 pub const IF: u64 = 1 << 9;
 pub const DF: u64 = 1 << 10;

@@ -4,7 +4,6 @@
 use iced_x86::code_asm::*;
 
 use crate::cases::{At, Case};
-use crate::hosts::Host;
 use crate::machine::run;
 use crate::mapper::Mapper;
 use crate::scaffold::*;

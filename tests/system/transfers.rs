@@ -191,6 +191,8 @@ fn interrupt_returns() -> Vec<Case> {
             .not_on(Host::Pvm, "IRETD is not emulated")
             .leaves(RSP, KERNEL_STACK - 64),
         kernel("to CPL3", &[SS3, USER_STACK - 1, 0x202, CS3, USER_TARGET])
+            // Data segments of CPL0 keep their selectors there.
+            .incomparable_on(Host::Pvm)
             .done()
             .selector(CS, USER_CS)
             .selector(SS, USER_DS)
@@ -218,6 +220,8 @@ fn interrupt_returns() -> Vec<Case> {
         kernel("to compatibility mode", &[SS3, 0x1_0000_0000 | USER_STACK, 2, CS32, USER_TARGET])
             .gpr(RAX, 0)
             .poke(USER_TARGET, [0x48, 0xe6, DONE_PORT as u8])
+            // Data segments of CPL0 keep their selectors there.
+            .incomparable_on(Host::Pvm)
             .done()
             .selector(CS, USER32_CS)
             .value("EAX counted down", (USER_TARGET - 1) & 0xffff_ffff, |o, _| {

@@ -10,6 +10,7 @@ use crate::state::{Seg, Segment};
 use crate::{Cpu, Fault};
 
 const CR0_PE: u64 = 1;
+const CR0_MP: u64 = 1 << 1;
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
 const CR0_ET: u64 = 1 << 4;
@@ -134,7 +135,7 @@ impl Cpu {
             mode |= mode::NO_SSE;
         }
         if self.cr0 & CR0_TS != 0 {
-            mode |= mode::TASK_SWITCHED;
+            mode |= mode::TASK_SWITCHED | if self.cr0 & CR0_MP != 0 { mode::MONITORED } else { 0 };
         }
         self.mode = mode;
         for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {

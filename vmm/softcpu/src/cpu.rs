@@ -54,6 +54,8 @@ pub mod mode {
     pub const TASK_SWITCHED: u8 = 8;
     /// x87 instructions are #NM, MMX instructions #UD (CR0.EM).
     pub const EMULATION: u8 = 16;
+    /// FWAIT is #NM too (CR0.TS and CR0.MP).
+    pub const MONITORED: u8 = 32;
 }
 
 /// A software x86-64 processor. RAM belongs to its maker.

@@ -31,6 +31,9 @@ pub enum Lowered {
     Ends,
 }
 
+/// The handler that also does the work of the conditional branch which follows, by condition.
+pub type Fused = fn(u8) -> Option<Handler>;
+
 /// A block being decoded.
 pub struct Builder {
     ops: Vec<Op>,
@@ -45,7 +48,9 @@ pub struct Builder {
     /// The block is not a part, which is used once: branches may link.
     whole: bool,
     /// The last instruction can be fused with a conditional branch: its number, and its handler by condition.
-    compare: Option<(u64, fn(u8) -> Handler)>,
+    compare: Option<(u64, Fused)>,
+    /// An op whose flags nothing has seen yet, and its handler that does not set any.
+    unseen: Option<(usize, Handler)>,
     /// Conditional branches so far.
     branches: u64,
 }
@@ -57,14 +62,31 @@ impl Builder {
     }
 
     /// Appends an op of the instruction being decoded.
-    pub fn push(&mut self, mut op: Op) {
+    pub fn push(&mut self, op: Op) {
+        self.unseen = None;
+        self.push_neutral(op);
+    }
+
+    /// Appends an op that always goes on to the next, and neither reads nor writes flags.
+    pub fn push_neutral(&mut self, mut op: Op) {
         op.number = self.number as u8;
         op.ip = self.ip;
         self.ops.push(op);
     }
 
+    /// Appends an op that sets all status flags. If it `always` goes on to the next op and reads no flags, those
+    /// that an op before it set are lost unseen, and need not be computed. `quiet` does the same as the op but
+    /// sets no flags.
+    pub fn push_setter(&mut self, op: Op, always: bool, quiet: Option<Handler>) {
+        if let Some((index, handler)) = self.unseen.filter(|_| always) {
+            self.ops[index].run = handler;
+        }
+        self.unseen = quiet.map(|quiet| (self.ops.len(), quiet));
+        self.push_neutral(op);
+    }
+
     /// The op that is pushed next can be fused with a conditional branch that follows.
-    pub fn fusible(&mut self, handler: fn(u8) -> Handler) {
+    pub fn fusible(&mut self, handler: Fused) {
         self.compare = Some((self.number, handler));
     }
 
@@ -73,8 +95,9 @@ impl Builder {
         self.branches += 1;
         if let (Some((number, handler)), Some(op)) = (self.compare, self.ops.last_mut())
             && number + 1 == self.number
+            && let Some(run) = handler(condition)
         {
-            op.run = handler(condition);
+            op.run = run;
         }
     }
 
@@ -128,7 +151,7 @@ impl Builder {
         (before.base, before.index, before.scale) = (op.base, op.index, op.scale);
         before.disp.set(op.disp.get());
         before.src = segment as u8;
-        self.push(before);
+        self.push_neutral(before);
         (op.base, op.index, op.scale) = (ADDRESS, ZERO, 0);
         op.disp.set(0);
     }
@@ -279,18 +302,22 @@ impl Cpu {
     }
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
-        let (number, ip, raw, compare, branches) = (0, 0, [0; LONGEST], None, 0);
-        Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, branches }
+        let (number, ip, raw, compare, unseen, branches) = (0, 0, [0; LONGEST], None, None, 0);
+        Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, unseen, branches }
     }
 
     /// Whether an instruction that was not recognised would be one, were it not longer than fifteen bytes: it
     /// is one without its first prefix and with more bytes.
     fn is_too_long(&self, bytes: &[u8]) -> bool {
+        const LOCK: u8 = 0xf0;
         let mut shorter = [0; LONGEST];
-        if bytes.len() < LONGEST {
+        // LOCK, where it is not allowed, must stay: it is what is wrong then.
+        let Some(prefix) = bytes.iter().position(|byte| *byte != LOCK).filter(|_| bytes.len() == LONGEST)
+        else {
             return false;
-        }
-        shorter[..LONGEST - 1].copy_from_slice(&bytes[1..LONGEST]);
+        };
+        shorter[..LONGEST - 1].copy_from_slice(&bytes[..LONGEST - 1]);
+        shorter[prefix..LONGEST - 1].copy_from_slice(&bytes[prefix + 1..LONGEST]);
         let insn = self.decoder(&shorter, self.rip).decode();
         !insn.is_invalid() || insn.len() == LONGEST
     }

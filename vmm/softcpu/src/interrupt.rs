@@ -269,6 +269,11 @@ impl Cpu {
         let space = self.space;
         self.space = space & !(3 | ALIGNED) | if cpl == 3 { privilege::USER } else { privilege::IMPLICIT };
         let mut done = self.check_write(bottom, bytes);
+        if done.is_err() && matches!(self.abort, Abort::Exception(_)) {
+            // The words are pushed from the top down: CR2 names the first that cannot be.
+            done = (1..=words.len() as u64)
+                .try_for_each(|number| self.check_write(top.wrapping_sub(8 * number), 8));
+        }
         for (number, word) in words.iter().enumerate() {
             let to = top.wrapping_sub(8 * (number as u64 + 1));
             done = done.and_then(|()| self.write(to, *word));

@@ -9,7 +9,7 @@
 //! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
 
 use crate::exception::{Exception, vector};
-use crate::paging::Access;
+use crate::paging::{Access, Walk};
 use crate::ram::{CODE, DIRTY, PAGE, TABLE};
 use crate::{Cpu, Exit, Fault};
 
@@ -44,6 +44,19 @@ struct Entry {
     addend: u64,
 }
 
+/// The last level of the page tables for a region of 2 MiB, and what the levels above allow.
+#[derive(Clone, Copy)]
+pub struct Region {
+    /// 2 MiB page of the linear address, and the address space.
+    tag: u64,
+    /// Where a walk goes on.
+    pub from: Walk,
+}
+
+const REGIONS: usize = 256;
+const REGION: u64 = 1 << 21;
+const NO_REGION: Region = Region { tag: NONE, from: Walk::START };
+
 const EMPTY: Entry = Entry { tag: NONE, addend: 0 };
 
 /// Cached translations.
@@ -51,6 +64,7 @@ pub struct Tlb {
     read: [Entry; ENTRIES],
     write: [Entry; ENTRIES],
     exec: [Entry; EXEC_ENTRIES],
+    regions: [Region; REGIONS],
     /// CR3 of each address space.
     spaces: Vec<u64>,
     /// Pages flagged `TABLE`.
@@ -65,6 +79,7 @@ impl Tlb {
             read: [EMPTY; ENTRIES],
             write: [EMPTY; ENTRIES],
             exec: [EMPTY; EXEC_ENTRIES],
+            regions: [NO_REGION; REGIONS],
             spaces: Vec::new(),
             tables: Vec::new(),
             off: false,
@@ -75,6 +90,7 @@ impl Tlb {
         self.read.fill(EMPTY);
         self.write.fill(EMPTY);
         self.exec.fill(EMPTY);
+        self.regions.fill(NO_REGION);
     }
 
     fn forget_writes(&mut self, host_page: u64) {
@@ -292,7 +308,7 @@ impl Cpu {
         let done = count.min((PAGE - (to & OFFSET)) / W::BYTES);
         for number in 0..done as usize {
             // SAFETY: the entry maps the whole page to RAM that may be written, and the values lie in it.
-            unsafe { target.add(number).write_unaligned(value) };
+            unsafe { target.wrapping_add(number).write_unaligned(value) };
         }
         done
     }
@@ -392,9 +408,8 @@ impl Cpu {
 
     /// Reads inside one page of the guest's physical address space.
     fn load(&mut self, gpa: u64, size: u64) -> Result<u128, Fault> {
-        let mut bytes = [0; 16];
-        if self.ram.read(gpa, &mut bytes[..size as usize]) {
-            return Ok(u128::from_le_bytes(bytes));
+        if self.ram.holds(gpa, size) {
+            return Ok(self.ram.value(gpa, size));
         }
         let mut value = 0;
         let mut done = 0;
@@ -492,6 +507,23 @@ impl Cpu {
         let page = self.walk(address, Access { write: false, exec: true, privilege: self.space & 3 })?;
         self.tlb.exec[slot] = Entry { tag, addend: page.gpa.wrapping_sub(address) };
         Ok(page.gpa)
+    }
+
+    fn region_tag(&self, address: u64) -> u64 {
+        address & !(REGION - 1) | self.space & !(ALIGNED | 3)
+    }
+
+    /// Where the walk for `address` can begin, when its region was walked before.
+    #[inline(always)]
+    pub(crate) fn known_region(&self, address: u64) -> Option<Walk> {
+        let region = &self.tlb.regions[(address / REGION) as usize % REGIONS];
+        (region.tag == self.region_tag(address)).then_some(region.from)
+    }
+
+    /// Remembers where walks in this region can begin: the tables above are watched.
+    pub(crate) fn note_region(&mut self, address: u64, from: Walk) {
+        let tag = self.region_tag(address);
+        self.tlb.regions[(address / REGION) as usize % REGIONS] = Region { tag, from };
     }
 
     /// The page at `gpa` is a page table of a translation that is about to be cached.

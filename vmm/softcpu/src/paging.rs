@@ -48,14 +48,33 @@ pub struct Page {
     pub writable: bool,
 }
 
-/// One walk through the tables: where the entries are, and what they allow together.
-struct Walk {
-    entries: [u64; 4],
-    levels: usize,
-    gpa: u64,
+/// How far a walk through the tables came: what the levels passed allow together.
+#[derive(Debug, Clone, Copy)]
+pub struct Walk {
+    /// Table of the next entry.
+    table: u64,
+    /// Level of that table: 3 for the PML4, 0 for a page table.
+    level: u32,
     writable: bool,
     user: bool,
     no_execute: bool,
+}
+
+impl Walk {
+    /// Before the first entry; the table is CR3's.
+    pub const START: Self = Self { table: 0, level: 3, writable: true, user: true, no_execute: false };
+}
+
+/// A walk that found its page.
+struct Found {
+    /// The entries passed, and where they are.
+    entries: [(u64, u64); 4],
+    levels: usize,
+    gpa: u64,
+    /// Before the last entry.
+    last: Walk,
+    /// With the last entry.
+    rights: Walk,
 }
 
 impl Cpu {
@@ -64,30 +83,34 @@ impl Cpu {
         if self.cr0 & CR0_PG == 0 {
             return Ok(Page { gpa: address & 0xffff_ffff, writable: true });
         }
-        let walk = match self.walk_tables(address) {
-            Ok(walk) => walk,
+        let known = self.known_region(address);
+        let found = match self.walk_tables(address, known) {
+            Ok(found) => found,
             Err(error) => return self.page_fault(address, access, error),
         };
-        let writable = self.may_write(&walk, access.privilege);
+        let writable = self.may_write(&found.rights, access.privilege);
         let allowed = if access.exec {
-            self.may_execute(&walk, access.privilege)
+            self.may_execute(&found.rights, access.privilege)
         } else {
-            self.may_read(&walk, access.privilege) && (writable || !access.write)
+            self.may_read(&found.rights, access.privilege) && (writable || !access.write)
         };
         if !allowed {
             return self.page_fault(address, access, ERROR_PRESENT);
         }
-        for level in 0..walk.levels {
-            self.watch_table(walk.entries[level]);
-            let last = level + 1 == walk.levels;
+        for level in 0..found.levels {
+            let (at, entry) = found.entries[level];
+            self.watch_table(at);
+            let last = level + 1 == found.levels;
             let set = if last && access.write { ACCESSED | DIRTY } else { ACCESSED };
-            let entry = self.ram.word(walk.entries[level]);
             if entry & set != set {
-                self.ram.write(walk.entries[level], &(entry | set).to_le_bytes());
-                self.ram.set_flags(walk.entries[level], crate::ram::DIRTY);
+                self.ram.write(at, &(entry | set).to_le_bytes());
+                self.ram.set_flags(at, crate::ram::DIRTY);
             }
         }
-        Ok(Page { gpa: walk.gpa, writable })
+        if known.is_none() {
+            self.note_region(address, found.last);
+        }
+        Ok(Page { gpa: found.gpa, writable })
     }
 
     /// Translates for a debugger: no permissions, no side effects.
@@ -95,41 +118,42 @@ impl Cpu {
         if self.cr0 & CR0_PG == 0 {
             return Some(linear & 0xffff_ffff);
         }
-        self.walk_tables(linear).ok().map(|walk| walk.gpa)
+        self.walk_tables(linear, None).ok().map(|found| found.gpa)
     }
 
-    /// The entries for `address`, or the error code's P and RSVD bits.
-    fn walk_tables(&self, address: u64) -> Result<Walk, u32> {
+    /// The entries for `address`, from `known` on, or the error code's P and RSVD bits.
+    fn walk_tables(&self, address: u64, known: Option<Walk>) -> Result<Found, u32> {
         let reserved = if self.efer & EFER_NXE != 0 { RESERVED } else { RESERVED | NO_EXECUTE };
-        let mut walk =
-            Walk { entries: [0; 4], levels: 0, gpa: 0, writable: true, user: true, no_execute: false };
-        let mut table = self.cr3 & ADDRESS;
-        for level in (0..4u32).rev() {
-            let shift = 12 + 9 * level;
-            let at = table + (address >> shift & 0x1ff) * 8;
+        let mut walk = known.unwrap_or(Walk { table: self.cr3 & ADDRESS, ..Walk::START });
+        let mut found = Found { entries: [(0, 0); 4], levels: 0, gpa: 0, last: walk, rights: walk };
+        loop {
+            let shift = 12 + 9 * walk.level;
+            let at = walk.table + (address >> shift & 0x1ff) * 8;
             let entry = self.ram.word(at);
             if entry & PRESENT == 0 {
                 return Err(0);
             }
-            let large = level == 0 || entry & LARGE != 0 && level < 3;
-            let misaligned = if large && level > 0 { (1u64 << shift) - (1 << 13) } else { 0 };
-            let no_large = if level == 3 { LARGE } else { 0 };
+            let large = walk.level == 0 || entry & LARGE != 0 && walk.level < 3;
+            let misaligned = if large && walk.level > 0 { (1u64 << shift) - (1 << 13) } else { 0 };
+            let no_large = if walk.level == 3 { LARGE } else { 0 };
             if entry & (reserved | misaligned | no_large) != 0 {
                 return Err(ERROR_PRESENT | ERROR_RESERVED);
             }
-            walk.entries[walk.levels] = at;
-            walk.levels += 1;
+            found.entries[found.levels] = (at, entry);
+            found.levels += 1;
+            found.last = walk;
             walk.writable &= entry & WRITABLE != 0;
             walk.user &= entry & USER != 0;
             walk.no_execute |= entry & NO_EXECUTE != 0;
             if large {
                 let offset = (1u64 << shift) - 1;
-                walk.gpa = entry & ADDRESS & !offset | address & offset;
-                return Ok(walk);
+                found.gpa = entry & ADDRESS & !offset | address & offset;
+                found.rights = walk;
+                return Ok(found);
             }
-            table = entry & ADDRESS;
+            walk.table = entry & ADDRESS;
+            walk.level -= 1;
         }
-        Err(0)
     }
 
     fn may_read(&self, walk: &Walk, privilege: u64) -> bool {

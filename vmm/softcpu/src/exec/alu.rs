@@ -1,11 +1,12 @@
 //! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT.
 //!
-//! CMP and TEST are fused with a conditional branch right after them.
+//! CMP and TEST are fused with a conditional branch right after them; flags that nothing can see are not
+//! computed.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::access::{Addressing, Based, Indexed, modifying, reading};
-use crate::decode::{Builder, Lowered, gpr, operand_bytes};
+use crate::decode::{Builder, Fused, Lowered, gpr, operand_bytes};
 use crate::exec::branch;
 use crate::flags::Lazy;
 use crate::op::{Handler, Op, ZERO, next};
@@ -22,12 +23,24 @@ pub trait Binary {
 
 /// Where a handler goes when its work is done.
 trait Then: 'static {
+    /// Whether the flags are set.
+    const FLAGS: bool = true;
     fn go(cpu: &mut Cpu, op: &Op);
 }
 
 /// To the next op.
 struct Onward;
 impl Then for Onward {
+    #[inline(always)]
+    fn go(cpu: &mut Cpu, op: &Op) {
+        next(cpu, op)
+    }
+}
+
+/// To the next op; nothing will see the flags.
+struct Quiet;
+impl Then for Quiet {
+    const FLAGS: bool = false;
     #[inline(always)]
     fn go(cpu: &mut Cpu, op: &Op) {
         next(cpu, op)
@@ -110,9 +123,19 @@ binary!(Dec, true, |flags, a, _b| {
 binary!(Neg, true, |flags, a, _b| subtract(flags, W::of(0), a, 0));
 binary!(Not, true, |_flags, a, _b| W::of(!a.zext()));
 
+#[inline(always)]
+fn apply<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, a: W, b: W) -> W {
+    let mut flags = cpu.flags;
+    let result = K::apply(&mut flags, a, b);
+    if T::FLAGS {
+        cpu.flags = flags;
+    }
+    result
+}
+
 fn rr<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
     let (a, b) = (cpu.reg::<W>(op.dst), cpu.reg::<W>(op.src));
-    let result = K::apply(&mut cpu.flags, a, b);
+    let result = apply::<T, K, W>(cpu, a, b);
     if K::STORES {
         cpu.set_reg(op.dst, result);
     }
@@ -121,7 +144,7 @@ fn rr<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
 
 fn ri<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
     let a = cpu.reg::<W>(op.dst);
-    let result = K::apply(&mut cpu.flags, a, W::of(op.imm));
+    let result = apply::<T, K, W>(cpu, a, W::of(op.imm));
     if K::STORES {
         cpu.set_reg(op.dst, result);
     }
@@ -131,7 +154,7 @@ fn ri<T: Then, K: Binary, W: Word>(cpu: &mut Cpu, op: &Op) {
 fn rm<T: Then, K: Binary, A: Addressing, W: Word>(cpu: &mut Cpu, op: &Op) {
     reading::<A, W>(cpu, op, |cpu, op, b| {
         let a = cpu.reg::<W>(op.dst);
-        let result = K::apply(&mut cpu.flags, a, b);
+        let result = apply::<T, K, W>(cpu, a, b);
         if K::STORES {
             cpu.set_reg(op.dst, result);
         }
@@ -234,20 +257,87 @@ fn mi_branch<K: Binary, W: Word, const CODE: u8>(cpu: &mut Cpu, op: &Op) {
     mi::<Branch<CODE>, K, Based, W>(cpu, op)
 }
 
-/// The handlers, by condition, of a comparison and the branch after it.
-fn fused<K: Binary, W: Word>(form: Form) -> fn(u8) -> Handler {
-    match form {
-        Form::RegisterRegister => |code| by_condition!(code, rr_branch, K, W),
-        Form::RegisterImmediate => |code| by_condition!(code, ri_branch, K, W),
-        Form::RegisterMemory => |code| by_condition!(code, rm_branch, K, W),
-        Form::MemoryRegister => |code| by_condition!(code, mr_branch, K, W),
-        Form::MemoryImmediate => |code| by_condition!(code, mi_branch, K, W),
+fn quiet_handler<K: Binary>(form: Form, indexed: bool, bytes: usize) -> Option<Handler> {
+    Some(match (form, indexed, bytes) {
+        (Form::RegisterRegister, _, 4) => rr::<Quiet, K, u32>,
+        (Form::RegisterRegister, _, 8) => rr::<Quiet, K, u64>,
+        (Form::RegisterImmediate, _, 4) => ri::<Quiet, K, u32>,
+        (Form::RegisterImmediate, _, 8) => ri::<Quiet, K, u64>,
+        (Form::RegisterMemory, false, 4) => rm::<Quiet, K, Based, u32>,
+        (Form::RegisterMemory, false, 8) => rm::<Quiet, K, Based, u64>,
+        (Form::RegisterMemory, true, 4) => rm::<Quiet, K, Indexed, u32>,
+        (Form::RegisterMemory, true, 8) => rm::<Quiet, K, Indexed, u64>,
+        _ => return None,
+    })
+}
+
+/// The handlers that set no flags, of the frequent instructions.
+fn quiet(mnemonic: Mnemonic, form: Form, indexed: bool, bytes: usize) -> Option<Handler> {
+    match mnemonic {
+        Mnemonic::Add => quiet_handler::<Add>(form, indexed, bytes),
+        Mnemonic::Adc => quiet_handler::<Adc>(form, indexed, bytes),
+        Mnemonic::Sub => quiet_handler::<Sub>(form, indexed, bytes),
+        Mnemonic::And => quiet_handler::<And>(form, indexed, bytes),
+        Mnemonic::Or => quiet_handler::<Or>(form, indexed, bytes),
+        Mnemonic::Xor => quiet_handler::<Xor>(form, indexed, bytes),
+        Mnemonic::Inc => quiet_handler::<Inc>(form, indexed, bytes),
+        Mnemonic::Dec => quiet_handler::<Dec>(form, indexed, bytes),
+        _ => None,
     }
+}
+
+/// Appends the op as one that sets flags, or (NOT) leaves them.
+fn push(builder: &mut Builder, mnemonic: Mnemonic, op: Op, registers: bool, quiet: Option<Handler>) {
+    use Mnemonic as M;
+    match mnemonic {
+        M::Not if registers => builder.push_neutral(op),
+        M::Not => builder.push(op),
+        _ => {
+            let reads_flags = matches!(mnemonic, M::Adc | M::Sbb | M::Inc | M::Dec);
+            builder.push_setter(op, registers && !reads_flags, quiet);
+        }
+    }
+}
+
+/// The handlers, by condition, of a comparison and the branch after it.
+fn fused<K: Binary, W: Word>(form: Form) -> Fused {
+    match form {
+        Form::RegisterRegister => |code| Some(by_condition!(code, rr_branch, K, W)),
+        Form::RegisterImmediate => |code| Some(by_condition!(code, ri_branch, K, W)),
+        Form::RegisterMemory => |code| Some(by_condition!(code, rm_branch, K, W)),
+        Form::MemoryRegister => |code| Some(by_condition!(code, mr_branch, K, W)),
+        Form::MemoryImmediate => |code| Some(by_condition!(code, mi_branch, K, W)),
+    }
+}
+
+/// As loops end: ZF after an operation with an immediate.
+fn fused_zero<K: Binary, W: Word>() -> Fused {
+    |code| match code {
+        4 => Some(ri_branch::<K, W, 4>),
+        5 => Some(ri_branch::<K, W, 5>),
+        _ => None,
+    }
+}
+
+macro_rules! fused_zero {
+    ($bytes:expr, $kind:ty) => {
+        match $bytes {
+            4 => fused_zero::<$kind, u32>(),
+            8 => fused_zero::<$kind, u64>(),
+            _ => return,
+        }
+    };
 }
 
 /// Marks what can be fused.
 fn offer(builder: &mut Builder, mnemonic: Mnemonic, form: Form, bytes: usize) {
+    let immediate = matches!(form, Form::RegisterImmediate);
     builder.fusible(match (mnemonic, bytes) {
+        (Mnemonic::Add, _) if immediate => fused_zero!(bytes, Add),
+        (Mnemonic::Sub, _) if immediate => fused_zero!(bytes, Sub),
+        (Mnemonic::And, _) if immediate => fused_zero!(bytes, And),
+        (Mnemonic::Inc, _) if immediate => fused_zero!(bytes, Inc),
+        (Mnemonic::Dec, _) if immediate => fused_zero!(bytes, Dec),
         (Mnemonic::Cmp, 1) => fused::<Cmp, u8>(form),
         (Mnemonic::Cmp, 4) => fused::<Cmp, u32>(form),
         (Mnemonic::Cmp, 8) => fused::<Cmp, u64>(form),
@@ -287,6 +377,8 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         op.run = handlers(insn.mnemonic(), form, false, bytes).unwrap_or(run);
         offer(builder, insn.mnemonic(), form, bytes);
     }
-    builder.push(op);
+    let quiet = quiet(insn.mnemonic(), form, op.index != ZERO, bytes);
+    let registers = matches!(form, Form::RegisterRegister | Form::RegisterImmediate);
+    push(builder, insn.mnemonic(), op, registers, quiet);
     Lowered::Continues
 }

@@ -142,7 +142,11 @@ fn lower_mov(builder: &mut Builder, insn: &Instruction) -> Lowered {
     if !matches!(from, OpKind::Register | OpKind::Memory) {
         op.imm = insn.immediate(1);
     }
-    builder.push(op);
+    if insn.op0_kind() == OpKind::Memory || insn.op1_kind() == OpKind::Memory {
+        builder.push(op);
+    } else {
+        builder.push_neutral(op);
+    }
     Lowered::Continues
 }
 
@@ -157,10 +161,11 @@ fn lower_extend(builder: &mut Builder, insn: &Instruction, signed: bool) -> Lowe
     op.dst = gpr(insn.op0_register()).unwrap_or_default();
     if in_memory {
         builder.memory(&mut op, insn);
+        builder.push(op);
     } else {
         op.src = gpr(insn.op1_register()).unwrap_or_default();
+        builder.push_neutral(op);
     }
-    builder.push(op);
     Lowered::Continues
 }
 
@@ -168,7 +173,7 @@ fn lower_lea(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let mut op = Op::new(sized!(operand_bytes(insn, 0), lea));
     op.dst = gpr(insn.op0_register()).unwrap_or_default();
     builder.memory_offset(&mut op, insn);
-    builder.push(op);
+    builder.push_neutral(op);
     Lowered::Continues
 }
 
@@ -207,7 +212,7 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         | Mnemonic::Lfence
         | Mnemonic::Sfence
         | Mnemonic::Mfence => {
-            builder.push(Op::new(nothing));
+            builder.push_neutral(Op::new(nothing));
             Lowered::Continues
         }
         _ => Lowered::Unknown,

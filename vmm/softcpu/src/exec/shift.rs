@@ -126,6 +126,14 @@ fn by_constant<K: Shift, W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
+/// As `by_constant`; nothing will see the flags.
+fn by_constant_quiet<K: Shift, W: Word>(cpu: &mut Cpu, op: &Op) {
+    let (a, mut flags) = (cpu.reg::<W>(op.dst), cpu.flags);
+    let result = K::apply(&mut flags, a, masked::<W>(op.imm as u8));
+    cpu.set_reg(op.dst, result);
+    next(cpu, op)
+}
+
 fn by_cl<K: Shift, W: Word>(cpu: &mut Cpu, op: &Op) {
     let a = cpu.reg::<W>(op.dst);
     let count = masked::<W>(cpu.reg::<u8>(CL));
@@ -165,6 +173,7 @@ fn by_zero<W: Word>(cpu: &mut Cpu, op: &Op) {
 
 struct Forms {
     constant: Handler,
+    quiet: Handler,
     cl: Handler,
     memory_constant: Handler,
     memory_cl: Handler,
@@ -173,6 +182,7 @@ struct Forms {
 fn forms<K: Shift>(bytes: usize) -> Forms {
     Forms {
         constant: sized!(bytes, by_constant, K),
+        quiet: if bytes == 8 { by_constant_quiet::<K, u64> } else { by_constant_quiet::<K, u32> },
         cl: sized!(bytes, by_cl, K),
         memory_constant: sized!(bytes, memory_by_constant, K),
         memory_cl: sized!(bytes, memory_by_cl, K),
@@ -212,7 +222,15 @@ fn lower_shift(builder: &mut Builder, insn: &Instruction, forms: &Forms, bytes: 
     } else {
         op.dst = gpr(insn.op0_register()).unwrap_or_default();
     }
-    builder.push(op);
+    if memory || by_register {
+        builder.push(op);
+    } else if op.imm == 0 {
+        builder.push_neutral(op);
+    } else {
+        let sets_all =
+            matches!(insn.mnemonic(), Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar);
+        builder.push_setter(op, sets_all, (bytes >= 4).then_some(forms.quiet));
+    }
     Lowered::Continues
 }
 

@@ -40,7 +40,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn string_register(&self, op: &Op, number: usize) -> u64 {
+    pub(super) fn string_register(&self, op: &Op, number: usize) -> u64 {
         self.regs[number] & Self::string_mask(op)
     }
 
@@ -61,12 +61,12 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn source(&self, op: &Op) -> u64 {
+    pub(super) fn source(&self, op: &Op) -> u64 {
         self.string_linear(usize::from(op.src), self.string_register(op, SI))
     }
 
     #[inline(always)]
-    fn destination(&self, op: &Op) -> u64 {
+    pub(super) fn destination(&self, op: &Op) -> u64 {
         self.string_linear(Seg::Es as usize, self.string_register(op, DI))
     }
 
@@ -76,7 +76,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn advance<W: Word>(&mut self, op: &Op, number: usize, iterations: u64) {
+    pub(super) fn advance<W: Word>(&mut self, op: &Op, number: usize, iterations: u64) {
         // With 32-bit addresses even no distance would clear the upper half.
         if iterations == 0 {
             return;
@@ -95,7 +95,7 @@ impl Cpu {
 }
 
 /// A string instruction.
-trait Kind {
+pub(super) trait Kind {
     /// ZF can end the repetition.
     const COMPARES: bool = false;
     /// One iteration, but for the count.
@@ -336,7 +336,8 @@ fn before_repeat(cpu: &mut Cpu, op: &Op) {
     }
 }
 
-fn lower_kind<K: Kind>(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
+/// Lowers a string instruction of elements of `bytes`.
+pub(super) fn lower_kind<K: Kind>(builder: &mut Builder, insn: &Instruction, bytes: usize) -> Lowered {
     let repeat = match (insn.has_repne_prefix(), insn.has_rep_prefix()) {
         (true, _) if K::COMPARES => WHILE_DIFFERENT,
         (false, false) => ONCE,

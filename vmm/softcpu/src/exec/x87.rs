@@ -239,7 +239,7 @@ fn opcode(builder: &Builder) -> Option<(u8, u8, bool)> {
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let unavailable = builder.mode & (mode::TASK_SWITCHED | mode::EMULATION) != 0;
     if insn.mnemonic() == Mnemonic::Wait {
-        let run = if builder.mode & mode::TASK_SWITCHED != 0 { NOT_AVAILABLE } else { wait };
+        let run = if builder.mode & mode::MONITORED != 0 { NOT_AVAILABLE } else { wait };
         builder.push(Op::new(run));
         return Lowered::Continues;
     }

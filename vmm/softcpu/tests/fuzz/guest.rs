@@ -188,6 +188,12 @@ impl Guest {
         while code.len() < PAGE as usize {
             match random.below(12) {
                 0 => code.extend(random.bits().to_le_bytes()),
+                // A loop, of as many rounds as RCX says or none taken; a jump back.
+                3 if random.one_in(2) => {
+                    let back = (random.below(120) as i8).wrapping_neg() - 2;
+                    let opcode = random.pick(&[0xe2, 0xe1, 0x75, 0x72, 0xeb]);
+                    code.extend([0x48, 0xff, 0xc9, opcode, back as u8]);
+                }
                 1 | 2 => code.extend(SYSTEM[random.below(SYSTEM.len() as u64) as usize]),
                 _ => {
                     let form = forms[random.below(forms.len() as u64) as usize];

@@ -168,7 +168,8 @@ impl Case {
     fn first_difference(&self, ram: &mut Ram, way: Way) -> String {
         let mut before: Option<Ended> = None;
         for steps in 1..=self.steps {
-            let case = Self { seed: self.seed, guest: self.guest.clone(), steps, events: self.events.clone() };
+            let case =
+                Self { seed: self.seed, guest: self.guest.clone(), steps, events: self.events.clone() };
             let (straight, other) = (case.run(ram, Way::Straight), case.run(ram, way));
             if straight != other {
                 let from = before.map(|ended| (ended.state.rip, ended.state.segments[1].selector));

@@ -14,6 +14,7 @@ const SF: u64 = 1 << 7;
 const OF: u64 = 1 << 11;
 /// MXCSR.
 const OUT_OF_RANGE: u32 = (1 << 3) | (1 << 4);
+const EXCEPTIONS: u32 = 0x3f;
 const INEXACT: u32 = 1 << 5;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
@@ -32,6 +33,10 @@ pub fn mask(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
 /// is left out, and parts may have been stored.
 fn of_fault(instruction: &Instruction, vector: &Vector, host: &Outcome) -> Mask {
     if matches!(host.end, End::Fault { vector: 19, .. }) {
+        if matches!(instruction.mnemonic(), M::Dpps | M::Dppd) {
+            // Products and sums: how many of them are done is open.
+            return Mask { mxcsr: EXCEPTIONS, ..Mask::default() };
+        }
         // Whether a result too small or too large that is reported also counts as inexact, when other lanes do.
         let reported = host.user.mxcsr & !(host.user.mxcsr >> 7) & OUT_OF_RANGE;
         let open = if reported != 0 { INEXACT } else { 0 };

@@ -164,7 +164,7 @@ impl Maker<'_> {
                     data_writable(at) && data_writable(at + size - 1)
                 }
                 // Transferred in parts: the first to fault is the CPU's choice.
-                _ if in_parts(self.form.code.mnemonic()) => at + size <= END || at > END,
+                _ if size == 10 || in_parts(self.form.code.mnemonic()) => at + size <= END || at > END,
                 _ => true,
             };
             if here {
@@ -265,6 +265,14 @@ impl Maker<'_> {
             }
             (None, None) => {}
         }
+        // Without a base the address is a multiple of the scale, and so not quite the target.
+        let at = match shape.index.filter(|_| shape.base.is_none()) {
+            Some(index) => {
+                let scaled = self.user.gpr[index].wrapping_mul(shape.scale.into());
+                (scaled.wrapping_add(shape.displacement as u64) & bits).wrapping_add(segment)
+            }
+            None => at,
+        };
         self.patch(at, size, random);
     }
 

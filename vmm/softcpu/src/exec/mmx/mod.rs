@@ -1,6 +1,6 @@
-//! MMX, and its instructions in SSE to SSSE3. Its registers are the mantissas of the x87 registers: MMn is the
-//! n-th physical one, whatever TOP is. Every instruction but EMMS makes all of them valid and TOP zero, and
-//! sets the exponent of what it writes to ones (SDM vol. 1, 9.5; vol. 3, 12.2).
+//! MMX, and its instructions in SSE to SSSE3. Its registers are the mantissas of the x87 registers: MMn is
+//! the n-th physical one, whatever TOP is. Every instruction but EMMS makes all of them valid and TOP zero,
+//! and sets the exponent of what it writes to ones (SDM vol. 1, 9.5; vol. 3, 12.2).
 //!
 //! ```text
 //!  79  exponent, sign  64 63        MMn        0

@@ -1,5 +1,5 @@
 //! Descriptor tables and questions about descriptors: LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT, STR, LAR, LSL,
-//! VERR, VERW.
+//! VERR, VERW, ARPL.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -192,6 +192,35 @@ fn verify<const MEM: bool, const WRITE: bool>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
+/// ARPL: raises the RPL of a selector to that of the register `imm`.
+fn arpl<const MEM: bool>(cpu: &mut Cpu, op: &Op) {
+    let selector = or_abort!(cpu, op, selector_operand::<MEM>(cpu, op));
+    let rpl = cpu.reg::<u16>(op.imm as u8) & 3;
+    let raised = selector & 3 < rpl;
+    if raised {
+        let selector = selector & !3 | rpl;
+        if MEM {
+            or_abort!(cpu, op, cpu.write(cpu.address(op), selector));
+        } else {
+            cpu.set_reg(op.src, selector);
+        }
+    }
+    set_zf(cpu, raised);
+    next(cpu, op)
+}
+
+fn lower_arpl(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let in_memory = insn.op0_kind() == OpKind::Memory;
+    let mut op = Op::new(if in_memory { arpl::<true> } else { arpl::<false> });
+    op.src = gpr(insn.op0_register()).unwrap_or_default();
+    op.imm = gpr(insn.op1_register()).unwrap_or_default().into();
+    if in_memory {
+        builder.memory(&mut op, insn);
+    }
+    builder.push(op);
+    Lowered::Continues
+}
+
 /// Handlers for a selector operand in a register and in memory.
 fn by_selector(mnemonic: Mnemonic) -> Option<[Handler; 2]> {
     Some(match mnemonic {
@@ -239,6 +268,7 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         Mnemonic::Sgdt => return lower_table(builder, insn, sgdt),
         Mnemonic::Sidt => return lower_table(builder, insn, sidt),
         Mnemonic::Sldt => return lower_store(builder, insn, Seg::Ldtr),
+        Mnemonic::Arpl => return lower_arpl(builder, insn),
         Mnemonic::Str => return lower_store(builder, insn, Seg::Tr),
         _ => {}
     }

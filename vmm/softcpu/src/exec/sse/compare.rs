@@ -49,7 +49,9 @@ macro_rules! compare {
 
         fn forms(mnemonic: Mnemonic) -> Option<Forms> {
             Some(match mnemonic {
-                $(Mnemonic::$name => Forms { rr: compare_rr::<$name, false>, rm: compare_rm::<$name, false> },)*
+                $(Mnemonic::$name => {
+                    Forms { rr: compare_rr::<$name, false>, rm: compare_rm::<$name, false> }
+                })*
                 _ => return None,
             })
         }

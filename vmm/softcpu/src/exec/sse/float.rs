@@ -7,16 +7,20 @@ use std::arch::asm;
 
 use iced_x86::Mnemonic;
 
+use super::range::Elements;
 use super::{Aligned, Binary, Bits32, Bits64, Forms, Xmm, binary};
 
 macro_rules! float {
-    ($lookup:ident; $($name:ident $text:literal $memory:ident;)*) => {
+    ($lookup:ident; $($name:ident $text:literal $memory:ident $elements:ident;)*) => {
         $(
             #[doc = concat!("`", $text, "`")]
             pub struct $name;
 
             impl Binary for $name {
                 const FLOAT: bool = true;
+                const ELEMENTS: Elements = Elements::$elements;
+                const WIDE: bool = is_wide($text);
+                const COUNT: usize = count($text);
                 type Memory = $memory;
                 #[inline(always)]
                 fn apply(mut a: Xmm, b: Xmm) -> Xmm {
@@ -45,60 +49,77 @@ macro_rules! float {
     };
 }
 
+/// Of double precision, as the sources of `text` are.
+const fn is_wide(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes[bytes.len() - 1] == b'd' || matches!(bytes, b"cvtpd2ps" | b"cvtsd2ss")
+}
+
+/// How many elements of the sources are read.
+const fn count(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    match (bytes[bytes.len() - 2], is_wide(text)) {
+        _ if matches!(bytes, b"cvtsd2ss") => 1,
+        (b's', _) => 1,
+        (_, true) => 2,
+        (_, false) => 4,
+    }
+}
+
 float! {
     arithmetic;
-    Addps "addps" Aligned;
-    Addpd "addpd" Aligned;
-    Addss "addss" Bits32;
-    Addsd "addsd" Bits64;
-    Subps "subps" Aligned;
-    Subpd "subpd" Aligned;
-    Subss "subss" Bits32;
-    Subsd "subsd" Bits64;
-    Mulps "mulps" Aligned;
-    Mulpd "mulpd" Aligned;
-    Mulss "mulss" Bits32;
-    Mulsd "mulsd" Bits64;
-    Divps "divps" Aligned;
-    Divpd "divpd" Aligned;
-    Divss "divss" Bits32;
-    Divsd "divsd" Bits64;
-    Minps "minps" Aligned;
-    Minpd "minpd" Aligned;
-    Minss "minss" Bits32;
-    Minsd "minsd" Bits64;
-    Maxps "maxps" Aligned;
-    Maxpd "maxpd" Aligned;
-    Maxss "maxss" Bits32;
-    Maxsd "maxsd" Bits64;
-    Sqrtps "sqrtps" Aligned;
-    Sqrtpd "sqrtpd" Aligned;
-    Sqrtss "sqrtss" Bits32;
-    Sqrtsd "sqrtsd" Bits64;
-    Addsubps "addsubps" Aligned;
-    Addsubpd "addsubpd" Aligned;
-    Haddps "haddps" Aligned;
-    Haddpd "haddpd" Aligned;
-    Hsubps "hsubps" Aligned;
-    Hsubpd "hsubpd" Aligned;
-    Rcpps "rcpps" Aligned;
-    Rsqrtps "rsqrtps" Aligned;
-    Rcpss "rcpss" Bits32;
-    Rsqrtss "rsqrtss" Bits32;
+    Addps "addps" Aligned Add;
+    Addpd "addpd" Aligned Add;
+    Addss "addss" Bits32 Add;
+    Addsd "addsd" Bits64 Add;
+    Subps "subps" Aligned Sub;
+    Subpd "subpd" Aligned Sub;
+    Subss "subss" Bits32 Sub;
+    Subsd "subsd" Bits64 Sub;
+    Mulps "mulps" Aligned Mul;
+    Mulpd "mulpd" Aligned Mul;
+    Mulss "mulss" Bits32 Mul;
+    Mulsd "mulsd" Bits64 Mul;
+    Divps "divps" Aligned Div;
+    Divpd "divpd" Aligned Div;
+    Divss "divss" Bits32 Div;
+    Divsd "divsd" Bits64 Div;
+    Minps "minps" Aligned Unknown;
+    Minpd "minpd" Aligned Unknown;
+    Minss "minss" Bits32 Unknown;
+    Minsd "minsd" Bits64 Unknown;
+    Maxps "maxps" Aligned Unknown;
+    Maxpd "maxpd" Aligned Unknown;
+    Maxss "maxss" Bits32 Unknown;
+    Maxsd "maxsd" Bits64 Unknown;
+    Sqrtps "sqrtps" Aligned Unknown;
+    Sqrtpd "sqrtpd" Aligned Unknown;
+    Sqrtss "sqrtss" Bits32 Unknown;
+    Sqrtsd "sqrtsd" Bits64 Unknown;
+    Addsubps "addsubps" Aligned AddSub;
+    Addsubpd "addsubpd" Aligned AddSub;
+    Haddps "haddps" Aligned Hadd;
+    Haddpd "haddpd" Aligned Hadd;
+    Hsubps "hsubps" Aligned Hsub;
+    Hsubpd "hsubpd" Aligned Hsub;
+    Rcpps "rcpps" Aligned Unknown;
+    Rsqrtps "rsqrtps" Aligned Unknown;
+    Rcpss "rcpss" Bits32 Unknown;
+    Rsqrtss "rsqrtss" Bits32 Unknown;
 }
 
 float! {
     conversion;
-    Cvtdq2ps "cvtdq2ps" Aligned;
-    Cvtdq2pd "cvtdq2pd" Bits64;
-    Cvtps2pd "cvtps2pd" Bits64;
-    Cvtpd2ps "cvtpd2ps" Aligned;
-    Cvtss2sd "cvtss2sd" Bits32;
-    Cvtsd2ss "cvtsd2ss" Bits64;
-    Cvtps2dq "cvtps2dq" Aligned;
-    Cvttps2dq "cvttps2dq" Aligned;
-    Cvtpd2dq "cvtpd2dq" Aligned;
-    Cvttpd2dq "cvttpd2dq" Aligned;
+    Cvtdq2ps "cvtdq2ps" Aligned Unknown;
+    Cvtdq2pd "cvtdq2pd" Bits64 Unknown;
+    Cvtps2pd "cvtps2pd" Bits64 Unknown;
+    Cvtpd2ps "cvtpd2ps" Aligned Narrow;
+    Cvtss2sd "cvtss2sd" Bits32 Unknown;
+    Cvtsd2ss "cvtsd2ss" Bits64 Narrow;
+    Cvtps2dq "cvtps2dq" Aligned Unknown;
+    Cvttps2dq "cvttps2dq" Aligned Unknown;
+    Cvtpd2dq "cvtpd2dq" Aligned Unknown;
+    Cvttpd2dq "cvttpd2dq" Aligned Unknown;
 }
 
 /// Handlers of an instruction of these tables.

@@ -1,9 +1,10 @@
 //! SSE to SSE4.2, by the host's own instructions: results, NaN payloads and flags are bit for bit those of
 //! hardware, for there is one inline assembly block per instruction and LLVM folds nothing.
 //!
-//! What is common: gating (SDM vol. 3, 13.1 and table 2-18 ff. of vol. 2), the kinds of memory operands, and the
-//! handlers of the two regular forms, `op xmm, xmm/m` (`Binary`) and `op xmm, xmm/m, imm8` (`Immediate`). The
-//! tables are in `packed`, `float` and `shuffle`; what is irregular has handlers of its own.
+//! What is common: gating (SDM vol. 3, 13.1 and table 2-18 ff. of vol. 2), the kinds of memory operands,
+//! and the handlers of the two regular forms, `op xmm, xmm/m` (`Binary`) and `op xmm, xmm/m, imm8`
+//! (`Immediate`). The tables are in `packed`, `float` and `shuffle`; what is irregular has handlers of its
+//! own.
 
 mod compare;
 mod convert;
@@ -11,6 +12,7 @@ pub mod float;
 mod lanes;
 pub mod moves;
 pub mod packed;
+mod range;
 mod shuffle;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use std::arch::x86_64::__m128i;
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
+use self::range::Elements;
 use super::sse_control::{self, unless_traps};
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered, NOT_AVAILABLE, UNDEFINED};
@@ -141,6 +144,12 @@ narrow!(Bits64 u64, Bits32 u32, Bits16 u16);
 pub trait Binary {
     /// It reads MXCSR and sets flags there.
     const FLOAT: bool;
+    /// What it does to the elements of its sources.
+    const ELEMENTS: Elements = Elements::Unknown;
+    /// They are of double precision.
+    const WIDE: bool = false;
+    /// How many they are.
+    const COUNT: usize = 0;
     /// The form of a memory operand.
     type Memory: Operand;
     /// Executes it.
@@ -183,7 +192,11 @@ const fn immediate<K: Immediate>() -> Reduced {
 
 #[inline(always)]
 fn execute<K: Binary, const TRAPS: bool>(cpu: &mut Cpu, a: Xmm, b: Xmm) -> Result<Xmm, Fault> {
-    sse_control::float::<Xmm, TRAPS>(cpu, move || K::apply(a, b))
+    if !TRAPS {
+        return Ok(K::apply(a, b));
+    }
+    let inexact = |mxcsr| range::inexact(K::ELEMENTS, K::WIDE, K::COUNT, mxcsr, a, b);
+    sse_control::trapping(cpu, move || K::apply(a, b), inexact)
 }
 
 #[inline(never)]

@@ -88,7 +88,10 @@ macro_rules! arms_in_place {
 }
 
 macro_rules! immediates {
-    ($lookup:ident, $float:literal, $arms:ident; $($name:ident $text:literal $memory:ident $count:tt $reduce:expr;)*) => {
+    (
+        $lookup:ident, $float:literal, $arms:ident;
+        $($name:ident $text:literal $memory:ident $count:tt $reduce:expr;)*
+    ) => {
         $(
             #[doc = concat!("`", $text, "`")]
             pub struct $name;

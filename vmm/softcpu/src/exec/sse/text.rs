@@ -30,7 +30,10 @@ fn set_flags(cpu: &mut Cpu, status: u64) {
 }
 
 macro_rules! index {
-    ($text:literal $imm:ident $a:ident $b:ident $lengths:ident $status:ident $result:ident; $($n:literal)*) => {
+    (
+        $text:literal $imm:ident $a:ident $b:ident $lengths:ident $status:ident $result:ident;
+        $($n:literal)*
+    ) => {
         match $imm {
             // SAFETY: the instructions touch nothing but their operands, RAX, RCX and the status flags.
             $($n => unsafe {
@@ -52,7 +55,10 @@ macro_rules! index {
 }
 
 macro_rules! mask {
-    ($text:literal $imm:ident $a:ident $b:ident $lengths:ident $status:ident $result:ident; $($n:literal)*) => {
+    (
+        $text:literal $imm:ident $a:ident $b:ident $lengths:ident $status:ident $result:ident;
+        $($n:literal)*
+    ) => {
         match $imm {
             // SAFETY: the instructions touch nothing but their operands, RAX, XMM0 and the status flags.
             $($n => unsafe {

@@ -1,7 +1,7 @@
 //! FXSAVE and FXRSTOR (SDM vol. 1, 10.5):
 //!
 //! ```text
-//!   0 FCW  2 FSW  4 FTW  5 0  6 FOP  8 FIP (32 bits, CS; REX.W: 64 bits)  16 FDP (32 bits, DS; REX.W: 64 bits)
+//!   0 FCW  2 FSW  4 FTW  5 0  6 FOP  8 FIP (32 bits and CS; REX.W: 64)  16 FDP (32 bits and DS; REX.W: 64)
 //!  24 MXCSR  28 MXCSR_MASK  32 ST0–ST7, 16 bytes each  160 XMM0–XMM7  288 XMM8–XMM15 (64-bit mode)
 //! 416 reserved and, from 464, the system's: left alone
 //! ```

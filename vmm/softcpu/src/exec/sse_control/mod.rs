@@ -99,13 +99,18 @@ pub(super) use unless_traps;
 /// Executes such an operation.
 #[inline(always)]
 pub fn float<R, const TRAPS: bool>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
-    if TRAPS { trapping(cpu, apply) } else { Ok(apply()) }
+    if TRAPS { trapping(cpu, apply, |_| None) } else { Ok(apply()) }
 }
 
-/// With an exception unmasked: the destination stays when it is raised.
+/// With an exception unmasked: the destination stays when it is raised. `inexact` is given MXCSR and says
+/// whether the result would be inexact without bounds of its exponent, if that is known.
 #[cold]
 #[inline(never)]
-fn trapping<R>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
+pub fn trapping<R>(
+    cpu: &mut Cpu,
+    apply: impl Fn() -> R,
+    inexact: impl Fn(u32) -> Option<bool>,
+) -> Result<R, Fault> {
     let unmasked = !cpu.mxcsr >> 7 & STICKY;
     let before = read();
     let quiet = before & !STICKY;
@@ -121,9 +126,12 @@ fn trapping<R>(cpu: &mut Cpu, apply: impl Fn() -> R) -> Result<R, Fault> {
     let mut raised = read() & STICKY | tiny;
     if raised & unmasked & EARLY != 0 {
         raised &= EARLY;
-    } else if tiny != 0 || raised & unmasked & OE != 0 {
-        // A result too small or too large that is reported is not also inexact.
-        raised &= !PE;
+    } else if raised & unmasked & (OE | UE) != 0
+        && let Some(inexact) = inexact(before)
+    {
+        // A masked overflow or underflow beside it is inexact by itself.
+        let beside = raised & !unmasked & (OE | UE) != 0;
+        raised = raised & !PE | if inexact || beside { PE } else { 0 };
     }
     write(before | raised);
     if raised & unmasked == 0 {

@@ -2,10 +2,11 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::decode::{Builder, Lowered};
+use crate::decode::{Builder, Lowered, gpr};
 use crate::exception::{Exception, Kind, raise_at, vector};
 use crate::flags;
 use crate::op::{Handler, Op, next};
+use crate::word::Word;
 use crate::{Cpu, Exit, Fault, or_abort};
 
 impl Cpu {
@@ -55,6 +56,27 @@ fn into(cpu: &mut Cpu, op: &Op) {
     if cpu.flags.of() { int(cpu, op) } else { cpu.end(op) }
 }
 
+/// BOUND: a signed index in `dst`, the two bounds in memory.
+fn bound<W: Word>(cpu: &mut Cpu, op: &Op) {
+    let at = cpu.address(op);
+    let lowest = or_abort!(cpu, op, cpu.read::<W>(at)).sext() as i64;
+    let highest = or_abort!(cpu, op, cpu.read::<W>(at.wrapping_add(W::BYTES))).sext() as i64;
+    let index = cpu.reg::<W>(op.dst).sext() as i64;
+    if index < lowest || index > highest {
+        return raise_at(cpu, op, Exception::fault(vector::BR));
+    }
+    next(cpu, op)
+}
+
+fn lower_bound(builder: &mut Builder, insn: &Instruction) -> Lowered {
+    let wide = insn.op0_register().size() == 4;
+    let mut op = Op::new(if wide { bound::<u32> } else { bound::<u16> });
+    op.dst = gpr(insn.op0_register()).unwrap_or_default();
+    builder.memory(&mut op, insn);
+    builder.push(op);
+    Lowered::Continues
+}
+
 pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let one = |builder: &mut Builder, run: Handler, imm: u64, lowered: Lowered| {
         let mut op = Op::new(run);
@@ -63,6 +85,7 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         lowered
     };
     match insn.mnemonic() {
+        Mnemonic::Bound => lower_bound(builder, insn),
         Mnemonic::Hlt => one(builder, hlt, 0, Lowered::Ends),
         Mnemonic::Cli => one(builder, cli, 0, Lowered::Continues),
         Mnemonic::Sti => one(builder, sti, 0, Lowered::Ends),
