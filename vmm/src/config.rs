@@ -56,8 +56,8 @@ pub struct VmArgs {
     /// Disk server, host:port.
     #[arg(long, default_value = disk_server::DEFAULT_LISTEN, value_name = "ADDRESS")]
     pub disk_server: String,
-    /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that has
-    /// a root disk, else disk0.
+    /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that
+    /// has a root disk, else disk0.
     #[arg(long, value_name = "NAME")]
     pub disk: Option<String>,
     /// What an empty disk is filled with; replaces the guest's root disk, if it has one.
@@ -275,7 +275,8 @@ impl VmConfig {
         }
     }
 
-    /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command line.
+    /// Which console takes input: the one that a Linux makes its own, the last `console=` of its command
+    /// line.
     fn console_device(&self) -> ConsoleInput {
         let mut words = self.command_line.split_whitespace().rev();
         match words.find_map(|word| word.strip_prefix("console=")) {
