@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 
 use lockstep::cluster::Part;
+use lockstep::recording::Recording;
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -95,6 +96,8 @@ fn damage_is_told_and_what_is_before_is_used() {
     let directory = TempDir::new().expect("a directory");
     let damaged = directory.path().join("damaged.lkr");
     let name = damaged.to_str().expect("a name in UTF-8");
+    let recording = Recording::open(path).expect("a recording");
+    let first_entries = recording.batches()[1].frame.offset as usize;
     for round in 1..=6 * scale() {
         let mut bytes = whole.clone();
         let at = bytes.len() * round / (6 * scale() + 1);
@@ -109,7 +112,7 @@ fn damage_is_told_and_what_is_before_is_used() {
             // A page of a checkpoint that is passed by is never looked at.
             assert!(told || output.status.success(), "byte {at}: {output:?}");
         }
-        assert!(!dump.stdout.is_empty(), "entries before byte {at}");
+        assert!(at < first_entries || !dump.stdout.is_empty(), "entries before byte {at}");
     }
     let mut first = whole.clone();
     first[30] ^= 1;

@@ -1,4 +1,5 @@
-//! Recordings by real processes: made, killed, replayed, verified, gone through forwards and backwards, compared.
+//! Recordings by real processes: made, killed, replayed, verified, gone through forwards and backwards,
+//! compared.
 //!
 //! ```text
 //!   disk server, network, `lockstep run --record` or `primary --record` ── load ──▶ FILE

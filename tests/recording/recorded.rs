@@ -54,8 +54,8 @@ fn made(engine: &str) -> Made {
     Some((directory, path))
 }
 
-/// A recording on KVM of a machine under load that was ended by a signal, made once for all tests that only read
-/// it.
+/// A recording on KVM of a machine under load that was ended by a signal, made once for all tests that only
+/// read it.
 pub fn shared() -> Option<&'static Path> {
     static MADE: OnceLock<Made> = OnceLock::new();
     MADE.get_or_init(|| made("kvm")).as_ref().map(|(_, path)| path.as_path())

@@ -1,5 +1,5 @@
-//! Puts a machine together from its configuration: RAM, guest image, engine, devices. The one place that makes
-//! machines of any engine.
+//! Puts a machine together from its configuration: RAM, guest image, engine, devices. The one place that
+//! makes machines of any engine.
 
 use crate::boot;
 use crate::config::VmConfig;

@@ -1,5 +1,5 @@
-//! A small generator (splitmix64) for what a seed must determine: kicks and stops of `verify`, and the entropy of
-//! guests whose time is virtual. It is no source of secrets.
+//! A small generator (splitmix64) for what a seed must determine: kicks and stops of `verify`, and the
+//! entropy of guests whose time is virtual. It is no source of secrets.
 
 /// The sequence of a seed.
 #[derive(Debug, Clone)]

@@ -276,7 +276,8 @@ fn stat_text(recording: &Recording, counts: &BTreeMap<EventKind, Count>, log_byt
     }
     line("all", &all);
     println!(
-        "{seconds:.3} s of the guest's time, positions to {}; {} bytes of log in the file, {} checkpoints, {} bytes in all",
+        "{seconds:.3} s of the guest's time, positions to {}; {} bytes of log in the file, {} checkpoints, \
+         {} bytes in all",
         recording.end(),
         log_bytes,
         recording.checkpoints().len(),

@@ -55,8 +55,8 @@ pub fn warn_of_tail(recording: &Recording) {
     match recording.tail() {
         Tail::Whole => {}
         Tail::Torn { bytes } => eprintln!(
-            "lockstep: {} was not ended properly; it is whole up to entry {}, position {} ({bytes} bytes of a \
-             last frame are left out)",
+            "lockstep: {} was not ended properly; it is whole up to entry {}, position {} ({bytes} bytes \
+             of a last frame are left out)",
             recording.path().display(),
             recording.last_seq(),
             recording.end()

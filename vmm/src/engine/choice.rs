@@ -1,5 +1,5 @@
-//! Which engine: the choice of one, what it is known as in a pair and in a recording, and an engine of whichever
-//! kind behind one type.
+//! Which engine: the choice of one, what it is known as in a pair and in a recording, and an engine of
+//! whichever kind behind one type.
 
 use logchannel::Position;
 

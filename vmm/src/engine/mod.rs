@@ -175,8 +175,8 @@ pub type Kick = Box<dyn Fn() + Send + Sync>;
 pub struct DebugRun<'a> {
     /// Stop after one instruction.
     pub step: bool,
-    /// Linear addresses: stop before an instruction that begins at one of them, be it the first. Not looked at
-    /// when stepping.
+    /// Linear addresses: stop before an instruction that begins at one of them, be it the first. Not looked
+    /// at when stepping.
     pub breakpoints: &'a BTreeSet<u64>,
 }
 
@@ -207,8 +207,8 @@ pub enum BreakpointStyle {
 ///
 /// - an exit that needs no answer comes when its instruction has retired, and `complete` retires the
 ///   instruction of one that does; `Shutdown` and `Unsupported` count as one, though nothing retires;
-/// - an injected interrupt is delivered by the next `run`, before its first instruction, and a delivery counts as
-///   one;
+/// - an injected interrupt is delivered by the next `run`, before its first instruction, and a delivery
+/// counts as   one;
 /// - the time stamp counter advances by 1 ns (`machine::NS_PER_COUNT`) for each position, and by what
 ///   `skip_time` says.
 pub trait Engine {
@@ -228,8 +228,8 @@ pub trait Engine {
     fn interrupts_enabled(&self) -> bool;
     /// Queues an external interrupt for the next entry. Only when `interruptible`.
     fn inject(&mut self, vector: u8) -> Result<(), EngineError>;
-    /// Asks for `VmExit::Window` at the first position where the guest takes an external interrupt, or for none
-    /// any more. Engines that stop only at exits have no use for it.
+    /// Asks for `VmExit::Window` at the first position where the guest takes an external interrupt, or for
+    /// none any more. Engines that stop only at exits have no use for it.
     fn request_window(&mut self, on: bool) {
         let _ = on;
     }
@@ -245,8 +245,8 @@ pub trait Engine {
     fn debug_kicker(&self) -> Option<Kick> {
         self.kicker()
     }
-    /// As `run`, but stops also where a debugger asks. Nothing of that changes what the guest computes, and no
-    /// position.
+    /// As `run`, but stops also where a debugger asks. Nothing of that changes what the guest computes, and
+    /// no position.
     fn run_debug(
         &mut self,
         entry: VmEntry,
@@ -270,8 +270,8 @@ pub trait Engine {
     fn ram_written(&mut self, address: u64, bytes: usize) {
         let _ = (address, bytes);
     }
-    /// Lets a debugger have its say although the guest does not run; gives back what of `entry` is still to be
-    /// answered. Only engines under a debugger do anything.
+    /// Lets a debugger have its say although the guest does not run; gives back what of `entry` is still to
+    /// be answered. Only engines under a debugger do anything.
     fn attend(&mut self, entry: VmEntry) -> Result<VmEntry, EngineError> {
         Ok(entry)
     }
@@ -283,8 +283,8 @@ pub trait Engine {
     fn between_instructions(&self) -> bool;
     /// The whole architectural state; the last exit must be completed.
     fn save(&mut self) -> Result<CpuState, EngineError>;
-    /// Sets the whole architectural state and the position. RAM may have another content than before: whatever
-    /// was derived from it is dropped.
+    /// Sets the whole architectural state and the position. RAM may have another content than before:
+    /// whatever was derived from it is dropped.
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
     /// Starts or stops noting which pages of RAM the guest writes.
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;

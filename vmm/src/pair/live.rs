@@ -7,9 +7,9 @@
 //! A batch goes to the channel when it holds an output, when enough is pending, and before blocking: no timer
 //! lies on the path of an output.
 //!
-//! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time it
-//! waits for at once, a disk request completes where it was made, the guest standing still meanwhile, and entropy
-//! is the same for everybody.
+//! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time
+//! it waits for at once, a disk request completes where it was made, the guest standing still meanwhile, and
+//! entropy is the same for everybody.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

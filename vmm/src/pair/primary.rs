@@ -24,7 +24,8 @@ use crate::pair::transfer::{Joined, Joining};
 use crate::recording::format::Header;
 use crate::recording::sink::{RecordOptions, Sink};
 
-/// Runs an unreplicated machine, or with `backup` the primary of a pair; with `record` its log goes into a file too.
+/// Runs an unreplicated machine, or with `backup` the primary of a pair; with `record` its log goes into a
+/// file too.
 pub fn run_live(
     config: VmConfig,
     backup: Option<(&str, &PairArgs)>,

@@ -1,4 +1,5 @@
-//! The instruction at a vCPU's RIP, for people: page walk in guest memory (Intel SDM vol. 3, 4.5), then iced-x86.
+//! The instruction at a vCPU's RIP, for people: page walk in guest memory (Intel SDM vol. 3, 4.5), then
+//! iced-x86.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 

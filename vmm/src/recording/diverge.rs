@@ -8,9 +8,9 @@
 //! ```
 //!
 //! When the two logs lead to different states, their first difference is one step of the guest, and the
-//! instruction or the input of that step is named. When a log leads to another state than the one recorded, the recorded run did
-//! something that its log does not determine: it is known between which checkpoints, what differs, and which
-//! instruction made the differing memory what it is when the log is played.
+//! instruction or the input of that step is named. When a log leads to another state than the one recorded,
+//! the recorded run did something that its log does not determine: it is known between which checkpoints,
+//! what differs, and which instruction made the differing memory what it is when the log is played.
 
 use logchannel::{LogEntry, Position};
 use serde::Serialize;

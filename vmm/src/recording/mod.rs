@@ -1,15 +1,16 @@
-//! Recordings: the log of a run in a file, with the machine's whole state every now and then, and what one does
-//! with it afterwards: replay it, go to any position of it forwards and backwards, verify it, compare two.
+//! Recordings: the log of a run in a file, with the machine's whole state every now and then, and what one
+//! does with it afterwards: replay it, go to any position of it forwards and backwards, verify it, compare
+//! two.
 //!
 //! ```text
-//!   Live ── entries, checkpoints ──▶ Sink ──thread──▶ Writer ──▶ FILE ──▶ Recording ──▶ Session ──▶ replay, debugger
-//!                                                                            │              verify, diverge
-//!                                                                            └──▶ log dump, log stat
+//!   Live ── entries, checkpoints ──▶ Sink ──thread──▶ Writer ──▶ FILE ──▶ Recording ─┬─▶ Session: replay,
+//!                                                                                     │   verify, diverge, gdb
+//!                                                                                     └─▶ log dump, log stat
 //! ```
 //!
-//! A recording begins with a checkpoint of the machine before its first instruction, so it needs no guest image. The
-//! bytes are in docs/recordings.md. Nothing here depends on an engine: whatever `assemble` can restore, a
-//! session can replay.
+//! A recording begins with a checkpoint of the machine before its first instruction, so it needs no guest
+//! image. The bytes are in docs/recordings.md. Nothing here depends on an engine: whatever `assemble` can
+//! restore, a session can replay.
 
 pub mod compare;
 pub mod disassemble;

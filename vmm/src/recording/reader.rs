@@ -1,5 +1,5 @@
-//! Reads a recording: opens it by its index, or when it has none from its beginning, and hands out batches and
-//! checkpoints by number.
+//! Reads a recording: opens it by its index, or when it has none from its beginning, and hands out batches
+//! and checkpoints by number.
 
 use std::fs::File;
 use std::io;

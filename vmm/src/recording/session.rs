@@ -3,7 +3,7 @@
 //! ```text
 //!   position ──run_to──▶ later          plays the log on, everything checked
 //!   position ──seek────▶ anywhere       nearest checkpoint or snapshot before it, then plays the log on
-//!   position ──step_back(n)──▶ n counts earlier: a seek that leaves snapshots behind, so that the next is quick
+//!   position ──step_back(n)──▶ n counts earlier: a seek that leaves snapshots, so that the next is quick
 //! ```
 //!
 //! Being *at* a position means: every entry of the log that lies there is executed, and nothing else. So a
@@ -178,8 +178,8 @@ impl Session {
         self.run(Some(to), Seq::MAX)
     }
 
-    /// Plays the log on to where a checkpoint was taken: entry `seq` executed and the machine at `to`, but none of
-    /// the entries there that come after.
+    /// Plays the log on to where a checkpoint was taken: entry `seq` executed and the machine at `to`, but
+    /// none of the entries there that come after.
     pub fn run_to_point(&mut self, seq: Seq, to: Position) -> Result<Arrival, SessionError> {
         self.run(Some(to), seq)
     }

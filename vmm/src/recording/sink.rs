@@ -1,10 +1,10 @@
-//! A recording under way: the vCPU thread hands over entries and checkpoints, a thread of its own compresses and
-//! writes them.
+//! A recording under way: the vCPU thread hands over entries and checkpoints, a thread of its own compresses
+//! and writes them.
 //!
-//! The queue between the two is bounded: a disk that is too slow stalls the guest. Entries reach the operating
-//! system within `FLUSH_AFTER` of being taken from the queue, so a process that is killed loses what it recorded
-//! in its last moment; a host that fails loses what its page cache held. A recording that cannot be written is
-//! given up, and the machine runs on.
+//! The queue between the two is bounded: a disk that is too slow stalls the guest. Entries reach the
+//! operating system within `FLUSH_AFTER` of being taken from the queue, so a process that is killed loses
+//! what it recorded in its last moment; a host that fails loses what its page cache held. A recording that
+//! cannot be written is given up, and the machine runs on.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

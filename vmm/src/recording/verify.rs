@@ -1,5 +1,5 @@
-//! Verifying a recording: the same log must lead to the same states and outputs, however the host disturbs the
-//! run and wherever the run is stopped.
+//! Verifying a recording: the same log must lead to the same states and outputs, however the host disturbs
+//! the run and wherever the run is stopped.
 //!
 //! A session checks every output and every digest of the log as it goes; here it is made to do so again and
 //! again, with kicks that make the engine leave the guest at moments no log determines.

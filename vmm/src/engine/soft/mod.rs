@@ -1,10 +1,10 @@
-//! The software CPU as an engine, with the *instructions* clock: it stops at any position, needs no KVM, and its
-//! guest's time is its position.
+//! The software CPU as an engine, with the *instructions* clock: it stops at any position, needs no KVM, and
+//! its guest's time is its position.
 //!
-//! The processor caches code and translations that it derived from RAM. Devices write RAM too: what they wrote is
-//! taken from `DeviceWrites` before every run. An exit that asks for a value comes before its instruction has
-//! retired; `complete` executes that one instruction again, with the answer. One that asks for nothing is
-//! completed before it is handed out.
+//! The processor caches code and translations that it derived from RAM. Devices write RAM too: what they
+//! wrote is taken from `DeviceWrites` before every run. An exit that asks for a value comes before its
+//! instruction has retired; `complete` executes that one instruction again, with the answer. One that asks
+//! for nothing is completed before it is handed out.
 
 mod arithmetic;
 mod state;
