@@ -59,7 +59,7 @@ fn gdb_stops_in_a_kernel_that_boots() {
             "monitor where",
             "info registers cr3 gs_base",
             "x/2i $pc",
-            "kill",
+            "detach",
         ])
         .finish();
     assert!(output.contains(" start_kernel\n"), "{output}");

@@ -1,3 +1,5 @@
+//! Tests of translations on page tables made by hand.
+
 use super::*;
 use crate::memory::Ram;
 

@@ -1,3 +1,5 @@
+//! Tests of the registers on their way to GDB and back.
+
 use super::*;
 use crate::engine::state::Segment;
 

@@ -1,3 +1,5 @@
+//! Tests of symbol tables: whole, damaged, and those of a kernel made here.
+
 use super::*;
 
 fn symbols(list: &[(u64, u64, &str)]) -> Symbols {
