@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   Live ── entries, checkpoints ──▶ Sink ──thread──▶ Writer ──▶ FILE ──▶ Recording ─┬─▶ Session: replay,
-//!                                                                                     │   verify, diverge, gdb
+//!                                                                                     │   verify, diverge
 //!                                                                                     └─▶ log dump, log stat
 //! ```
 //!
