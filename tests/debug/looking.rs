@@ -1,5 +1,5 @@
-//! What a debugger leaves behind that only looks: nothing. The same run with and without one, in process, ends in
-//! the same digest at the same position.
+//! What a debugger leaves behind that only looks: nothing. The same run with and without one, in process,
+//! ends in the same digest at the same position.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,5 @@
-//! Looking into a guest: Debian's own gdb against `lockstep run --gdb`, and what a debugger leaves behind, which
-//! is nothing.
+//! Looking into a guest: Debian's own gdb against `lockstep run --gdb`, and what a debugger leaves behind,
+//! which is nothing.
 
 mod backwards;
 mod gdb;

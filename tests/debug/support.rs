@@ -121,7 +121,8 @@ impl Gdb {
     pub fn start(directory: &Path, commands: &[&str]) -> Self {
         let script = directory.join("script.gdb");
         let mut text = String::from(
-            "set pagination off\nset remotetimeout 60\nset confirm off\nset height 0\nset tcp auto-retry off\nset architecture i386:x86-64\n",
+            "set pagination off\nset remotetimeout 60\nset confirm off\nset height 0\n\
+             set architecture i386:x86-64\n",
         );
         text += &format!("target remote {}\n", directory.join("gdb.sock").display());
         commands.iter().for_each(|command| text += &format!("{command}\n"));

@@ -302,7 +302,8 @@ fn worker() {
 
 fn again(fault: Fault, number: u64) -> String {
     format!(
-        "repeat with: {ENGINE}={} LOCKSTEP_REPLAY_JOB='{fault:?} {number} {}' cargo test --release -p lockstep \
+        "repeat with: {ENGINE}={} LOCKSTEP_REPLAY_JOB='{fault:?} {number} {}' \
+         cargo test --release -p lockstep \
          --test replay -- --exact faults::worker --ignored --nocapture",
         engine_kind().name(),
         number + 1

@@ -61,7 +61,8 @@ impl Drop for Repeat {
         }
         let Self { test, seed, .. } = self;
         eprintln!(
-            "FAILED with seed {seed}; repeat with: {ENGINE}={} LOCKSTEP_REPLAY_SEED={seed} cargo test --release \
+            "FAILED with seed {seed}; repeat with: {ENGINE}={} LOCKSTEP_REPLAY_SEED={seed} \
+             cargo test --release \
              -p lockstep --test replay -- --exact {test} --nocapture",
             engine_kind().name()
         );

@@ -1,4 +1,5 @@
-//! Code that changes: by itself, by other mappings, by devices, by page tables; code across pages (SDM vol. 3, 11.6).
+//! Code that changes: by itself, by other mappings, by devices, by page tables; code across pages (SDM vol.
+//! 3, 11.6).
 
 use iced_x86::code_asm::*;
 use lockstep::engine::{VmEntry, VmExit};

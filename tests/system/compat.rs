@@ -1,5 +1,5 @@
-//! 32-bit code at CPL3 under a 64-bit kernel: operand and address sizes, segments with bases and limits, ways into the
-//! kernel (SDM vol. 3, 5.3; AMD APM vol. 2, 4.12).
+//! 32-bit code at CPL3 under a 64-bit kernel: operand and address sizes, segments with bases and limits, ways
+//! into the kernel (SDM vol. 3, 5.3; AMD APM vol. 2, 4.12).
 
 use iced_x86::code_asm::*;
 

@@ -1,5 +1,5 @@
-//! Control registers, EFER and other MSRs, CPUID: what may be written, what reads back, what is #GP (SDM vol. 3, 2.5;
-//! vol. 2, MOV-CR, RDMSR; AMD APM vol. 2, 3.1).
+//! Control registers, EFER and other MSRs, CPUID: what may be written, what reads back, what is #GP (SDM vol.
+//! 3, 2.5; vol. 2, MOV-CR, RDMSR; AMD APM vol. 2, 3.1).
 
 use iced_x86::code_asm::*;
 

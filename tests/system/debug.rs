@@ -1,5 +1,5 @@
-//! Debug exceptions: single steps, breakpoints on instructions and data, DR6, DR7, general detect (SDM vol. 3,
-//! chapter 18).
+//! Debug exceptions: single steps, breakpoints on instructions and data, DR6, DR7, general detect (SDM vol.
+//! 3, chapter 18).
 
 use iced_x86::code_asm::*;
 

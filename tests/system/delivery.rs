@@ -1,5 +1,5 @@
-//! Delivery through the IDT: frames, stacks, privileges, what happens when delivery itself faults (SDM vol. 3, 6.8
-//! to 6.15).
+//! Delivery through the IDT: frames, stacks, privileges, what happens when delivery itself faults (SDM vol.
+//! 3, 6.8 to 6.15).
 
 use iced_x86::code_asm::*;
 

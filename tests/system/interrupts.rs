@@ -1,4 +1,5 @@
-//! External interrupts, their shadows, HLT, and who may change IF and IOPL (SDM vol. 3, 6.8; vol. 2, POPF, STI, CLI).
+//! External interrupts, their shadows, HLT, and who may change IF and IOPL (SDM vol. 3, 6.8; vol. 2, POPF,
+//! STI, CLI).
 
 use iced_x86::code_asm::*;
 use lockstep::engine::{StopPrecision, VmEntry, VmExit};

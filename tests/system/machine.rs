@@ -113,8 +113,8 @@ impl Machine {
     pub fn event(&self, state: CpuState) -> Event {
         let vector = ((state.rip - 1 - HANDLERS) / HANDLER_BYTES) as u8;
         let mut at = state.gpr[4];
-        // In 64-bit mode RSP is aligned to 16 before the frame of five words is pushed (SDM vol. 3, 6.14.2): its
-        // alignment tells whether there is an error code.
+        // In 64-bit mode RSP is aligned to 16 before the frame of five words is pushed (SDM vol. 3, 6.14.2):
+        // its alignment tells whether there is an error code.
         let error = (at & 8 == 0).then(|| word(&self.ram, at));
         at += if error.is_some() { 8 } else { 0 };
         let [rip, cs, rflags, rsp, ss] = std::array::from_fn(|n| word(&self.ram, at + n as u64 * 8));
@@ -208,7 +208,8 @@ pub fn run(subject: &str, cases: Vec<Case>) {
     run_with(subject, None, cases);
 }
 
-/// Runs every case on every engine, all in one machine with `writes` in memory. Cases have no code of their own.
+/// Runs every case on every engine, all in one machine with `writes` in memory. Cases have no code of their
+/// own.
 pub fn run_in_one(subject: &str, writes: &[(u64, Vec<u8>)], cases: Vec<Case>) {
     run_with(subject, Some(writes), cases);
 }

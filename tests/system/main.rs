@@ -1,6 +1,7 @@
-//! The architecture beyond the user-level instructions, on every engine: paging, exceptions, descriptors, control
-//! transfers, debug traps, interrupts. One test body per subject; each case says what the manuals say it must do
-//! (Intel SDM vol. 3, AMD APM vol. 2), and engines that run the same case must end in the same state.
+//! The architecture beyond the user-level instructions, on every engine: paging, exceptions, descriptors,
+//! control transfers, debug traps, interrupts. One test body per subject; each case says what the manuals say
+//! it must do (Intel SDM vol. 3, AMD APM vol. 2), and engines that run the same case must end in the same
+//! state.
 //!
 //! A case that this host's KVM cannot run is skipped, loudly and counted, with the reason.
 

@@ -17,8 +17,8 @@ impl Mapper {
         Self { writes: Vec::new(), next: MORE_TABLES, tables: BTreeMap::new() }
     }
 
-    /// Maps the page of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) at `linear` to `physical`. `flags[0]` goes to the
-    /// PML4 entry and so on; tables that exist keep theirs.
+    /// Maps the page of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) at `linear` to `physical`. `flags[0]` goes to
+    /// the PML4 entry and so on; tables that exist keep theirs.
     pub fn map(&mut self, linear: u64, physical: u64, level: u32, flags: [u64; 4]) {
         assert!(linear >> 39 != 0, "the first 512 GiB are the scaffold's");
         let mut table = PML4;

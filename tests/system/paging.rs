@@ -1,5 +1,5 @@
-//! Paging: who may do what to which page, error codes and CR2, reserved bits, accessed and dirty bits (SDM vol. 3,
-//! 4.6 to 4.8).
+//! Paging: who may do what to which page, error codes and CR2, reserved bits, accessed and dirty bits (SDM
+//! vol. 3, 4.6 to 4.8).
 
 use iced_x86::code_asm::*;
 

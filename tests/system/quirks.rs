@@ -1,5 +1,5 @@
-//! Where QEMU's processor (`tests/nested` runs kvm_amd in it) is known not to do what the manuals say. Its KVM is
-//! tested with everything else.
+//! Where QEMU's processor (`tests/nested` runs kvm_amd in it) is known not to do what the manuals say. Its
+//! KVM is tested with everything else.
 
 use crate::hosts::Host;
 

@@ -1,8 +1,9 @@
-//! What stands around the code under test: page tables, descriptor tables, a TSS, and an interrupt gate for every
-//! vector whose handler halts at once, so that the frame that the processor pushed is read from outside.
+//! What stands around the code under test: page tables, descriptor tables, a TSS, and an interrupt gate for
+//! every vector whose handler halts at once, so that the frame that the processor pushed is read from
+//! outside.
 //!
-//! Linear addresses equal physical ones below 4 GiB, in 2 MiB pages. The first 2 MiB of RAM are the supervisor's,
-//! the rest is the user's.
+//! Linear addresses equal physical ones below 4 GiB, in 2 MiB pages. The first 2 MiB of RAM are the
+//! supervisor's, the rest is the user's.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,5 @@
-//! Segment registers and system segments in 64-bit mode: which loads fault with what, and what gets loaded (SDM
-//! vol. 3, 3.4, 5.2 to 5.6; vol. 2, MOV, POP, LFS, LLDT, LTR, LAR, LSL, VERR).
+//! Segment registers and system segments in 64-bit mode: which loads fault with what, and what gets loaded
+//! (SDM vol. 3, 3.4, 5.2 to 5.6; vol. 2, MOV, POP, LFS, LLDT, LTR, LAR, LSL, VERR).
 
 use iced_x86::code_asm::*;
 

@@ -1,5 +1,5 @@
-//! REP: restart after page faults with RCX, RSI and RDI precise, in every direction and size (SDM vol. 1, 7.3.9.3; vol.
-//! 2, REP); stops between iterations.
+//! REP: restart after page faults with RCX, RSI and RDI precise, in every direction and size (SDM vol. 1,
+//! 7.3.9.3; vol. 2, REP); stops between iterations.
 
 use iced_x86::code_asm::*;
 use lockstep::engine::{StopPrecision, VmEntry};
@@ -68,7 +68,8 @@ fn faulting(cpl: u8) -> Vec<Case> {
                 .gpr(RDI, target)
                 .bytes(&code)
                 .page_fault(error, fault)
-                // Intel's manual has them restored (vol. 2, REP), AMD's processors keep those of the last iteration.
+                // Intel's manual has them restored (vol. 2, REP), AMD's processors keep those of the last
+                // iteration.
                 .undefined(if matches!(name, "CMPS" | "SCAS") { STATUS } else { 0 })
                 .value("RCX", 5 - done, |o, _| o.events[0].state.gpr[RCX])
                 .value("RSI", if uses_rsi { forward(source) } else { 0 }, |o, _| o.events[0].state.gpr[RSI])

@@ -1,5 +1,5 @@
-//! Cached translations: what must be forgotten when (SDM vol. 3, 4.10.4), and changes of mode that take effect at
-//! once.
+//! Cached translations: what must be forgotten when (SDM vol. 3, 4.10.4), and changes of mode that take
+//! effect at once.
 
 use iced_x86::code_asm::*;
 

@@ -1,5 +1,5 @@
-//! Far transfers: JMP, CALL, RET and IRET in 64-bit mode, to compatibility mode and back, call gates (SDM vol. 2, CALL,
-//! RET, IRET; vol. 3, 5.8).
+//! Far transfers: JMP, CALL, RET and IRET in 64-bit mode, to compatibility mode and back, call gates (SDM
+//! vol. 2, CALL, RET, IRET; vol. 3, 5.8).
 
 use iced_x86::code_asm::*;
 

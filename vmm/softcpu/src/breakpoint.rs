@@ -1,7 +1,7 @@
 //! Addresses at which a debugger wants the processor to stand still, before their instruction.
 //!
-//! No block begins at such an address and none goes past one, so every way there ends in the run loop, which looks.
-//! Code without breakpoints runs as ever: setting them drops all decoded code once.
+//! No block begins at such an address and none goes past one, so every way there ends in the run loop, which
+//! looks. Code without breakpoints runs as ever: setting them drops all decoded code once.
 
 use std::collections::BTreeSet;
 

@@ -116,8 +116,8 @@ impl Cpu {
         self.update_mode();
     }
 
-    /// Derives CPL, mode, bases and address space after any of CR0, CR3, CR4, EFER, CS, a data segment, DR7 or
-    /// RFLAGS.AC changed. The block being executed must end.
+    /// Derives CPL, mode, bases and address space after any of CR0, CR3, CR4, EFER, CS, a data segment, DR7
+    /// or RFLAGS.AC changed. The block being executed must end.
     pub(crate) fn update_mode(&mut self) {
         let cs = self.segments[Seg::Cs as usize];
         self.cpl = (cs.selector & 3) as u8;

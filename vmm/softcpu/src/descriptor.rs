@@ -127,7 +127,8 @@ pub fn null_segment(selector: u16) -> Segment {
 }
 
 impl Cpu {
-    /// Linear address of the descriptor of `selector`, or `None` when `bytes` bytes of it are beyond the table.
+    /// Linear address of the descriptor of `selector`, or `None` when `bytes` bytes of it are beyond the
+    /// table.
     fn descriptor_address(&self, selector: u16, bytes: u64) -> Option<u64> {
         let ldtr = &self.segments[Seg::Ldtr as usize];
         let (base, limit) = if selector & 4 == 0 {

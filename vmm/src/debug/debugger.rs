@@ -138,7 +138,8 @@ impl Debugger {
         result
     }
 
-    /// Lets the debugger have its say while the guest waits; gives back what of `entry` is still to be answered.
+    /// Lets the debugger have its say while the guest waits; gives back what of `entry` is still to be
+    /// answered.
     pub fn attend(&mut self, target: &mut Target, mut entry: VmEntry) -> Result<VmEntry, EngineError> {
         std::mem::swap(&mut self.setup, &mut target.setup);
         let result = self.meet(target, &mut entry);

@@ -8,8 +8,8 @@
 //!                        gdb, or a file
 //! ```
 //!
-//! `Debugged` is an engine around an engine. The rest of the program does not know of it: a stop of a debugger
-//! is no event, takes no position, and leaves no trace in a recording.
+//! `Debugged` is an engine around an engine. The rest of the program does not know of it: a stop of a
+//! debugger is no event, takes no position, and leaves no trace in a recording.
 
 mod debugger;
 mod monitor;
@@ -52,8 +52,8 @@ pub struct DebugArgs {
     /// Wait for GDB at this address, HOST:PORT or unix:PATH, before the guest's first instruction.
     #[arg(long, value_name = "ADDRESS")]
     pub gdb: Option<Address>,
-    /// Symbols: an ELF file with a symbol table, or a kernel image that has them for itself. Without it those of
-    /// the guest image.
+    /// Symbols: an ELF file with a symbol table, or a kernel image that has them for itself. Without it those
+    /// of the guest image.
     #[arg(long, value_name = "FILE")]
     pub symbols: Option<PathBuf>,
     /// Trace instructions from this position on (engines that stop at any instruction).
@@ -82,8 +82,8 @@ impl std::fmt::Debug for Debugging {
 
 impl Debugging {
     /// Sets up what the options ask: reads symbols, opens the trace, listens for a debugger. `image` is the
-    /// guest's, where its symbols are if no option names others. A guest that is `replayed` cannot be changed,
-    /// but can be run backwards.
+    /// guest's, where its symbols are if no option names others. A guest that is `replayed` cannot be
+    /// changed, but can be run backwards.
     pub fn new(args: &DebugArgs, image: &[u8], replayed: bool) -> anyhow::Result<Self> {
         if args.gdb.is_none() && args.trace_from.is_none() {
             return Ok(Self::default());

@@ -1,5 +1,6 @@
-//! Linear to physical as the guest's page tables say (Intel SDM vol. 3, 4.5), for a debugger: no access check,
-//! nothing marked accessed, and nothing but RAM read. Tables are guest memory, so every address is checked.
+//! Linear to physical as the guest's page tables say (Intel SDM vol. 3, 4.5), for a debugger: no access
+//! check, nothing marked accessed, and nothing but RAM read. Tables are guest memory, so every address is
+//! checked.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -47,8 +48,8 @@ pub fn translate(cpu: &CpuState, memory: &GuestMemory, linear: u64) -> Option<u6
     None
 }
 
-/// Splits a range of linear addresses at page ends and hands each part to `each` with its physical address and
-/// its range within `len`. Stops where nothing is mapped or `each` says no; how many bytes were done.
+/// Splits a range of linear addresses at page ends and hands each part to `each` with its physical address
+/// and its range within `len`. Stops where nothing is mapped or `each` says no; how many bytes were done.
 pub fn parts(
     cpu: &CpuState,
     memory: &GuestMemory,

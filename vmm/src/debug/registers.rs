@@ -1,7 +1,7 @@
 //! The registers as GDB names and orders them, and as its target description says.
 //!
-//! The core, x87 and SSE registers have GDB's own numbers; after them come the segment bases and, in a feature
-//! of ours, what only a kernel has.
+//! The core, x87 and SSE registers have GDB's own numbers; after them come the segment bases and, in a
+//! feature of ours, what only a kernel has.
 
 use gdbstub::arch::{Arch, Registers};
 use gdbstub_arch::x86::reg::{F80, X86_64CoreRegs, X86SegmentRegs, X87FpuInternalRegs};
@@ -137,8 +137,8 @@ pub fn from_wire(cpu: &mut CpuState, wire: &WireRegisters) {
     core.xmm.iter().enumerate().for_each(|(i, xmm)| put(160 + 16 * i, &xmm.to_le_bytes()));
 }
 
-/// The tag word as FSTENV gives it (SDM vol. 1, 8.1.7) from FXSAVE's, which says only which registers are used.
-/// Both are indexed by physical register; `st` is in stack order.
+/// The tag word as FSTENV gives it (SDM vol. 1, 8.1.7) from FXSAVE's, which says only which registers are
+/// used. Both are indexed by physical register; `st` is in stack order.
 fn full_tags(abridged: u8, fsw: u16, st: &[F80; 8]) -> u16 {
     let top = usize::from(fsw >> 11 & 7);
     (0..8).fold(0, |tags, register| {

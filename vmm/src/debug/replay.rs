@@ -2,7 +2,8 @@
 //!
 //! Backwards is forwards from an earlier state: one step back is a seek to the position before; the last stop
 //! before here is found by playing the log from checkpoint after checkpoint, the last first, and noting what
-//! would have stopped it. Engines that stop at any instruction only: elsewhere a position has many instructions.
+//! would have stopped it. Engines that stop at any instruction only: elsewhere a position has many
+//! instructions.
 
 use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 use logchannel::Position;

@@ -1,5 +1,5 @@
-//! The way to a debugger: one listening socket, one connection at a time. A thread of its own reads, so that a
-//! Ctrl-C arrives while the guest runs; what is written goes out on the thread that runs the guest.
+//! The way to a debugger: one listening socket, one connection at a time. A thread of its own reads, so that
+//! a Ctrl-C arrives while the guest runs; what is written goes out on the thread that runs the guest.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -139,8 +139,8 @@ impl Listener {
     }
 }
 
-/// Listens at `address` from now on; the address as it was bound. Everything that arrives goes to `queue`, and
-/// the guest is kicked until it was taken out of there.
+/// Listens at `address` from now on; the address as it was bound. Everything that arrives goes to `queue`,
+/// and the guest is kicked until it was taken out of there.
 pub fn listen(address: &Address, queue: Sender<Message>, kicks: Kicks) -> io::Result<Address> {
     let (listener, bound) = match address {
         Address::Tcp(name) => {

@@ -1,8 +1,8 @@
 //! Which pages of guest RAM were written by somebody other than the vCPU: devices, boot, state transfer.
 //!
 //! Two readers ask independently of each other: state transfer, now and then, and an engine that caches what
-//! it derived from RAM, before each run. For the second the answer must cost nothing when nothing was written, and
-//! little when it was a few pages, so its bits have a summary above them.
+//! it derived from RAM, before each run. For the second the answer must cost nothing when nothing was
+//! written, and little when it was a few pages, so its bits have a summary above them.
 //!
 //! ```text
 //!  any ─▶ summary: a bit per 4096 pages ─▶ fresh: a bit per page       transfer: a bit per page
@@ -17,8 +17,8 @@ use super::PAGE_BYTES;
 
 const BITS: usize = 64;
 
-/// Handle to the writes noted of one RAM; all handles of it are one. Everything happens on the thread that owns
-/// the machine: the atomics are what shares it without a lock, not a protocol.
+/// Handle to the writes noted of one RAM; all handles of it are one. Everything happens on the thread that
+/// owns the machine: the atomics are what shares it without a lock, not a protocol.
 #[derive(Debug, Clone)]
 pub struct DeviceWrites(Arc<Noted>);
 

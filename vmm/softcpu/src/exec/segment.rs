@@ -18,8 +18,8 @@ use crate::{Cpu, Fault, or_abort};
 const NUMBERED: [Seg; 6] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs];
 
 impl Cpu {
-    /// What loading `selector` into a data segment register or SS puts there, checked; nothing changes but the
-    /// descriptor's accessed bit.
+    /// What loading `selector` into a data segment register or SS puts there, checked; nothing changes but
+    /// the descriptor's accessed bit.
     fn data_segment(&mut self, seg: Seg, selector: u16) -> Result<Segment, Fault> {
         let rpl = (selector & 3) as u8;
         if is_null(selector) {

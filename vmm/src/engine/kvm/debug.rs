@@ -1,9 +1,9 @@
 //! Stopping a guest for a debugger: single steps and breakpoints, without a trace in what the guest computes.
 //!
 //! A KVM on hardware virtualisation intercepts #DB and #BP (`KVM_SET_GUEST_DEBUG`) at every privilege level.
-//! One without it beneath (`kvm_pvm`) runs CPL3 natively and delivers both to the *guest*, whatever was asked;
-//! at CPL0, which it emulates, single-steps work and an INT3 is an instruction that it cannot execute. There
-//! the guest gets an empty IDT while it runs under a debugger:
+//! One without it beneath (`kvm_pvm`) runs CPL3 natively and delivers both to the *guest*, whatever was
+//! asked; at CPL0, which it emulates, single-steps work and an INT3 is an instruction that it cannot execute.
+//! There the guest gets an empty IDT while it runs under a debugger:
 //!
 //! ```text
 //!  CPL3  #DB after RFLAGS.TF, or #BP at an INT3 ──▶ no gate ──▶ #DF ──▶ triple fault = KVM_EXIT_SHUTDOWN
@@ -185,8 +185,8 @@ impl KvmEngine {
         DebugStop::Exit(exit)
     }
 
-    /// Executes one instruction at CPL0, or takes the exception that the next one raises, or the interrupt that
-    /// is queued: KVM steps there.
+    /// Executes one instruction at CPL0, or takes the exception that the next one raises, or the interrupt
+    /// that is queued: KVM steps there.
     fn step_by_kvm(&mut self) -> Result<DebugStop, EngineError> {
         Ok(match self.enter_stepped()? {
             Ended::Trap => DebugStop::Stepped,

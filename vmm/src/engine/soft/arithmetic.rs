@@ -1,6 +1,6 @@
-//! What of the host's processor shows in a guest's results. SSE and x87 run on the host's own instructions; IEEE
-//! 754 says what most of them return, but not the approximations (RCPPS, RSQRTPS) nor the last bits of the
-//! transcendental ones. Processors of one kind agree, so a pair compares a digest of samples.
+//! What of the host's processor shows in a guest's results. SSE and x87 run on the host's own instructions;
+//! IEEE 754 says what most of them return, but not the approximations (RCPPS, RSQRTPS) nor the last bits of
+//! the transcendental ones. Processors of one kind agree, so a pair compares a digest of samples.
 
 use softcpu::{Cpu, Exit, Seg, Segment, State};
 use twox_hash::XxHash3_64;

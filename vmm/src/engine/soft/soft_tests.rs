@@ -1,3 +1,5 @@
+//! The engine around the software CPU: what it caches, exits, states.
+
 use super::*;
 use crate::engine::state::Segment;
 

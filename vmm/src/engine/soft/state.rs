@@ -5,7 +5,8 @@ use softcpu::{Fpu, State, Table};
 use crate::engine::CpuState;
 use crate::engine::state::{PendingEvents, Segment, TableRegister, canonical_xsave};
 
-/// MSRs of the saved state, as the KVM engine has them and in its order, then those that only this processor has.
+/// MSRs of the saved state, as the KVM engine has them and in its order, then those that only this processor
+/// has.
 mod msr {
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;

@@ -1,8 +1,9 @@
 //! CPUID: the CPU model `x86-64-v2`. A bit is set exactly when the thing is implemented.
 //!
-//! Vendor, family, model and stepping are those of an Intel processor that executes in order and speculates on
-//! nothing, as this one does: so a kernel leaves its mitigations out, and takes the frequency of the time-stamp
-//! counter from leaf 15h. The hypervisor bit keeps it from looking for microcode; the brand string says the truth.
+//! Vendor, family, model and stepping are those of an Intel processor that executes in order and speculates
+//! on nothing, as this one does: so a kernel leaves its mitigations out, and takes the frequency of the
+//! time-stamp counter from leaf 15h. The hypervisor bit keeps it from looking for microcode; the brand string
+//! says the truth.
 
 use iced_x86::{Instruction, Mnemonic};
 

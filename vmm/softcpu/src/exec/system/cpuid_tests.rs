@@ -1,3 +1,5 @@
+//! CPUID as guests read it.
+
 use super::*;
 
 #[test]

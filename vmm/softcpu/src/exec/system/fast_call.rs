@@ -1,7 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM vol. 2; vol. 3, 5.8.7 and 5.8.8).
 //!
-//! Where vendors differ this is Intel's behaviour: SYSCALL and SYSRET are #UD outside 64-bit mode, and SYSRET to
-//! a non-canonical address is #GP at CPL 0.
+//! Where vendors differ this is Intel's behaviour: SYSCALL and SYSRET are #UD outside 64-bit mode, and SYSRET
+//! to a non-canonical address is #GP at CPL 0.
 
 use iced_x86::{Code, Instruction, Mnemonic};
 

@@ -1,7 +1,7 @@
 //! RDMSR, WRMSR, SWAPGS, RDTSC, RDTSCP, RDPMC (SDM vol. 4; vol. 3, 17.17).
 //!
-//! The time-stamp counter is the position plus an offset: reading it takes no input. MSRs outside the model are
-//! the machine's to answer.
+//! The time-stamp counter is the position plus an offset: reading it takes no input. MSRs outside the model
+//! are the machine's to answer.
 
 use iced_x86::{Instruction, Mnemonic};
 
