@@ -1,8 +1,9 @@
 //! Debian's gdb in batch mode.
 
 use lockstep::debug::symbols::Symbols;
+use lockstep::engine::EngineKind;
 
-use crate::guest::kvm_or_skip;
+use crate::guest::engines;
 use crate::support::{Debuggee, gdb_or_skip};
 
 /// Called for each INCR, at CPL3.
@@ -15,21 +16,20 @@ fn address(name: &str) -> u64 {
 
 #[test]
 fn gdb_stops_steps_looks_and_leaves_on_kvm() {
-    if kvm_or_skip("gdb stops, steps, looks and leaves") {
-        stop_step_look_leave("kvm");
-    }
+    stop_step_look_leave(EngineKind::Kvm);
 }
 
 #[test]
 fn gdb_stops_steps_looks_and_leaves_on_soft() {
-    stop_step_look_leave("soft");
+    stop_step_look_leave(EngineKind::Soft);
 }
 
-fn stop_step_look_leave(engine: &str) {
-    if !gdb_or_skip("gdb stops, steps, looks and leaves") {
+fn stop_step_look_leave(kind: EngineKind) {
+    let test = "gdb stops, steps, looks and leaves";
+    if !engines(test).contains(&kind) || !gdb_or_skip(test) {
         return;
     }
-    let mut debuggee = Debuggee::start(&["--engine", engine]);
+    let mut debuggee = Debuggee::start(&["--engine", kind.name()]);
     let mut gdb = debuggee.gdb(&[
         "info registers rip cs cr0 cr3 efer",
         &format!("break *{:#x}", address(INCR)),
@@ -73,11 +73,8 @@ fn ctrl_c_stops_a_guest_that_idles_and_registers_and_memory_can_be_written() {
     if !gdb_or_skip("Ctrl-C stops a guest that idles") {
         return;
     }
-    for engine in ["kvm", "soft"] {
-        if engine == "kvm" && !kvm_or_skip("Ctrl-C stops a guest that idles") {
-            continue;
-        }
-        let mut debuggee = Debuggee::start(&["--engine", engine]);
+    for engine in engines("Ctrl-C stops a guest that idles") {
+        let mut debuggee = Debuggee::start(&["--engine", engine.name()]);
         // Where minikv says why it died.
         let scratch = address("EXCEPTION_RECORD");
         let start = format!("{:#x}", address("_start"));

@@ -15,7 +15,7 @@ use lockstep::memory::Ram;
 use logchannel::{Event, MachineDigest, Position};
 use replay::{ClockPolicy, Machine as _, Recorder, Stop};
 
-use crate::guest::kvm_or_skip;
+use crate::guest::engines;
 use crate::support::{PATIENCE, wait_until};
 
 const RAM_BYTES: u64 = 12 << 20;
@@ -163,13 +163,6 @@ fn looking_changes_nothing(kind: EngineKind) {
 }
 
 #[test]
-fn a_debugger_that_only_looks_changes_nothing_on_soft() {
-    looking_changes_nothing(EngineKind::Soft);
-}
-
-#[test]
-fn a_debugger_that_only_looks_changes_nothing_on_kvm() {
-    if kvm_or_skip("a debugger that only looks changes nothing") {
-        looking_changes_nothing(EngineKind::Kvm);
-    }
+fn a_debugger_that_only_looks_changes_nothing() {
+    engines("a debugger that only looks changes nothing").into_iter().for_each(looking_changes_nothing);
 }

@@ -1,11 +1,11 @@
-//! Steps and breakpoints of the KVM engine, at both privilege levels, on guests of a few instructions.
+//! Steps and breakpoints, at both privilege levels, on guests of a few instructions.
 
 use std::collections::BTreeSet;
 
 use iced_x86::code_asm::*;
-use lockstep::engine::{CpuState, DebugRun, DebugStop, Engine, VmEntry, VmExit};
+use lockstep::engine::{CpuState, DebugRun, DebugStop, Engine, EngineKind, VmEntry, VmExit};
 
-use crate::guest::{CODE, CPL0, CPL3, DATA, Guest, STACK, assemble, kvm_or_skip};
+use crate::guest::{CODE, CPL0, CPL3, DATA, Guest, STACK, assemble, engines};
 
 const NONE: BTreeSet<u64> = BTreeSet::new();
 
@@ -36,11 +36,12 @@ fn program() -> Vec<u8> {
 
 /// Runs to the end with `ask`; where it stopped on the way, and the state at its end.
 fn run(
+    kind: EngineKind,
     cpl: u8,
     ask: impl Fn(&mut Guest, VmEntry) -> DebugStop,
 ) -> (Vec<u64>, Vec<VmExit>, CpuState, Vec<u8>) {
     let code = program();
-    let mut guest = Guest::new(cpl, &code, &[]);
+    let mut guest = Guest::new(kind, cpl, &code, &[]);
     let (mut stops, mut exits, mut entry) = (Vec::new(), Vec::new(), VmEntry::Resume);
     loop {
         match ask(&mut guest, std::mem::take(&mut entry)) {
@@ -61,6 +62,11 @@ fn run(
     (stops, exits, state, ram)
 }
 
+/// Every engine here, at both privilege levels.
+fn subjects(test: &str) -> impl Iterator<Item = (EngineKind, u8)> {
+    engines(test).into_iter().flat_map(|kind| [(kind, CPL0), (kind, CPL3)])
+}
+
 fn plain(guest: &mut Guest, entry: VmEntry) -> DebugStop {
     DebugStop::Exit(guest.run(entry))
 }
@@ -71,31 +77,25 @@ fn step(guest: &mut Guest, entry: VmEntry) -> DebugStop {
 
 #[test]
 fn stepping_changes_nothing() {
-    if !kvm_or_skip("stepping changes nothing") {
-        return;
-    }
-    for cpl in [CPL0, CPL3] {
-        let (_, exits, state, ram) = run(cpl, plain);
-        let (stops, stepped_exits, stepped_state, stepped_ram) = run(cpl, step);
+    for (kind, cpl) in subjects("stepping changes nothing") {
+        let (_, exits, state, ram) = run(kind, cpl, plain);
+        let (stops, stepped_exits, stepped_state, stepped_ram) = run(kind, cpl, step);
         assert_eq!(exits, stepped_exits);
-        assert_eq!(state.diff(&stepped_state), Vec::<String>::new(), "CPL {cpl}");
-        assert!(ram == stepped_ram, "CPL {cpl}: memory differs");
+        assert_eq!(state.diff(&stepped_state), Vec::<String>::new(), "{kind}, CPL {cpl}");
+        assert!(ram == stepped_ram, "{kind}, CPL {cpl}: memory differs");
         // Every instruction but the two that exit, each of the four rounds; REP stops at every iteration.
         let first = stops.iter().filter(|rip| **rip == CODE + 5).count();
-        assert_eq!(first, 4, "CPL {cpl}: {stops:x?}");
-        assert!(stops.len() >= 4 * 13, "CPL {cpl}: {} stops", stops.len());
+        assert_eq!(first, 4, "{kind}, CPL {cpl}: {stops:x?}");
+        assert!(stops.len() >= 4 * 13, "{kind}, CPL {cpl}: {} stops", stops.len());
     }
 }
 
 #[test]
 fn breakpoints_stop_every_time_and_change_nothing() {
-    if !kvm_or_skip("breakpoints stop every time") {
-        return;
-    }
-    for cpl in [CPL0, CPL3] {
-        let (_, exits, state, ram) = run(cpl, plain);
+    for (kind, cpl) in subjects("breakpoints stop every time") {
+        let (_, exits, state, ram) = run(kind, cpl, plain);
         let breakpoints = BTreeSet::from([CODE + 5]);
-        let (stops, stopped_exits, stopped_state, stopped_ram) = run(cpl, |guest, entry| {
+        let (stops, stopped_exits, stopped_state, stopped_ram) = run(kind, cpl, |guest, entry| {
             guest.engine.complete(entry).expect("completes");
             if guest.engine.rip().expect("RIP") == CODE + 5 {
                 let stepped = guest.engine.run_debug(
@@ -112,9 +112,9 @@ fn breakpoints_stop_every_time_and_change_nothing() {
             guest.ram.write(CODE as usize + 5, &[byte]);
             stop
         });
-        assert_eq!(exits, stopped_exits, "CPL {cpl}");
-        assert_eq!(stops, [CODE + 5; 4], "CPL {cpl}");
-        assert_eq!(state.diff(&stopped_state), Vec::<String>::new(), "CPL {cpl}");
-        assert!(ram == stopped_ram, "CPL {cpl}: memory differs");
+        assert_eq!(exits, stopped_exits, "{kind}, CPL {cpl}");
+        assert_eq!(stops, [CODE + 5; 4], "{kind}, CPL {cpl}");
+        assert_eq!(state.diff(&stopped_state), Vec::<String>::new(), "{kind}, CPL {cpl}");
+        assert!(ram == stopped_ram, "{kind}, CPL {cpl}: memory differs");
     }
 }

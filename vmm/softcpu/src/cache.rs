@@ -106,7 +106,7 @@ impl CodeCache {
     #[inline(always)]
     pub(crate) fn count(&self, first: *const Op) -> u64 {
         // SAFETY: a block's first op follows its header.
-        unsafe { (*first.sub(1)).imm }
+        unsafe { (*first.wrapping_sub(1)).imm }
     }
 
     /// Whether blocks were decoded from any of these bytes.

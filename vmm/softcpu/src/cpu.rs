@@ -439,14 +439,16 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn reg<W: Word>(&self, offset: u8) -> W {
         // SAFETY: eight bytes at any u8 offset are inside the register file.
-        unsafe { self.regs.as_ptr().cast::<u8>().add(usize::from(offset)).cast::<W>().read_unaligned() }
+        unsafe {
+            self.regs.as_ptr().cast::<u8>().wrapping_add(usize::from(offset)).cast::<W>().read_unaligned()
+        }
     }
 
     /// Writes a general register.
     #[inline(always)]
     pub(crate) fn set_reg<W: Word>(&mut self, offset: u8, value: W) {
         // SAFETY: eight bytes at any u8 offset are inside the register file.
-        unsafe { value.put(self.regs.as_mut_ptr().cast::<u8>().add(usize::from(offset))) }
+        unsafe { value.put(self.regs.as_mut_ptr().cast::<u8>().wrapping_add(usize::from(offset))) }
     }
 
     /// The effective address of an op's memory operand.

@@ -61,7 +61,7 @@ impl Op {
     #[inline(always)]
     pub fn following(&self) -> &Op {
         // SAFETY: the decoder ends every block with an op that does not come here.
-        unsafe { &*std::ptr::from_ref(self).add(1) }
+        unsafe { &*std::ptr::from_ref(self).wrapping_add(1) }
     }
 }
 

@@ -67,7 +67,9 @@ impl GuestRam {
             return false;
         }
         // SAFETY: the range is inside the mapping, which no reference covers.
-        unsafe { std::ptr::copy_nonoverlapping(self.host.add(gpa as usize), into.as_mut_ptr(), into.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.host.wrapping_add(gpa as usize), into.as_mut_ptr(), into.len())
+        };
         true
     }
 
@@ -78,7 +80,9 @@ impl GuestRam {
             return false;
         }
         // SAFETY: the range is inside the mapping, which no reference covers.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.host.add(gpa as usize), from.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), self.host.wrapping_add(gpa as usize), from.len())
+        };
         true
     }
 

@@ -208,11 +208,7 @@ pub enum BreakpointStyle {
 /// - an exit that needs no answer comes when its instruction has retired, and `complete` retires the
 ///   instruction of one that does; `Shutdown` and `Unsupported` count as one, though nothing retires;
 /// - an injected interrupt is delivered by the next `run`, before its first instruction, and a delivery
-<<<<<<< ours
-/// counts as   one;
-=======
 ///   counts as one;
->>>>>>> theirs
 /// - the time stamp counter advances by 1 ns (`machine::NS_PER_COUNT`) for each position, and by what
 ///   `skip_time` says.
 pub trait Engine {

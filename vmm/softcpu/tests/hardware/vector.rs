@@ -330,8 +330,6 @@ impl Maker<'_> {
     }
 
     fn patch_with(&mut self, at: u64, bytes: Vec<u8>) {
-        let writable =
-            |address: u64| data_offset(address).is_some() && (address.wrapping_sub(DATA)) / PAGE != 5;
         for (n, byte) in bytes.into_iter().enumerate() {
             let address = at.wrapping_add(n as u64);
             if !data_writable(address) {

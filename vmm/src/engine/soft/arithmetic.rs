@@ -53,7 +53,7 @@ fn results() -> Vec<u8> {
     let mut seed = 0x9e37_79b9u32;
     for number in 0..4 * ROUNDS {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let sample = f32::from_bits(0x3f00_0000 - (seed >> 30 << 23) | seed & 0x7f_ffff);
+        let sample = f32::from_bits((0x3f00_0000 - (seed >> 30 << 23)) | seed & 0x7f_ffff);
         ram[SAMPLES + 4 * number..][..4].copy_from_slice(&sample.to_le_bytes());
     }
     // SAFETY: the vector lives until the processor is dropped, and nobody touches it during the run.
