@@ -18,8 +18,8 @@ const NEARBY_LINES: usize = 8;
 
 /// Where unsafe code may be: path prefixes.
 const UNSAFE_PLACES: [&str; 10] = [
-    "vmm/softcpu/tests/hardware/",
-    "vmm/softcpu/tests/fuzz/",
+    "vmm/softcpu/",
+    "guest-images/cpubench/",
     "vmm/src/engine/soft/",
     "vmm/src/engine/kvm/",
     "vmm/src/memory.rs",

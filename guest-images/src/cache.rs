@@ -5,7 +5,7 @@
 //!  CACHE/guests/busybox -> busybox-0123456789abcdef        the one built last
 //! ```
 //!
-//! A directory's name ends with the digest of what is in it, and never changes once it is there.
+//! A directory's name ends with the digest of what is in it; its files never change.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::apt::Package;
+use crate::recipe::recipes_digest;
 
 /// File that describes an image.
 const MANIFEST: &str = "manifest.json";
@@ -90,6 +91,9 @@ pub struct Manifest {
     pub memory_mib: u64,
     /// The packages it was made of.
     pub packages: Vec<Package>,
+    /// What it was made by: `recipe::recipes_digest`.
+    #[serde(default)]
+    pub recipes: String,
 }
 
 impl Manifest {
@@ -122,6 +126,11 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Whether recipes made it that are not those of this program.
+    pub fn is_outdated(&self) -> bool {
+        self.manifest.recipes != recipes_digest()
+    }
+
     /// Path of one of its files.
     pub fn path(&self, file: &ImageFile) -> PathBuf {
         self.directory.join(&file.name)
@@ -257,20 +266,21 @@ impl Cache {
             command_line: contents.command_line,
             memory_mib: contents.memory_mib,
             packages: contents.packages,
+            recipes: recipes_digest(),
         };
         manifest.digest = manifest.compute_digest();
         let directory_name = format!("{name}-{}", &manifest.digest[..NAMED_DIGITS]);
         let directory = self.guests().join(&directory_name);
-        if !directory.join(MANIFEST).exists() {
-            let text = serde_json::to_vec_pretty(&manifest).map_err(|error| CacheError::Manifest {
-                path: directory.clone(),
-                reason: error.to_string(),
-            })?;
-            let path = made.join(MANIFEST);
-            std::fs::write(&path, text).map_err(|source| CacheError::Io { path, source })?;
-            std::fs::rename(made, &directory)
-                .map_err(|source| CacheError::Io { path: directory.clone(), source })?;
-        }
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| CacheError::Manifest { path: directory.clone(), reason: error.to_string() })?;
+        let path = made.join(MANIFEST);
+        std::fs::write(&path, text).map_err(|source| CacheError::Io { path: path.clone(), source })?;
+        // Of an equal image the files stay, and what is said about them is new.
+        let (from, to) = match directory.join(MANIFEST) {
+            old if old.exists() => (path, old),
+            _ => (made.to_path_buf(), directory.clone()),
+        };
+        std::fs::rename(from, &to).map_err(|source| CacheError::Io { path: to, source })?;
         self.point(name, &directory_name)?;
         self.open(&directory)
     }

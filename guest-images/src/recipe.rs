@@ -89,6 +89,29 @@ pub struct Recipe {
 /// All recipes.
 pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE, server::REDIS, server::NGINX];
 
+/// Digest of everything here that an image is made by: of another one comes, perhaps, another image.
+pub fn recipes_digest() -> String {
+    let parts: [&[u8]; 11] = [
+        include_bytes!("recipe.rs"),
+        include_bytes!("recipe/busybox.rs"),
+        include_bytes!("recipe/cpubench.rs"),
+        include_bytes!("recipe/server.rs"),
+        include_bytes!("../linux/init-busybox.sh"),
+        include_bytes!("../linux/init-disk.sh"),
+        include_bytes!("../linux/init-server.sh"),
+        include_bytes!("../linux/nginx.conf"),
+        include_bytes!("../linux/redis.conf"),
+        include_bytes!("initramfs.rs"),
+        crate::CPUBENCH,
+    ];
+    let mut hash = blake3::Hasher::new();
+    for part in parts {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().to_hex().to_string()
+}
+
 /// Makes the image `name` and keeps it in `cache`; `say` hears of the progress.
 pub fn build(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Guest, BuildError> {
     let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) else {

@@ -30,7 +30,7 @@ impl World {
     /// What the guest needs, its image among it; none, said loudly, where that cannot be had.
     pub fn new(image: &str) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        if Cache::new(None).and_then(|cache| cache.find(image)).is_err() {
+        if !Cache::new(None).and_then(|cache| cache.find(image)).is_ok_and(|guest| !guest.is_outdated()) {
             let built =
                 Command::new(PROGRAM).args(["guest", "build", image]).output().expect("lockstep starts");
             if !built.status.success() {

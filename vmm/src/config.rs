@@ -219,6 +219,13 @@ impl VmConfig {
             config.image = guest_images::MINIKV.to_vec();
         } else {
             let guest = Cache::new(args.cache.as_deref())?.find(&args.guest)?;
+            if guest.is_outdated() {
+                let name = &guest.manifest.name;
+                eprintln!(
+                    "lockstep: another version of lockstep made this image of {name}; \
+                     for a new one: lockstep guest build {name}"
+                );
+            }
             let manifest = &guest.manifest;
             config.image = guest.read(&manifest.kernel)?;
             config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?;

@@ -196,10 +196,10 @@ impl<M: Machine> Replayer<M> {
             if let Some(difference) = self.cannot_run(at) {
                 return Err(ReplayError::Diverged(self.diverge(seq, difference)));
             }
-            let to = limit.filter(|limit| limit.count < at.count).unwrap_or(at);
-            if self.machine.position().count >= to.count {
-                return Ok(None);
-            }
+            let to = match limit.filter(|limit| limit.count < at.count) {
+                Some(limit) if self.machine.position().count >= limit.count => return Ok(None),
+                limit => limit.unwrap_or(at),
+            };
             self.run_towards(seq, to)?;
             if limit.is_some_and(|limit| self.machine.position().count >= limit.count) {
                 // The caller may want to stop here, before the entries of this position.

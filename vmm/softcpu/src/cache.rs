@@ -55,8 +55,8 @@ struct CodePage {
     covered: u64,
 }
 
-/// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so that
-/// nothing needs to drop it.
+/// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so
+/// that nothing needs to drop it.
 struct Crossing {
     rip: u64,
     mode: u8,

@@ -74,9 +74,9 @@ impl Builder {
         self.ops.push(op);
     }
 
-    /// Appends an op that sets all status flags. If it `always` goes on to the next op and reads no flags, those
-    /// that an op before it set are lost unseen, and need not be computed. `quiet` does the same as the op but
-    /// sets no flags.
+    /// Appends an op that sets all status flags. If it `always` goes on to the next op and reads no flags,
+    /// those that an op before it set are lost unseen, and need not be computed. `quiet` does the same as
+    /// the op but sets no flags.
     pub fn push_setter(&mut self, op: Op, always: bool, quiet: Option<Handler>) {
         if let Some((index, handler)) = self.unseen.filter(|_| always) {
             self.ops[index].run = handler;

@@ -1,4 +1,5 @@
-//! Lazy flags: an instruction leaves its result and its carries; the six status flags are read off when asked.
+//! Lazy flags: an instruction leaves its result and its carries; the six status flags are read off when
+//! asked.
 //!
 //! ```text
 //! result  the result, sign-extended to 64 bits        ZF: result = 0   SF: bit 63 ^ aux bit 0

@@ -1,4 +1,5 @@
-//! A software x86-64 processor: every instruction counted, every input at an exact count, no hardware support.
+//! A software x86-64 processor: every instruction counted, every input at an exact count, no hardware
+//! support.
 //!
 //! `Cpu` is a pure function of its state and of RAM: run from the same state to the same count, it is in the
 //! same state again, wherever it stopped on the way and whatever its caches held. It owns no clock and no

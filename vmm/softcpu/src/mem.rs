@@ -292,7 +292,8 @@ impl Cpu {
         }
         let done = count.min(bytes / W::BYTES);
         let (source, target) = (source as *const u8, target as *mut u8);
-        // SAFETY: both entries map whole pages to RAM, the second may be written, and both ranges lie in them.
+        // SAFETY: both entries map whole pages to RAM, the second may be written, and both ranges lie in
+        // them.
         unsafe { std::ptr::copy(source, target, (done * W::BYTES) as usize) };
         done
     }

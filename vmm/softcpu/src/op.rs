@@ -29,8 +29,8 @@ pub const REGISTERS: usize = 33;
 pub struct Op {
     /// Executes it.
     pub run: Handler,
-    /// Displacement, or the whole address of a RIP-relative operand. In branches that link: the first op of the
-    /// block they lead to, once it is known.
+    /// Displacement, or the whole address of a RIP-relative operand. In branches that link: the first op of
+    /// the block they lead to, once it is known.
     pub disp: Cell<u64>,
     /// Immediate, sign-extended; target of a branch.
     pub imm: u64,

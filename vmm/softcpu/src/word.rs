@@ -38,6 +38,7 @@ macro_rules! word {
             fn of(value: u64) -> Self {
                 value as $t
             }
+            // SAFETY: the contract is that of `Word::put`.
             #[inline(always)]
             unsafe fn put(self, at: *mut u8) {
                 // SAFETY: by the caller's contract the bytes belong to one register.

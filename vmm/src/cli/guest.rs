@@ -72,7 +72,8 @@ fn list(guests: &[Guest]) {
         let manifest = &guest.manifest;
         let files = [Some(&manifest.kernel), manifest.initrd.as_ref(), manifest.disk.as_ref()];
         let bytes: u64 = files.iter().flatten().map(|file| file.bytes).sum();
-        println!("{mark} {name:<32} {:>5} MiB   {}", bytes.div_ceil(1 << 20), manifest.about);
+        let old = if guest.is_outdated() { " (by another version of lockstep)" } else { "" };
+        println!("{mark} {name:<32} {:>5} MiB   {}{old}", bytes.div_ceil(1 << 20), manifest.about);
     }
     if guests.is_empty() {
         println!("no images yet: lockstep guest build NAME makes one of");

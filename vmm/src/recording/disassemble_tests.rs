@@ -1,3 +1,5 @@
+//! What a recording looks like as text.
+
 use super::{next_instruction, translate};
 use crate::boot;
 use crate::memory::Ram;

@@ -225,8 +225,10 @@ impl Recording {
                 Ok((len, false)) => at = FrameRef { offset: at.offset + len, number: at.number + 1 },
                 Ok((len, true)) => {
                     let after = self.bytes - at.offset - len;
+                    let only_zeros = || self.is_zero_from(at.offset + len).map_err(read_error);
                     self.tail = match after {
                         0 => Tail::Whole,
+                        bytes if only_zeros()? => Tail::Torn { bytes },
                         _ => Tail::Damaged(damaged(at, log.seq, Damage::Misplaced("bytes after the end"))),
                     };
                     return Ok(());
@@ -303,7 +305,11 @@ impl Recording {
             Damage::Frame(_) => HEADER_LEN as u64 - 4,
             _ => return Ok(false),
         };
-        let (mut at, mut buffer) = (offset + sound, vec![0; 64 << 10]);
+        self.is_zero_from(offset + sound)
+    }
+
+    fn is_zero_from(&self, mut at: u64) -> io::Result<bool> {
+        let mut buffer = vec![0; 64 << 10];
         while at < self.bytes {
             let len = self.file.read_at(&mut buffer, at)?;
             if len == 0 || buffer[..len].iter().any(|byte| *byte != 0) {

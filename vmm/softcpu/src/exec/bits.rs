@@ -1,7 +1,7 @@
 //! BT, BTS, BTR, BTC, BSF, BSR, POPCNT, BSWAP, MOVBE, CRC32, and the instructions that set single flags.
 //!
-//! The BT family changes CF only. In memory, a bit offset from a register reaches beyond the operand, both ways
-//! (SDM vol. 1, 3.1.1.9, "Bit(BitBase, BitOffset)").
+//! The BT family changes CF only. In memory, a bit offset from a register reaches beyond the operand, both
+//! ways (SDM vol. 1, 3.1.1.9, "Bit(BitBase, BitOffset)").
 //!
 //! TZCNT and LZCNT are not in the processor's model: their encodings execute as BSF and BSR, as on processors
 //! that do not know the prefix.
@@ -142,8 +142,8 @@ trait Unary {
     fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W>;
 }
 
-/// The number of a bit, if there is one; of the flags only ZF is defined. The whole destination stays, also the
-/// upper half of a register with a 32-bit operand.
+/// The number of a bit, if there is one; of the flags only ZF is defined. The whole destination stays, also
+/// the upper half of a register with a 32-bit operand.
 #[inline(always)]
 fn found<W: Word>(flags: &mut Lazy, source: W, bit: u32) -> Option<W> {
     let none = source.zext() == 0;

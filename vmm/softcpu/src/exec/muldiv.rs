@@ -1,7 +1,7 @@
 //! MUL, IMUL, DIV, IDIV and the conversions of the accumulator: CBW, CWDE, CDQE, CWD, CDQ, CQO.
 //!
-//! Of the flags, multiplications define CF and OF (the upper half of the product matters); the others, and all
-//! of them after divisions, stay as they were.
+//! Of the flags, multiplications define CF and OF (the upper half of the product matters); the others, and
+//! all of them after divisions, stay as they were.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 

@@ -234,7 +234,8 @@ fn lower_shift(builder: &mut Builder, insn: &Instruction, forms: &Forms, bytes: 
     Lowered::Continues
 }
 
-/// SHLD (or, if `RIGHT`, SHRD) of `a`, filled from `b`. 16-bit operands by more than 16 go on with `a` itself.
+/// SHLD (or, if `RIGHT`, SHRD) of `a`, filled from `b`. 16-bit operands by more than 16 go on with `a`
+/// itself.
 #[inline(always)]
 fn double<W: Word, const RIGHT: bool>(flags: &mut Lazy, a: W, b: W, count: u32) -> W {
     if count == 0 {

@@ -199,7 +199,8 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     if level > 0 {
         cpu.write(cpu.stack_address(pushed(level + 1)), W::of(frame))?;
     }
-    // Registers change only when the new top can be written, too; the frame below the old top is written by then.
+    // Registers change only when the new top can be written, too; the frame below the old top is written by
+    // then.
     cpu.check_write(cpu.stack_address(top), bytes)?;
     cpu.set_stack(top);
     cpu.set_reg(RBP, W::of(frame));

@@ -1,8 +1,8 @@
 //! MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS, with and without REP.
 //!
-//! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the op is
-//! alone in its block and does as many iterations as the block may take steps. Where source and destination
-//! are cached pages of RAM, iterations are done as one copy, fill or search.
+//! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the
+//! op is alone in its block and does as many iterations as the block may take steps. Where source and
+//! destination are cached pages of RAM, iterations are done as one copy, fill or search.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 

@@ -9,7 +9,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `LOCKSTEP_FUZZ_SECONDS` | how long (20) |
+//! | `LOCKSTEP_FUZZ_SECONDS` | how long (60) |
 //! | `LOCKSTEP_FUZZ_SEED` | only the case of this seed |
 //!
 //! A worker process per CPU does the work, so that one which dies can be named with its seed.
@@ -257,7 +257,7 @@ fn work(first: u64, of: u64) {
     let forms = guest::all_forms();
     let mut ram = Ram::new();
     let only = number("LOCKSTEP_FUZZ_SEED");
-    let end = now() + Duration::from_secs(number("LOCKSTEP_FUZZ_SECONDS").unwrap_or(20));
+    let end = now() + Duration::from_secs(number("LOCKSTEP_FUZZ_SECONDS").unwrap_or(60));
     let (mut cases, mut steps, mut exits) = (0u64, 0u64, 0u64);
     let mut seed = only.unwrap_or(first);
     loop {

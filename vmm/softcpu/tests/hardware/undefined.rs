@@ -37,7 +37,8 @@ fn of_fault(instruction: &Instruction, vector: &Vector, host: &Outcome) -> Mask 
             // Products and sums: how many of them are done is open.
             return Mask { mxcsr: EXCEPTIONS, ..Mask::default() };
         }
-        // Whether a result too small or too large that is reported also counts as inexact, when other lanes do.
+        // Whether a result too small or too large that is reported also counts as inexact, when other lanes
+        // do.
         let reported = host.user.mxcsr & !(host.user.mxcsr >> 7) & OUT_OF_RANGE;
         let open = if reported != 0 { INEXACT } else { 0 };
         return Mask { mxcsr: open, x87: converts_mmx(instruction), ..Mask::default() };

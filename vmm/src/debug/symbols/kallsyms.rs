@@ -2,8 +2,8 @@
 //! `scripts/kallsyms.c`), found in an image or in memory by its shape.
 //!
 //! ```text
-//!  up to 6.3   offsets i32[n] · relative_base u64 · num_syms u32 · names · markers u32[] · tokens · index u16[256]
-//!  from 6.4    num_syms u32 · names · markers u32[] · tokens · index u16[256] · offsets i32[n] · relative_base u64
+//! up to 6.3  offsets i32[n], relative_base u64, num_syms u32, names, markers u32[], tokens, index u16[256]
+//! from 6.4   num_syms u32, names, markers u32[], tokens, index u16[256], offsets i32[n], relative_base u64
 //! ```
 //!
 //! Each begins at a multiple of 8. A name is a length (7 bits, or 14 in two bytes) and that many tokens; the
