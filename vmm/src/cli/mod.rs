@@ -64,8 +64,11 @@ pub fn conclude(end: &ProcessEnd) -> u8 {
     };
     match end {
         ProcessEnd::Backup(reason) | ProcessEnd::Live(LiveEnd::Halted(reason)) => halted(reason),
-        ProcessEnd::Live(LiveEnd::Guest(ending)) => {
+        ProcessEnd::Live(LiveEnd::Guest { ending, last }) => {
             eprintln!("lockstep: {ending}");
+            if let Some((position, digest)) = last {
+                eprintln!("lockstep: the same inputs end at position {position} with digest {digest}");
+            }
             match ending {
                 Ending::PowerOff(status) => *status,
                 Ending::Reset | Ending::Shutdown => 0,
