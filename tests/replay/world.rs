@@ -206,9 +206,9 @@ impl World {
 
     /// Moves on by one stop: time passes, the network does its work.
     ///
-    /// The guest ran for `ran_ns` of its own time, and the host's clock goes at least as fast, as it does with
-    /// every real engine. Were it slower, a guest that computes would get no `Clock` entry, and a replica
-    /// that goes live would begin all of that again.
+    /// The guest ran for `ran_ns` of its own time, and the host's clock goes at least as fast, as it does
+    /// with every real engine. Were it slower, a guest that computes would get no `Clock` entry, and a
+    /// replica that goes live would begin all of that again.
     pub fn step(&mut self, ran_ns: u64) {
         self.tick += 1;
         self.host_ns += ran_ns + self.rng.below(40_000);

@@ -1,8 +1,8 @@
 //! When a digest of the machine is due in the log.
 //!
-//! At most one in a time, and none for a guest that stands still: an idle machine's log must not grow. A guest
-//! that computes gets one also where nothing else enters the log, as it may be for as long as it likes with a
-//! virtual clock: the entry takes the backup along, which runs no further than the last one it has.
+//! At most one in a time, and none for a guest that stands still: an idle machine's log must not grow. A
+//! guest that computes gets one also where nothing else enters the log, as it may be for as long as it likes
+//! with a virtual clock: the entry takes the backup along, which runs no further than the last one it has.
 
 use logchannel::{Position, Seq};
 
