@@ -22,6 +22,9 @@ const OFFSET: u64 = PAGE - 1;
 const NONE: u64 = u64::MAX;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 64;
+/// Numbers that an address space can have. A flush gives new ones, and only when they are used up the entries
+/// are cleared: a flush costs nothing in the size of the TLB.
+const NUMBERS: usize = 512;
 
 /// Privilege of an access, in the low two bits of `Cpu::space`.
 pub mod privilege {
@@ -68,8 +71,9 @@ pub struct Tlb {
     write: [Entry; WRITE_ENTRIES],
     exec: [Entry; EXEC_ENTRIES],
     regions: [Region; REGIONS],
-    /// CR3 of each address space.
+    /// CR3 of each address space, the first of which has the number `first`.
     spaces: Vec<u64>,
+    first: usize,
     /// Pages flagged `TABLE`.
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
@@ -84,16 +88,28 @@ impl Tlb {
             exec: [EMPTY; EXEC_ENTRIES],
             regions: [NO_REGION; REGIONS],
             spaces: Vec::new(),
+            first: 0,
             tables: Vec::new(),
             off: false,
         }
     }
 
-    fn clear(&mut self) {
-        self.read.fill(EMPTY);
-        self.write.fill(EMPTY);
-        self.exec.fill(EMPTY);
-        self.regions.fill(NO_REGION);
+    /// Nothing that was cached is found any more: no address space has the number that it had.
+    fn forget(&mut self) {
+        self.first += self.spaces.len();
+        self.spaces.clear();
+        if self.first + SPACES > NUMBERS {
+            self.first = 0;
+            self.read.fill(EMPTY);
+            self.write.fill(EMPTY);
+            self.exec.fill(EMPTY);
+            self.regions.fill(NO_REGION);
+        }
+    }
+
+    /// The number of the address space of `cr3`, if it has one.
+    fn number(&self, cr3: u64) -> Option<usize> {
+        self.spaces.iter().position(|known| *known == cr3).map(|place| self.first + place)
     }
 
     fn forget_writes(&mut self, host_page: u64) {
@@ -564,8 +580,7 @@ impl Cpu {
     /// Drops all translations. The privilege of the access under way stays.
     pub(crate) fn flush_translations(&mut self) {
         let space = self.space;
-        self.tlb.clear();
-        self.tlb.spaces.clear();
+        self.tlb.forget();
         for gpa in std::mem::take(&mut self.tlb.tables) {
             self.ram.clear_flags(gpa, TABLE);
         }
@@ -585,18 +600,14 @@ impl Cpu {
         } else {
             privilege::SUPERVISOR_AC
         };
-        let number = match self.tlb.spaces.iter().position(|cr3| *cr3 == self.cr3) {
-            Some(number) => number,
-            None => {
-                if self.tlb.spaces.len() == SPACES {
-                    self.tlb.clear();
-                    self.tlb.spaces.clear();
-                    self.cache.forget_jumps();
-                }
-                self.tlb.spaces.push(self.cr3);
-                self.tlb.spaces.len() - 1
+        let number = self.tlb.number(self.cr3).unwrap_or_else(|| {
+            if self.tlb.spaces.len() == SPACES {
+                self.tlb.forget();
+                self.cache.forget_jumps();
             }
-        };
+            self.tlb.spaces.push(self.cr3);
+            self.tlb.first + self.tlb.spaces.len() - 1
+        });
         let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
         self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
         self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);

@@ -4,6 +4,13 @@ use serde::Serialize;
 
 use super::systems::System;
 
+/// Million instructions per second, geometric mean of the kernels.
+const AIM_MIPS: f64 = 150.0;
+/// Boot to user space, seconds.
+const AIM_BOOT_S: f64 = 4.0;
+/// Random reads, times the speed of QEMU that records.
+const AIM_RANDOM: f64 = 3.0;
+
 /// The host during the measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Host {
@@ -142,6 +149,23 @@ impl CpuReport {
             record_over_soft: mean(&rows, |row| row.record_over_soft),
         };
         Self { host, qemu, rounds, kernels: rows, means, boots }
+    }
+
+    /// The aims that these numbers miss, among those that were measured.
+    pub fn missed(&self) -> Vec<String> {
+        let mut missed = Vec::new();
+        let mips = self.means.soft_mips;
+        if mips < AIM_MIPS {
+            missed.push(format!("geometric mean {mips:.0} million instructions/s, aim {AIM_MIPS}"));
+        }
+        for boot in self.boots.iter().filter(|boot| boot.soft_s > AIM_BOOT_S) {
+            missed.push(format!("boot of {} {:.2} s, aim {AIM_BOOT_S}", boot.guest, boot.soft_s));
+        }
+        let random = self.kernels.iter().find(|row| row.name == "random-reads");
+        if let Some(ratio) = random.and_then(|row| row.record_over_soft).filter(|ratio| *ratio < AIM_RANDOM) {
+            missed.push(format!("random reads {ratio:.2} times as fast as QEMU record, aim {AIM_RANDOM}"));
+        }
+        missed
     }
 
     /// For people.
