@@ -7,6 +7,8 @@
 mod bench;
 mod guest;
 
+use std::collections::BTreeMap;
+
 use guest::{Guest, World};
 
 /// Prompt of the shell.
@@ -58,6 +60,26 @@ fn commands_of_the_command_line_run_instead_of_a_shell() {
     guest.expect("ran-42");
     assert!(guest.said("x86_64"));
     guest.ends("the guest switched itself off, status 0");
+}
+
+/// Nothing of the host enters a run with a virtual clock. `LOCKSTEP_BOOTS` says how many.
+#[test]
+fn boots_with_a_virtual_clock_end_in_the_same_state_at_the_same_instruction() {
+    let Some(world) = World::new("busybox") else { return };
+    let boots = std::env::var("LOCKSTEP_BOOTS").map_or(3, |text| text.parse().expect("a number of boots"));
+    let line = "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet run=\"dmesg | wc -l\"";
+    let mut ends = BTreeMap::new();
+    for number in 0..boots {
+        let vm = format!("boot{number}");
+        let options = ["--cmdline", line, "--clock", "virtual", "--vm", &vm, "--disk", &vm];
+        let mut guest = Guest::start(&world, "busybox", &options);
+        guest.ends("the same inputs end at position");
+        let said = guest.transcript();
+        let end = said.lines().find(|line| line.contains("the same inputs end at")).expect("just seen");
+        *ends.entry(end.to_string()).or_insert(0) += 1;
+    }
+    println!("{boots} boots: {ends:?}");
+    assert_eq!(ends.len(), 1, "{ends:#?}");
 }
 
 /// The server's root disk is filled when it is new, and what a client was told survives the machine's sudden

@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 /// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
 const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 /// The guest that is embedded.
-const MINIKV: &str = "minikv";
+pub const MINIKV: &str = "minikv";
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
 
@@ -72,7 +72,8 @@ pub struct VmArgs {
     /// MAC address of the guest.
     #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
     pub mac: [u8; 6],
-    /// Engine: `auto` takes the fastest that is exact on this host.
+    /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM is
+    /// usable, else `soft`.
     #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
@@ -195,7 +196,7 @@ impl VmConfig {
 
     /// The guest that the options name, as it is by itself.
     fn guest(args: &VmArgs, wall_base_ns: u64) -> anyhow::Result<Self> {
-        let engine = EngineKind::choose(&args.engine);
+        let engine = EngineKind::choose(&args.engine, args.guest == MINIKV && args.kernel.is_none());
         let (clock, wall_base_ns) = match args.clock.as_str() {
             "virtual" => (ClockPolicy::Virtual, VIRTUAL_WALL_BASE_NS),
             _ => (ClockPolicy::default(), wall_base_ns),

@@ -435,7 +435,7 @@ impl<O: Content> Backup<O> {
     }
 
     fn halt(&mut self, reason: HaltReason, actions: &mut Vec<BackupAction<O>>) {
-        tracing::warn!(%reason, generation = self.generation, "the backup halts");
+        tracing::info!(%reason, generation = self.generation, "the backup halts");
         self.mode = Mode::Halted(reason.clone());
         actions.push(BackupAction::Halt { reason });
     }

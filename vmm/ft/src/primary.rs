@@ -427,7 +427,7 @@ impl<O: Content> Primary<O> {
     }
 
     fn halt(&mut self, reason: HaltReason, actions: &mut Vec<PrimaryAction<O>>) {
-        tracing::warn!(%reason, generation = self.generation, "the primary halts");
+        tracing::info!(%reason, generation = self.generation, "the primary halts");
         if let Mode::Replicating(_) = self.mode
             && reason != HaltReason::GuestEnded
         {

@@ -13,10 +13,13 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::EXIT_NO_KVM;
 use crate::cluster::{Cluster, ClusterOptions, Part};
+use crate::config::MINIKV;
+use crate::engine::EngineKind;
 use crate::io::clock::{HostClock, wall_ns};
 
+/// Guests that speak the Redis protocol, as the load does.
+const GUESTS: [&str; 2] = [MINIKV, "redis"];
 /// Something that must not happen happened.
 const EXIT_VIOLATION: u8 = 7;
 
@@ -24,12 +27,13 @@ const EXIT_VIOLATION: u8 = 7;
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   lockstep demo
+  lockstep demo --guest redis     # unmodified Linux and redis-server
   lockstep demo --clients 50 --seconds 20 --kill-after 5
   lockstep demo --json | jq .clients.stall_ms
   lockstep demo --keep            # then: redis-cli -p PORT, and kill -9 the primary yourself
 
 Exit codes: 0 all is well, 7 a client saw what must not be (a lost write, a broken connection, a divergence),
-5 no KVM here, 1 anything else.")]
+1 anything else.")]
 pub struct DemoArgs {
     /// Decides the load and the moment of the kill; without it, a new one each time, which is printed.
     #[arg(long)]
@@ -52,6 +56,13 @@ pub struct DemoArgs {
     /// What happens to the primary: SIGKILL, or SIGSTOP (then it is given up for its silence).
     #[arg(long, default_value = "SIGKILL", value_name = "SIGNAL")]
     pub signal: Signal,
+    /// The guest: minikv, which is embedded, or Debian's Linux with Debian's redis, which is built of packages
+    /// the first time.
+    #[arg(long, default_value = MINIKV, value_parser = GUESTS)]
+    pub guest: String,
+    /// Engine, as of `lockstep run`.
+    #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
+    pub engine: String,
     /// Directory for disks, logs and control sockets; a temporary one without it.
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -68,8 +79,15 @@ impl DemoArgs {
             seconds: 6.0,
             keep: false,
             signal: Signal::SIGKILL,
+            guest: MINIKV.into(),
+            engine: "auto".into(),
             directory: None,
         }
+    }
+
+    /// What both halves of the pair are told about the guest.
+    pub fn vm_options(&self) -> Vec<String> {
+        ["--guest", &self.guest, "--engine", &self.engine].map(String::from).to_vec()
     }
 }
 
@@ -117,12 +135,7 @@ pub struct DemoReport {
 
 /// Runs the command.
 pub fn run(args: &DemoArgs) -> anyhow::Result<u8> {
-    let doctor = crate::cli::doctor::examine();
-    if doctor.verdict.is_none() {
-        eprintln!("lockstep: this host cannot run a virtual machine: {}", doctor.reasons.join("; "));
-        eprintln!("lockstep: `lockstep doctor` says more");
-        return Ok(EXIT_NO_KVM);
-    }
+    crate::cli::guest::build_if_missing(&args.guest)?;
     let temporary = match &args.directory {
         None => Some(tempfile::Builder::new().prefix("lockstep-").tempdir()?),
         Some(directory) => {
@@ -137,6 +150,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     };
     let mut options = ClusterOptions::new(std::env::current_exe()?, &directory);
     options.die_with_parent = !args.keep;
+    options.vm_options = args.vm_options();
     let say = |text: &str| {
         if !args.json {
             println!("{text}");
@@ -186,6 +200,7 @@ pub fn pull_the_plug(args: &DemoArgs, mut cluster: Cluster, seed: u64) -> anyhow
         None => length.mul_f64(0.25 + 0.5 * (load::random::Random::new(seed).below(1000) as f64 / 1000.0)),
     };
     let address = SocketAddr::from(([127, 0, 0, 1], cluster.port()));
+    let log_bytes_at_boot = number(&cluster.status(Part::Primary)?, "/live/log_bytes");
     let workload = Workload { clients: args.clients, ..Workload::new(address, seed) };
     let progress = Arc::new(Progress::default());
     let of_load = progress.clone();
@@ -215,6 +230,7 @@ pub fn pull_the_plug(args: &DemoArgs, mut cluster: Cluster, seed: u64) -> anyhow
         fault_ns,
         started_ns,
         before.as_ref(),
+        log_bytes_at_boot,
         answered_before,
         &after,
         lag_max_ns,
@@ -267,6 +283,7 @@ fn judge(
     fault_ns: u64,
     started_ns: u64,
     before: Option<&Value>,
+    log_bytes_at_boot: u64,
     answered_before: u64,
     after: &Value,
     lag_max_ns: u64,
@@ -286,7 +303,8 @@ fn judge(
     }
     let at = |step: &str| number(after, &format!("/failover/{step}"));
     let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
-    let log_bytes = before.map_or(0, |status| number(status, "/live/log_bytes")) as f64;
+    let log_bytes = before.map_or(0, |status| number(status, "/live/log_bytes"));
+    let log_bytes = log_bytes.saturating_sub(log_bytes_at_boot) as f64;
     let seconds = (fault_ns - started_ns) as f64 / 1e9;
     DemoReport {
         seed,

@@ -7,6 +7,8 @@ use clap::{Args, Subcommand};
 use guest_images::cache::{Cache, Guest};
 use guest_images::recipe::{RECIPES, build};
 
+use crate::config::MINIKV;
+
 /// Options of `lockstep guest`.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Images that can be built:
@@ -63,6 +65,20 @@ pub fn run(args: &GuestArgs) -> anyhow::Result<u8> {
         GuestAction::Path { name } => println!("{}", cache.find(name)?.directory.display()),
     }
     Ok(0)
+}
+
+/// Builds a guest that is not there yet, or that older recipes made; minikv always is there.
+pub fn build_if_missing(name: &str) -> anyhow::Result<()> {
+    if name == MINIKV {
+        return Ok(());
+    }
+    let cache = Cache::new(None)?;
+    if !cache.find(name).is_ok_and(|guest| !guest.is_outdated()) {
+        eprintln!("lockstep: building the guest image {name} of Debian packages (once)");
+        build(&cache, name, &mut |text| eprintln!("  {text}"))
+            .with_context(|| format!("cannot build the guest image {name}"))?;
+    }
+    Ok(())
 }
 
 fn list(guests: &[Guest]) {

@@ -28,7 +28,7 @@ use crate::pair::live::LiveEnd;
 pub const EXIT_OTHER_LIVE: u8 = 3;
 /// The backup diverged from the log.
 pub const EXIT_DIVERGED: u8 = 4;
-/// The host cannot run a virtual machine.
+/// No KVM that works.
 pub const EXIT_NO_KVM: u8 = 5;
 /// The guest cannot run on.
 pub const EXIT_GUEST_STUCK: u8 = 6;
@@ -40,7 +40,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   2  wrong command line
   3  another copy of the machine is live: this one halted
   4  the backup diverged; standard error names the report
-  5  this host cannot run a virtual machine (see lockstep doctor)
+  5  --engine kvm was asked for, and this host has none that works (see lockstep doctor)
   6  the guest can never run again by its own doing";
 
 /// The exit code of an error.
@@ -64,8 +64,11 @@ pub fn conclude(end: &ProcessEnd) -> u8 {
     };
     match end {
         ProcessEnd::Backup(reason) | ProcessEnd::Live(LiveEnd::Halted(reason)) => halted(reason),
-        ProcessEnd::Live(LiveEnd::Guest(ending)) => {
+        ProcessEnd::Live(LiveEnd::Guest { ending, last }) => {
             eprintln!("lockstep: {ending}");
+            if let Some((position, digest)) = last {
+                eprintln!("lockstep: the same inputs end at position {position} with digest {digest}");
+            }
             match ending {
                 Ending::PowerOff(status) => *status,
                 Ending::Reset | Ending::Shutdown => 0,

@@ -24,6 +24,9 @@ const MAX_INSTRUCTION: usize = 15;
 const SYMBOL_COLUMNS: usize = 32;
 const INSTRUCTION_COLUMNS: usize = 44;
 
+/// Numbers below this are no addresses to name.
+const FIRST_NAMED: u64 = 1 << 20;
+
 /// Names for the formatter.
 struct Resolver(Arc<Symbols>);
 
@@ -36,7 +39,8 @@ impl SymbolResolver for Resolver {
         address: u64,
         _address_size: u32,
     ) -> Option<SymbolResult<'_>> {
-        let (name, offset) = self.0.lookup(address)?;
+        // Below are displacements and small constants, and a kernel's names of places per CPU.
+        let (name, offset) = (address >= FIRST_NAMED).then(|| self.0.lookup(address))??;
         Some(SymbolResult::with_str(address - offset, name))
     }
 }

@@ -3,7 +3,7 @@
 
 use logchannel::Position;
 
-use crate::engine::kvm::{CPU_MODEL, KvmEngine, host_cpu};
+use crate::engine::kvm::{self, CPU_MODEL, KvmEngine, host_cpu};
 use crate::engine::soft::{self, SoftEngine};
 use crate::engine::{
     BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision,
@@ -27,10 +27,13 @@ impl EngineKind {
     /// What `--engine` takes.
     pub const CHOICES: [&str; 3] = ["auto", "kvm", "soft"];
 
-    /// The engine that a choice names; `auto` is the fastest that is exact for the guest on this host.
-    pub fn choose(choice: &str) -> Self {
+    /// The engine that a choice names; `auto` is the fastest that is exact for the guest on this host. KVM,
+    /// whose clock is exits, is exact for a guest that is made to exit often and reads no other clock
+    /// (`made_for_exits`).
+    pub fn choose(choice: &str, made_for_exits: bool) -> Self {
         match choice {
             "soft" => EngineKind::Soft,
+            "auto" if !made_for_exits || !kvm::usable() => EngineKind::Soft,
             _ => EngineKind::Kvm,
         }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
 use logchannel::tcp::ChannelWriter;
-use logchannel::{Event, Output, TrapKind};
+use logchannel::{Event, MachineDigest, Output, Position, TrapKind};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::leader::{Control, Leader, write_channel};
@@ -35,7 +35,12 @@ const MAX_INPUTS: usize = 512;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LiveEnd {
     /// The guest ended.
-    Guest(Ending),
+    Guest {
+        /// How.
+        ending: Ending,
+        /// With a virtual clock, where and in which state: the same for all runs with the same inputs.
+        last: Option<(Position, MachineDigest)>,
+    },
     /// The protocol stopped this process.
     Halted(HaltReason),
 }
@@ -152,7 +157,7 @@ impl<M: Transferable> Live<M> {
             let stop = self.recorder.advance(&mut self.recorded)?;
             self.submit(false);
             if let Stop::Ended(ending) = stop {
-                return Ok(self.finish(ending));
+                return self.finish(ending);
             }
             self.take_inputs()?;
             self.digest_if_due()?;
@@ -462,17 +467,20 @@ impl<M: Transferable> Live<M> {
     }
 
     /// The guest ended: its last outputs go, and the pair ends together.
-    fn finish(&mut self, ending: Ending) -> LiveEnd {
+    fn finish(&mut self, ending: Ending) -> Result<LiveEnd, M::Error> {
         self.submit(true);
         self.leader.event(PrimaryEvent::GuestEnded);
         loop {
             match self.leader.halted() {
                 Some(HaltReason::GuestEnded) => break,
-                Some(reason) => return LiveEnd::Halted(reason),
+                Some(reason) => return Ok(LiveEnd::Halted(reason)),
                 None => self.leader.wait(LOOK_AROUND),
             }
         }
         self.submit(true);
-        LiveEnd::Guest(ending)
+        let is_virtual = self.is_virtual();
+        let machine = self.recorder.machine_mut();
+        let last = if is_virtual { Some((machine.position(), machine.digest()?)) } else { None };
+        Ok(LiveEnd::Guest { ending, last })
     }
 }

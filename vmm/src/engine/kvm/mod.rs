@@ -75,23 +75,33 @@ pub struct KvmEngine {
     armed: Option<debug::Armed>,
 }
 
+/// Whether this host's KVM can be opened and has what the engine needs.
+pub fn usable() -> bool {
+    open().is_ok()
+}
+
+fn open() -> Result<Kvm, EngineError> {
+    let kvm = Kvm::new().map_err(EngineError::Open)?;
+    for (cap, what) in [
+        (Cap::UserMemory, "user memory regions"),
+        (Cap::SyncRegs, "register access by KVM_CAP_SYNC_REGS"),
+        (Cap::ImmediateExit, "immediate exits"),
+        (Cap::Xsave, "XSAVE state access"),
+        (Cap::VcpuEvents, "vCPU events"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(EngineError::Missing(what));
+        }
+    }
+    Ok(kvm)
+}
+
 impl KvmEngine {
     /// Makes a virtual machine with one vCPU whose memory is `ram`.
     ///
     /// `ram` must outlive the engine: the machine that owns both drops the engine first.
     pub fn new(ram: &Ram) -> Result<Self, EngineError> {
-        let kvm = Kvm::new().map_err(EngineError::Open)?;
-        for (cap, what) in [
-            (Cap::UserMemory, "user memory regions"),
-            (Cap::SyncRegs, "register access by KVM_CAP_SYNC_REGS"),
-            (Cap::ImmediateExit, "immediate exits"),
-            (Cap::Xsave, "XSAVE state access"),
-            (Cap::VcpuEvents, "vCPU events"),
-        ] {
-            if !kvm.check_extension(cap) {
-                return Err(EngineError::Missing(what));
-            }
-        }
+        let kvm = open()?;
         let vm = ioctl_uninterrupted("KVM_CREATE_VM", || kvm.create_vm())?;
         if let Err(error) = vm.set_tss_address(VMX_TSS_ADDRESS) {
             tracing::debug!(%error, "KVM_SET_TSS_ADDR");
