@@ -1,5 +1,7 @@
 //! What was found, for programs and for people.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::systems::System;
@@ -42,7 +44,7 @@ impl Host {
     }
 }
 
-/// One kernel on all systems. Seconds are by the host's clock.
+/// One kernel on all systems. Seconds are of CPU time, of which others on the host take nothing away.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Row {
     /// Its name.
@@ -59,6 +61,8 @@ pub struct Row {
     pub tcg_s: Option<f64>,
     /// In QEMU that records.
     pub record_s: Option<f64>,
+    /// Seconds by the host's clock, by system.
+    pub wall_s: BTreeMap<&'static str, f64>,
     /// Million instructions per second on `soft`.
     pub soft_mips: f64,
     /// How many times slower than native `soft` is.
@@ -73,7 +77,8 @@ pub struct Row {
 
 impl Row {
     /// What one system took.
-    pub fn set(&mut self, system: System, seconds: f64, guest_ns: u64) {
+    pub fn set(&mut self, system: System, seconds: f64, wall_s: f64, guest_ns: u64) {
+        self.wall_s.insert(system.name(), wall_s);
         match system {
             System::Native => self.native_s = seconds,
             System::Soft => (self.soft_s, self.instructions) = (seconds, guest_ns),
@@ -175,7 +180,7 @@ impl CpuReport {
             "Software CPU on {}; medians of {} rounds, checksums equal everywhere",
             host.cpu, self.rounds
         );
-        println!("(load average {:.2} before, {:.2} after)", host.load_before, host.load_after);
+        println!("(CPU seconds; load average {:.2} before, {:.2} after)", host.load_before, host.load_after);
         if let Some(qemu) = &self.qemu {
             println!("{qemu}: TCG, and recording with -icount shift=3");
         }
@@ -215,7 +220,7 @@ impl CpuReport {
             cell(means.tcg_over_soft, 2),
             cell(means.record_over_soft, 2)
         );
-        println!("\nBoot to user space, from the start of the process");
+        println!("\nBoot to user space, from the start of the process, by the clock");
         for boot in boots {
             let count = boot.instructions.map_or_else(String::new, |count| {
                 format!(", {:.0} M instructions to the power-off after it", count as f64 / 1e6)

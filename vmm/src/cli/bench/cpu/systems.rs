@@ -5,8 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use guest_images::cache::Guest;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 
 use super::images::Images;
 use crate::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
@@ -82,8 +84,10 @@ impl Work {
 pub struct Kernel {
     /// Its name.
     pub name: String,
-    /// By the host's clock.
+    /// CPU time of the system's process. A kernel never waits, so that on a quiet host it is also the time.
     pub seconds: f64,
+    /// By the host's clock.
+    pub wall_s: f64,
     /// By the guest's clock.
     pub guest_ns: u64,
     /// What it computed.
@@ -219,21 +223,30 @@ fn qemu(guest: &Guest, line: &str, record: Option<&std::path::Path>) -> anyhow::
 struct Said {
     system: System,
     started_ns: u64,
-    lines: Vec<(u64, String)>,
+    lines: Vec<Line>,
+}
+
+/// A line, and when its end came.
+struct Line {
+    /// By the host's clock.
+    at_ns: u64,
+    /// CPU time that the process had used.
+    cpu_ns: u64,
+    text: String,
 }
 
 impl Said {
     /// Seconds from the start to a line.
     fn first(&self, words: &str) -> anyhow::Result<f64> {
-        let found = self.lines.iter().find(|(_, line)| line.starts_with(words));
-        let (at, _) = found
+        let found = self.lines.iter().find(|line| line.text.starts_with(words));
+        let line = found
             .with_context(|| format!("{} never said {words:?}:\n{}", self.system.name(), self.tail()))?;
-        Ok((at - self.started_ns) as f64 / 1e9)
+        Ok((line.at_ns - self.started_ns) as f64 / 1e9)
     }
 
     fn tail(&self) -> String {
         let lines = &self.lines[self.lines.len().saturating_sub(20)..];
-        lines.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n")
+        lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -255,22 +268,22 @@ fn listen(mut command: Command, system: System) -> anyhow::Result<Said> {
     let mut process = Process(child);
     let (sender, lines) = crossbeam_channel::bounded(LINES);
     let stdout = process.0.stdout.take().context("its output is piped")?;
-    read_lines(stdout, sender.clone())?;
+    let pid = process.0.id();
+    read_lines(stdout, pid, sender)?;
     let (complaint, complaints) = crossbeam_channel::bounded(LINES);
-    read_lines(process.0.stderr.take().context("its errors are piped")?, complaint)?;
-    drop(sender);
+    read_lines(process.0.stderr.take().context("its errors are piped")?, pid, complaint)?;
     let mut said = Said { system, started_ns, lines: Vec::new() };
     collect(&lines, &mut said)?;
     let status = process.0.wait()?;
     if !status.success() {
         let mut why = said.tail();
-        complaints.iter().for_each(|(_, line)| why += &format!("\n{line}"));
+        complaints.iter().for_each(|line| why += &format!("\n{}", line.text));
         bail!("{} ended with {status}:\n{why}", system.name());
     }
     Ok(said)
 }
 
-fn collect(lines: &Receiver<(u64, String)>, said: &mut Said) -> anyhow::Result<()> {
+fn collect(lines: &Receiver<Line>, said: &mut Said) -> anyhow::Result<()> {
     loop {
         match lines.recv_timeout(PATIENCE) {
             Ok(line) => said.lines.push(line),
@@ -284,14 +297,11 @@ fn collect(lines: &Receiver<(u64, String)>, said: &mut Said) -> anyhow::Result<(
 }
 
 /// Sends each line with the time at which its end came.
-fn read_lines(
-    mut stream: impl Read + Send + 'static,
-    into: crossbeam_channel::Sender<(u64, String)>,
-) -> anyhow::Result<()> {
+fn read_lines(mut stream: impl Read + Send + 'static, pid: u32, into: Sender<Line>) -> anyhow::Result<()> {
     let read = move || {
         let (mut buffer, mut line) = ([0; 4096], Vec::new());
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            let now = HostClock.now_ns();
+            let (at_ns, cpu_ns) = (HostClock.now_ns(), cpu_ns(pid));
             for byte in &buffer[..count] {
                 if *byte != b'\n' && line.len() < LINE_BYTES {
                     line.push(*byte);
@@ -300,7 +310,7 @@ fn read_lines(
                 let text = String::from_utf8_lossy(&line).trim_end().to_string();
                 line.clear();
                 // Whoever listened has heard enough: what comes is still read, or the process would wait.
-                let _ = into.try_send((now, text));
+                let _ = into.try_send(Line { at_ns, cpu_ns, text });
             }
         }
     };
@@ -308,26 +318,37 @@ fn read_lines(
     Ok(())
 }
 
+/// CPU time that a process has used; of one that is gone, 0.
+fn cpu_ns(pid: u32) -> u64 {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
+    clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
 /// Reads what `cpubench` said.
 fn kernels_of(said: &Said) -> anyhow::Result<Run> {
     let mut kernels = Vec::new();
-    let mut begun: Option<(String, u64)> = None;
-    for (at, line) in &said.lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
+    let mut begun: Option<(&str, &Line)> = None;
+    for line in &said.lines {
+        let words: Vec<&str> = line.text.split_whitespace().collect();
         match words[..] {
-            ["cpubench", name, "begins"] => begun = Some((name.into(), *at)),
+            ["cpubench", name, "begins"] => begun = Some((name, line)),
             ["cpubench", name, ns, checksum] => {
-                let Some((_, start)) = begun.take_if(|(begun, _)| begun == name) else {
-                    bail!("{} ended a kernel that had not begun: {line:?}", said.system.name());
+                let Some((_, start)) = begun.take_if(|(begun, _)| *begun == name) else {
+                    bail!("{} ended a kernel that had not begun: {:?}", said.system.name(), line.text);
                 };
-                let guest_ns = ns.parse().with_context(|| format!("no time in {line:?}"))?;
-                let seconds = (at - start) as f64 / 1e9;
-                kernels.push(Kernel { name: name.into(), seconds, guest_ns, checksum: checksum.into() });
+                let guest_ns = ns.parse().with_context(|| format!("no time in {:?}", line.text))?;
+                kernels.push(Kernel {
+                    name: name.into(),
+                    seconds: line.cpu_ns.saturating_sub(start.cpu_ns) as f64 / 1e9,
+                    wall_s: (line.at_ns - start.at_ns) as f64 / 1e9,
+                    guest_ns,
+                    checksum: checksum.into(),
+                });
             }
             _ => {}
         }
     }
-    let ended = said.lines.iter().any(|(_, line)| line == "cpubench ends");
+    let ended = said.lines.iter().any(|line| line.text == "cpubench ends");
     ensure!(ended, "{} did not come to the end:\n{}", said.system.name(), said.tail());
     ensure!(!kernels.is_empty(), "no kernel of that name: there are {}", ORDER.join(", "));
     Ok(Run { kernels, boot_s: said.first(ALIVE[0])? })
