@@ -11,7 +11,8 @@ use lockstep::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
 use lockstep::io::clock::HostClock;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstep");
+/// The command.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstep");
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -4,6 +4,7 @@
 //! Images come from the user's cache; one that is missing is built, which needs Debian and its package
 //! servers.
 
+mod bench;
 mod guest;
 
 use std::collections::BTreeMap;

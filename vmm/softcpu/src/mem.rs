@@ -13,12 +13,18 @@ use crate::paging::{Access, Walk};
 use crate::ram::{CODE, DIRTY, PAGE, TABLE};
 use crate::{Cpu, Exit, Fault};
 
-const ENTRIES: usize = 1024;
+/// Pages that reads find at once: 64 MiB, so that a guest that reads all over a large table mostly hits.
+const READ_ENTRIES: usize = 16_384;
+/// Fewer, since all of them are looked at whenever a page becomes code or a page table.
+const WRITE_ENTRIES: usize = 1024;
 const EXEC_ENTRIES: usize = 512;
 const OFFSET: u64 = PAGE - 1;
 const NONE: u64 = u64::MAX;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 64;
+/// Numbers that an address space can have. A flush gives new ones, and only when they are used up the entries
+/// are cleared: a flush costs nothing in the size of the TLB.
+const NUMBERS: usize = 512;
 
 /// Privilege of an access, in the low two bits of `Cpu::space`.
 pub mod privilege {
@@ -61,12 +67,13 @@ const EMPTY: Entry = Entry { tag: NONE, addend: 0 };
 
 /// Cached translations.
 pub struct Tlb {
-    read: [Entry; ENTRIES],
-    write: [Entry; ENTRIES],
+    read: [Entry; READ_ENTRIES],
+    write: [Entry; WRITE_ENTRIES],
     exec: [Entry; EXEC_ENTRIES],
     regions: [Region; REGIONS],
-    /// CR3 of each address space.
+    /// CR3 of each address space, the first of which has the number `first`.
     spaces: Vec<u64>,
+    first: usize,
     /// Pages flagged `TABLE`.
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
@@ -76,21 +83,33 @@ pub struct Tlb {
 impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
-            read: [EMPTY; ENTRIES],
-            write: [EMPTY; ENTRIES],
+            read: [EMPTY; READ_ENTRIES],
+            write: [EMPTY; WRITE_ENTRIES],
             exec: [EMPTY; EXEC_ENTRIES],
             regions: [NO_REGION; REGIONS],
             spaces: Vec::new(),
+            first: 0,
             tables: Vec::new(),
             off: false,
         }
     }
 
-    fn clear(&mut self) {
-        self.read.fill(EMPTY);
-        self.write.fill(EMPTY);
-        self.exec.fill(EMPTY);
-        self.regions.fill(NO_REGION);
+    /// Nothing that was cached is found any more: no address space has the number that it had.
+    fn forget(&mut self) {
+        self.first += self.spaces.len();
+        self.spaces.clear();
+        if self.first + SPACES > NUMBERS {
+            self.first = 0;
+            self.read.fill(EMPTY);
+            self.write.fill(EMPTY);
+            self.exec.fill(EMPTY);
+            self.regions.fill(NO_REGION);
+        }
+    }
+
+    /// The number of the address space of `cr3`, if it has one.
+    fn number(&self, cr3: u64) -> Option<usize> {
+        self.spaces.iter().position(|known| *known == cr3).map(|place| self.first + place)
     }
 
     fn forget_writes(&mut self, host_page: u64) {
@@ -131,8 +150,13 @@ macro_rules! value {
 value!(u8, u16, u32, u64, u128);
 
 #[inline(always)]
-fn slot(address: u64) -> usize {
-    (address / PAGE) as usize % ENTRIES
+fn read_slot(address: u64) -> usize {
+    (address / PAGE) as usize % READ_ENTRIES
+}
+
+#[inline(always)]
+fn write_slot(address: u64) -> usize {
+    (address / PAGE) as usize % WRITE_ENTRIES
 }
 
 impl Cpu {
@@ -144,7 +168,7 @@ impl Cpu {
     /// Reads memory if a cached page of RAM has it.
     #[inline(always)]
     pub(crate) fn read_hit<T: Value>(&self, address: u64) -> Option<T> {
-        let entry = &self.tlb.read[slot(address)];
+        let entry = &self.tlb.read[read_slot(address)];
         if entry.tag != self.tag(address, T::BYTES) {
             return None;
         }
@@ -156,7 +180,7 @@ impl Cpu {
     /// Writes memory if that is in a cached page of RAM that may be written.
     #[inline(always)]
     pub(crate) fn write_hit<T: Value>(&mut self, address: u64, value: T) -> bool {
-        let entry = &self.tlb.write[slot(address)];
+        let entry = &self.tlb.write[write_slot(address)];
         if entry.tag != self.tag(address, T::BYTES) {
             return false;
         }
@@ -173,7 +197,7 @@ impl Cpu {
         address: u64,
         change: impl FnOnce(&mut Self, T) -> T,
     ) -> bool {
-        let entry = &self.tlb.write[slot(address)];
+        let entry = &self.tlb.write[write_slot(address)];
         if entry.tag != self.tag(address, T::BYTES) {
             return false;
         }
@@ -213,7 +237,7 @@ impl Cpu {
         address: u64,
         change: impl FnOnce(&mut Self, T) -> (T, R),
     ) -> Result<R, Fault> {
-        let entry = &self.tlb.write[slot(address)];
+        let entry = &self.tlb.write[write_slot(address)];
         if entry.tag == self.tag(address, T::BYTES) {
             let host = address.wrapping_add(entry.addend) as *mut T;
             // SAFETY: the entry maps the whole page to RAM that may be written, and the value lies in it.
@@ -281,7 +305,7 @@ impl Cpu {
     /// Up to `count` values, from the first on, copied between cached pages of RAM: as if one by one, so no
     /// more at once than lie before an overlap. The result is how many; none if a page is not cached.
     pub(crate) fn copy_forward<W: Value>(&mut self, from: u64, to: u64, count: u64) -> u64 {
-        let (source, target) = (&self.tlb.read[slot(from)], &self.tlb.write[slot(to)]);
+        let (source, target) = (&self.tlb.read[read_slot(from)], &self.tlb.write[write_slot(to)]);
         if source.tag != self.tag(from, 1) || target.tag != self.tag(to, 1) {
             return 0;
         }
@@ -301,7 +325,7 @@ impl Cpu {
     /// Writes `value` up to `count` times in a row into a cached page of RAM. The result is how many times;
     /// none if the page is not cached.
     pub(crate) fn fill<W: Value>(&mut self, to: u64, value: W, count: u64) -> u64 {
-        let entry = &self.tlb.write[slot(to)];
+        let entry = &self.tlb.write[write_slot(to)];
         if entry.tag != self.tag(to, 1) {
             return 0;
         }
@@ -316,7 +340,7 @@ impl Cpu {
 
     /// The bytes from `address` to the end of its page, if that is a cached page of RAM; else none.
     pub(crate) fn cached_bytes(&self, address: u64) -> &[u8] {
-        let entry = &self.tlb.read[slot(address)];
+        let entry = &self.tlb.read[read_slot(address)];
         if entry.tag != self.tag(address, 1) {
             return &[];
         }
@@ -495,9 +519,9 @@ impl Cpu {
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
             let tag = address & !OFFSET | self.space;
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
-            self.tlb.read[slot(address)] = entry;
+            self.tlb.read[read_slot(address)] = entry;
             if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE) == 0 {
-                self.tlb.write[slot(address)] = entry;
+                self.tlb.write[write_slot(address)] = entry;
             }
         }
         Ok(page.gpa)
@@ -556,8 +580,7 @@ impl Cpu {
     /// Drops all translations. The privilege of the access under way stays.
     pub(crate) fn flush_translations(&mut self) {
         let space = self.space;
-        self.tlb.clear();
-        self.tlb.spaces.clear();
+        self.tlb.forget();
         for gpa in std::mem::take(&mut self.tlb.tables) {
             self.ram.clear_flags(gpa, TABLE);
         }
@@ -577,18 +600,14 @@ impl Cpu {
         } else {
             privilege::SUPERVISOR_AC
         };
-        let number = match self.tlb.spaces.iter().position(|cr3| *cr3 == self.cr3) {
-            Some(number) => number,
-            None => {
-                if self.tlb.spaces.len() == SPACES {
-                    self.tlb.clear();
-                    self.tlb.spaces.clear();
-                    self.cache.forget_jumps();
-                }
-                self.tlb.spaces.push(self.cr3);
-                self.tlb.spaces.len() - 1
+        let number = self.tlb.number(self.cr3).unwrap_or_else(|| {
+            if self.tlb.spaces.len() == SPACES {
+                self.tlb.forget();
+                self.cache.forget_jumps();
             }
-        };
+            self.tlb.spaces.push(self.cr3);
+            self.tlb.first + self.tlb.spaces.len() - 1
+        });
         let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
         self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
         self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);

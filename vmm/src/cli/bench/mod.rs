@@ -1,5 +1,6 @@
-//! `lockstep bench`: what replication costs, measured side by side in one run.
+//! `lockstep bench`: what replication costs, and what the software CPU does, measured side by side in one run.
 
+pub mod cpu;
 mod failover;
 mod service;
 
@@ -13,12 +14,14 @@ use crate::cluster::{Cluster, ClusterOptions};
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// Everything.
+    /// Everything about replication.
     All,
     /// Requests, latency, CPU and log, unreplicated against replicated; the idle log; exits per request.
     Service,
     /// Kills and pauses of the primary.
     Failover,
+    /// The software CPU beside the host's own and QEMU's: nine kernels, and boots. Not among `all`.
+    Cpu,
 }
 
 /// Options of `lockstep bench`.
@@ -27,6 +30,7 @@ pub enum What {
   lockstep bench                          # everything, about five minutes
   lockstep bench service --seconds 2
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
+  lockstep bench cpu --qemu --repeat 3    # the software CPU, about six minutes; needs guest images
 
 Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
 pub struct BenchArgs {
@@ -48,6 +52,9 @@ pub struct BenchArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Of `cpu`.
+    #[command(flatten)]
+    pub cpu: cpu::CpuArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,6 +68,9 @@ struct Results {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
+    if args.what == What::Cpu {
+        return cpu::run(&args.cpu, args.json);
+    }
     let host = crate::cli::doctor::examine();
     let mut results = Results { host, service: None, failover: None };
     if args.what != What::Failover {
