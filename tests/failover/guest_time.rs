@@ -24,14 +24,13 @@ pub struct Watch {
 }
 
 /// What it was told. It never went backwards.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Found {
     /// Answers.
     pub answers: u64,
-    /// Furthest behind the host's time when the question was sent, milliseconds.
-    pub behind_ms: f64,
-    /// Furthest ahead of the host's time when the answer was there, milliseconds.
-    pub ahead_ms: f64,
+    /// By how much the guest's time certainly moved against the host's, milliseconds: an answer is a time
+    /// between question and answer. Where it stands is another matter: a real-time clock says whole seconds.
+    pub drift_ms: f64,
 }
 
 impl Watch {
@@ -56,20 +55,21 @@ impl Watch {
 
 async fn ask(address: SocketAddr, stop: &AtomicBool) -> anyhow::Result<Found> {
     let mut client = Client::connect(address).await?;
-    let (mut found, mut last_us) = (Found::default(), 0);
+    let (mut answers, mut last_us) = (0, 0);
+    // The guest's time less the host's is at least `low` at one answer, and at most `high` at another.
+    let (mut low, mut high) = (i64::MIN, i64::MAX);
     while !stop.load(Ordering::Relaxed) {
         let asked_us = wall_ns() / 1000;
         let now_us = time_us(call(&mut client, &[b"TIME"]).await?)?;
         let answered_us = wall_ns() / 1000;
         ensure!(now_us >= last_us, "the guest's time went back by {} µs", last_us - now_us);
         last_us = now_us;
-        let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
-        found.answers += 1;
-        found.behind_ms = found.behind_ms.max(ms(now_us, asked_us));
-        found.ahead_ms = found.ahead_ms.max(ms(answered_us, now_us));
+        answers += 1;
+        low = low.max(now_us as i64 - answered_us as i64);
+        high = high.min(now_us as i64 - asked_us as i64);
         tokio::time::sleep(ASK_EVERY).await;
     }
-    Ok(found)
+    Ok(Found { answers, drift_ms: low.saturating_sub(high).max(0) as f64 / 1e3 })
 }
 
 /// Seconds and microseconds of the Unix time.

@@ -61,7 +61,7 @@ impl fmt::Display for Row {
             write!(f, ", failover {detect:.1} + {claim:.1} + {replay:.1} + {live:.1} ms")?;
         }
         if let Some(found) = self.guest_time {
-            write!(f, ", guest time at most {:.1} ms behind", found.behind_ms)?;
+            write!(f, ", the guest's time moved by {:.1} ms against the host's", found.drift_ms)?;
         }
         Ok(())
     }
@@ -105,10 +105,9 @@ impl Summary {
         let times: Vec<Found> = self.0.iter().filter_map(|row| row.guest_time).collect();
         if !times.is_empty() {
             println!(
-                "{} times asked for the guest's time, which never went back: ms behind the host's {}, ahead {}",
+                "asked {} times, the guest's time never went back; it moved against the host's by {} ms",
                 times.iter().map(|found| found.answers).sum::<u64>(),
-                distribution(times.iter().map(|found| found.behind_ms).collect()),
-                distribution(times.iter().map(|found| found.ahead_ms).collect()),
+                distribution(times.iter().map(|found| found.drift_ms).collect()),
             );
         }
     }
