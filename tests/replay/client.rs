@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use lockstep::engine::EngineKind;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 
+use crate::machine::engine_kind;
 use crate::rng::Rng;
 
 /// What must come back.
@@ -176,6 +178,15 @@ impl Client {
     }
 }
 
+/// Most rounds of one DEBUG SPIN: some forty stops, of a guest that stops once in 100,000 rounds, or once in
+/// as many instructions.
+fn most_rounds() -> u64 {
+    match engine_kind() {
+        EngineKind::Kvm => 4_000_000,
+        EngineKind::Soft => 330_000,
+    }
+}
+
 /// What a client of a random run does: `steps` rounds on keys of its own.
 pub fn script(rng: &mut Rng, prefix: &str, steps: u64) -> Vec<Step> {
     let mut keys: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
@@ -249,7 +260,7 @@ fn command(rng: &mut Rng, prefix: &str, keys: &mut BTreeMap<Vec<u8>, Vec<u8>>) -
         90..94 => (request(&[b"TIME"]), Reply::Lines(5)),
         94..97 => (request(&[b"PING"]), Reply::Exactly(b"+PONG\r\n".to_vec())),
         _ => {
-            let rounds = rng.within(1, 4_000_000).to_string();
+            let rounds = rng.within(1, most_rounds()).to_string();
             (request(&[b"DEBUG", b"SPIN", rounds.as_bytes()]), Reply::Lines(1))
         }
     }

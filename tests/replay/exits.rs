@@ -80,7 +80,7 @@ fn a_digest_at_every_exit_changes_nothing() {
                 };
                 let ((log, ending, last), (plain, plain_ending, plain_last)) = (run(true), run(false));
                 eprintln!(
-                    "{name} at CPL{cpl}: {} exits, {ending:?}",
+                    "{name} at CPL{cpl}: {} positions, {ending:?}",
                     log.last().map_or(0, |entry| entry.at.count)
                 );
                 assert_eq!(ending, plain_ending, "{name} at CPL{cpl}");

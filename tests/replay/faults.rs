@@ -115,7 +115,8 @@ fn mutate(fault: Fault, log: &[LogEntry], rng: &mut Rng) -> (Vec<LogEntry>, Seq)
         }
         _ => true,
     };
-    let last = log.len() - 1;
+    // The last digest, behind which only the log's end is: a check must come after the fault.
+    let last = log.len() - 2;
     let fitting: Vec<usize> = (0..last).filter(|&index| fits(&log[index])).collect();
     let index = *rng.pick(&fitting);
     let mut log = log.to_vec();
@@ -203,7 +204,8 @@ fn try_machine(fault: Fault, recording: &Recording, rng: &mut Rng) -> Outcome {
     let log = &recording.log;
     let mut replay = Replay::new(machine());
     replay.push(log).unwrap_or_else(|divergence| panic!("{divergence}"));
-    let seq = rng.within(1, log.len() as Seq - 1);
+    // The log ends with a digest and the shutdown.
+    let seq = rng.within(1, log.len() as Seq - 2);
     replay.run_to(seq).unwrap_or_else(|divergence| panic!("before the fault: {divergence}"));
     let target = replay.replayer.machine_mut();
     if fault == Fault::Register {

@@ -26,13 +26,18 @@ pub fn engine_kind() -> EngineKind {
     CURRENT.get().or_else(named).expect("a test runs on an engine")
 }
 
+/// Makes `kind` the engine under test on this thread, for a test's work on a thread of its own.
+pub fn set_engine_kind(kind: EngineKind) {
+    CURRENT.set(Some(kind));
+}
+
 /// Runs a test on every engine of this machine; with `LOCKSTEP_REPLAY_ENGINE` on the one it names.
 pub fn on_engines(test: &str, run: impl Fn()) {
     let only = std::env::var(ENGINE).ok();
     for kind in engines(test).into_iter().filter(|kind| only.as_ref().is_none_or(|only| only == kind.name()))
     {
         eprintln!("{test} on {}", kind.name());
-        CURRENT.set(Some(kind));
+        set_engine_kind(kind);
         run();
     }
     CURRENT.set(None);

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A run is a function of its seed. `LOCKSTEP_REPLAY_RUNS=100` sets how many seeds and how many tries of each
-//! kind of fault there are (25 without it), `LOCKSTEP_REPLAY_SEED=7` takes that seed alone:
+//! kind of fault there are (25 without it), `LOCKSTEP_REPLAY_SEED=7` takes that seed alone, and
+//! `LOCKSTEP_REPLAY_ENGINE=soft` that engine alone:
 //!
 //! ```text
 //!   LOCKSTEP_REPLAY_RUNS=100 cargo test --release -p lockstep --test replay -- --nocapture

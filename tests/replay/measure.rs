@@ -1,4 +1,4 @@
-//! Numbers, printed and not asserted: what a request costs in exits and in bytes of the log, how fast a
+//! Numbers, printed and not asserted: what a request costs in positions and in bytes of the log, how fast a
 //! replay is, what a digest costs. Alone on a quiet machine:
 //!
 //! ```text
@@ -8,6 +8,7 @@
 use std::hash::Hasher as _;
 use std::time::{Duration, Instant};
 
+use lockstep::engine::Engine as _;
 use lockstep::memory::Ram;
 use logchannel::batch::{BatchEncoder, LogStart};
 use logchannel::{EventKind, LogEntry};
@@ -34,6 +35,11 @@ fn log_bytes(log: &[LogEntry]) -> usize {
     log.iter().map(|entry| encoder.append(entry).expect("it fits a frame")).sum()
 }
 
+/// What the engine's positions count.
+fn counted() -> &'static str {
+    minikv(DISK_BYTES as u64).engine().clock().name()
+}
+
 /// One client that asks the same again and again, one request at a time.
 fn requests(words: &[&[u8]], due: &[u8], count: u64) -> Recording {
     let ask = |words: &[&[u8]], due: &[u8]| Step::Ask {
@@ -50,9 +56,10 @@ fn per_request(name: &str, words: &[&[u8]], due: &[u8]) {
     let each = |of: &dyn Fn(&Recording) -> usize| (of(&many) - of(&few)) as f64 / REQUESTS as f64;
     let count = |kind: EventKind| each(&|recording| recording.count(kind));
     eprintln!(
-        "{name}: {:.2} exits, {:.1} bytes of log in {:.2} entries ({:.2} NetRx, {:.2} DiskDone, {:.2} Clock, \
+        "{name}: {:.2} {}, {:.1} bytes of log in {:.2} entries ({:.2} NetRx, {:.2} DiskDone, {:.2} Clock, \
          {:.2} Output)",
         each(&|recording| recording.positions() as usize),
+        counted(),
         each(&|recording| log_bytes(&recording.log)),
         each(&|recording| recording.log.len()),
         count(EventKind::NetRx),
@@ -68,9 +75,10 @@ fn speed(name: &str, plan: Plan) {
     let (replayed, took) = timed(|| replay(&recording.log, minikv(DISK_BYTES as u64), How::Whole));
     assert!(replayed.is_ok());
     eprintln!(
-        "{name}: {} exits, {} entries; recorded with its clients in {:.0} ms, replayed in {:.0} ms \
+        "{name}: {} {}, {} entries; recorded with its clients in {:.0} ms, replayed in {:.0} ms \
          ({:.2} times)",
         recording.positions(),
+        counted(),
         recording.log.len(),
         recorded.as_secs_f64() * 1e3,
         took.as_secs_f64() * 1e3,

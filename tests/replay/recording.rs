@@ -1,7 +1,7 @@
 //! Runs minikv in its world and keeps the log, the outputs and the last state.
 
-use logchannel::{Event, Generation, LogEntry, Output, Seq};
-use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
+use logchannel::{Event, Generation, LogEntry, Output, Position, Seq};
+use replay::{ClockPolicy, Ending, Machine as _, Offer, Recorded, Recorder, Stop};
 
 use crate::client::Step;
 use crate::disk::Disk;
@@ -64,12 +64,14 @@ pub struct Session {
     rng: Rng,
     options: Options,
     steps: u64,
+    /// How long the guest ran to its last stop, in its own time.
+    ran_ns: u64,
     out: Vec<Recorded>,
     log: Vec<LogEntry>,
     outputs: Vec<Output>,
     digest_due: bool,
-    /// Number of the entry after the last digest.
-    digested: Seq,
+    /// Number of the entry after the last digest, and where that one is.
+    digested: (Seq, Position),
 }
 
 /// Records the run of a seed.
@@ -97,11 +99,12 @@ impl Session {
             rng: Rng::new(seed, 2),
             options: options.clone(),
             steps: 0,
+            ran_ns: 0,
             out: Vec::new(),
             log: Vec::new(),
             outputs: Vec::new(),
             digest_due: false,
-            digested: 1,
+            digested: (1, Position::at(0)),
         }
     }
 
@@ -143,7 +146,9 @@ impl Session {
 
     /// Runs the guest to its next stop.
     pub fn advance(&mut self) -> Stop {
+        let before_ns = self.recorder.machine().now_ns();
         let stop = self.recorder.advance(&mut self.out).expect("the guest runs");
+        self.ran_ns = self.recorder.machine().now_ns() - before_ns;
         self.collect();
         stop
     }
@@ -168,11 +173,11 @@ impl Session {
             Stop::Ready => {}
         }
         let chance = self.rng.chance(self.world.plan.digest_per_mille);
-        let grown = self.recorder.next_seq() > self.digested;
+        let grown = self.reached() != self.digested;
         if std::mem::take(&mut self.digest_due) || (chance && grown && self.options.digests) {
             self.digest();
         }
-        self.world.step();
+        self.world.step(self.ran_ns);
         if self.world.tells_time() {
             self.recorder.clock(self.world.host_ns, &mut self.out).expect("the clock moves");
         }
@@ -192,7 +197,12 @@ impl Session {
 
     fn digest(&mut self) {
         self.recorder.digest(&mut self.out).expect("a digest");
-        self.digested = self.recorder.next_seq();
+        self.digested = self.reached();
+    }
+
+    /// Number of the next entry, and where the guest is.
+    fn reached(&self) -> (Seq, Position) {
+        (self.recorder.next_seq(), self.recorder.machine().position())
     }
 
     fn deliver(&mut self) {

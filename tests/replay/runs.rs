@@ -18,7 +18,7 @@ fn summary(recording: &Recording) -> String {
     let kinds = EventKind::ALL.iter().map(|&kind| (kind.name(), recording.count(kind)));
     let counts: Vec<_> =
         kinds.filter(|(_, count)| *count > 0).map(|(name, n)| format!("{n} {name}")).collect();
-    format!("{} exits, {} answers: {}", recording.positions(), recording.answers, counts.join(", "))
+    format!("{} positions, {} answers: {}", recording.positions(), recording.answers, counts.join(", "))
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_run_is_a_function_of_its_seed_whatever_signals_arrive() {
             let dry = record(seed, &Options::default());
             repeat.log.clone_from(&dry.log);
             let (wet, signals) = in_the_rain(|| record(seed, &Options::default()));
-            eprintln!("seed {seed}: {signals} signals during {} exits", wet.positions());
+            eprintln!("seed {seed}: {signals} signals during {} positions", wet.positions());
             let differs = dry.log.iter().zip(&wet.log).find(|(a, b)| a != b);
             assert_eq!(differs, None, "the first entry that differs");
             assert_eq!(dry.log.len(), wet.log.len());

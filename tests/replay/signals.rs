@@ -1,4 +1,5 @@
-//! Signals raining on a vCPU thread: each makes KVM_RUN return without an exit of the guest.
+//! Signals raining on a vCPU thread: each makes KVM_RUN return without an exit of the guest, and must be
+//! nothing to the software CPU.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -6,6 +7,8 @@ use std::thread;
 
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::machine::{engine_kind, set_engine_kind};
 
 extern "C" fn ignore(_: i32) {}
 
@@ -16,8 +19,10 @@ pub fn in_the_rain<T: Send>(work: impl FnOnce() -> T + Send) -> (T, u64) {
     unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("installs the handler");
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let (tell, told) = mpsc::channel();
+    let kind = engine_kind();
     let result = thread::scope(|scope| {
         let worker = scope.spawn(move || {
+            set_engine_kind(kind);
             tell.send(pthread_self()).expect("the caller waits");
             work()
         });

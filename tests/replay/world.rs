@@ -205,9 +205,13 @@ impl World {
     }
 
     /// Moves on by one stop: time passes, the network does its work.
-    pub fn step(&mut self) {
+    ///
+    /// The guest ran for `ran_ns` of its own time, and the host's clock goes at least as fast, as it does
+    /// with every real engine. Were it slower, a guest that computes would get no `Clock` entry, and a
+    /// replica that goes live would begin all of that again.
+    pub fn step(&mut self, ran_ns: u64) {
         self.tick += 1;
-        self.host_ns += self.rng.below(40_000);
+        self.host_ns += ran_ns + self.rng.below(40_000);
         for frame in self.peer.poll(self.host_ns) {
             if self.rng.chance(self.plan.loss_per_mille) {
                 continue;

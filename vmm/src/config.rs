@@ -72,8 +72,8 @@ pub struct VmArgs {
     /// MAC address of the guest.
     #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
     pub mac: [u8; 6],
-    /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM is
-    /// usable, else `soft`.
+    /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM
+    /// is usable, else `soft`.
     #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle

@@ -56,8 +56,8 @@ pub struct DemoArgs {
     /// What happens to the primary: SIGKILL, or SIGSTOP (then it is given up for its silence).
     #[arg(long, default_value = "SIGKILL", value_name = "SIGNAL")]
     pub signal: Signal,
-    /// The guest: minikv, which is embedded, or Debian's Linux with Debian's redis, which is built of packages
-    /// the first time.
+    /// The guest: minikv, which is embedded, or Debian's Linux with Debian's redis, which is built of
+    /// packages the first time.
     #[arg(long, default_value = MINIKV, value_parser = GUESTS)]
     pub guest: String,
     /// Engine, as of `lockstep run`.

@@ -21,6 +21,7 @@ use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, MachineDigest, Output, Position, TrapKind};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
+use crate::pair::digests::Digests;
 use crate::pair::leader::{Control, Leader, write_channel};
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
 use crate::random::Random;
@@ -71,9 +72,7 @@ pub struct Live<M: Transferable> {
     typed: VecDeque<u8>,
     recorded: Vec<Recorded>,
     bytes: Vec<u8>,
-    digest_every_ns: u64,
-    next_digest_ns: u64,
-    digested: u64,
+    digests: Digests,
     paused_ns: u64,
     period_start_ns: u64,
     transfer: Option<Outgoing>,
@@ -87,7 +86,7 @@ pub struct Live<M: Transferable> {
 
 impl<M: Transferable> Live<M> {
     /// Runs `recorder`'s machine; with `digest_every_ns` > 0 a digest of the machine is logged that often
-    /// while the log grows.
+    /// while the log grows or the guest gets on.
     pub fn new(
         recorder: Recorder<M>,
         leader: Arc<Leader>,
@@ -96,9 +95,10 @@ impl<M: Transferable> Live<M> {
         digest_every_ns: u64,
         joined: JoinedCall,
     ) -> Self {
-        let digested = recorder.next_seq();
         let now = leader.clock().now_ns();
         let from = if recorder.policy() == ClockPolicy::Virtual { recorder.machine().now_ns() } else { now };
+        let at = recorder.machine().position();
+        let digests = Digests::new(digest_every_ns, from, recorder.next_seq(), at);
         Self {
             recorder,
             leader,
@@ -108,9 +108,7 @@ impl<M: Transferable> Live<M> {
             typed: VecDeque::new(),
             recorded: Vec::new(),
             bytes: Vec::new(),
-            digest_every_ns,
-            next_digest_ns: from + digest_every_ns,
-            digested,
+            digests,
             paused_ns: 0,
             period_start_ns: now,
             transfer: None,
@@ -414,18 +412,18 @@ impl<M: Transferable> Live<M> {
     }
 
     fn digest_if_due(&mut self) -> Result<(), M::Error> {
-        if self.digest_every_ns == 0 || self.recorder.ending().is_some() {
+        if self.recorder.ending().is_some() {
             return Ok(());
         }
         let now = match self.is_virtual() {
             true => self.recorder.machine().now_ns(),
             false => self.leader.clock().now_ns(),
         };
-        if now >= self.next_digest_ns && self.recorder.next_seq() > self.digested {
+        let at = self.recorder.machine().position();
+        if self.digests.is_due(now, self.recorder.next_seq(), at) {
             self.recorder.digest(&mut self.recorded)?;
             self.submit(false);
-            self.digested = self.recorder.next_seq();
-            self.next_digest_ns = now + self.digest_every_ns;
+            self.digests.logged(now, self.recorder.next_seq(), at);
         }
         Ok(())
     }

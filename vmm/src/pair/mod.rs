@@ -17,6 +17,7 @@
 
 pub mod backup;
 pub mod claims;
+pub mod digests;
 pub mod follower;
 pub mod host;
 pub mod leader;

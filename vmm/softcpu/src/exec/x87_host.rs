@@ -1,7 +1,7 @@
 //! One x87 instruction on the host's unit: the guest's state in, the instruction, the state out.
 //!
 //! So every result, flag, tag and stack fault is the hardware's (transcendental functions differ between
-//! makers; see `fingerprint`).
+//! makers: who runs a pair compares the two hosts').
 
 use std::arch::asm;
 

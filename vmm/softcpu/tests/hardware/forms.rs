@@ -50,7 +50,7 @@ impl Form {
 }
 
 /// The features whose instructions are tested.
-const FEATURES: [CpuidFeature; 26] = [
+const FEATURES: [CpuidFeature; 27] = [
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
     CpuidFeature::INTEL286,
@@ -58,6 +58,7 @@ const FEATURES: [CpuidFeature; 26] = [
     CpuidFeature::INTEL486,
     CpuidFeature::X64,
     CpuidFeature::CMOV,
+    CpuidFeature::MOVBE,
     CpuidFeature::CX8,
     CpuidFeature::CMPXCHG16B,
     CpuidFeature::FPU,

@@ -19,8 +19,8 @@ const RCX: u8 = 8;
 const SIGNATURE: u32 = 0x0001_06ca;
 /// CLFLUSH size in bits 15–8, in units of eight bytes.
 const CLFLUSH_SIZE: u32 = 8 << 8;
-/// SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT, hypervisor.
-const FEATURES_1_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 31;
+/// SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, MOVBE, POPCNT, hypervisor.
+const FEATURES_1_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 31;
 /// FPU, PSE, TSC, MSR, PAE, CX8, SEP, PGE, CMOV, PAT, CLFSH, MMX, FXSR, SSE, SSE2.
 const FEATURES_1_EDX: u32 = 1
     | 1 << 3
