@@ -1,9 +1,9 @@
 //! Nine kernels that measure a processor, as one static Linux program: run natively, or as the first process
 //! of a guest, which it powers off at the end.
 //!
-//! Two lines per kernel: `cpubench NAME begins`, then `cpubench NAME NANOSECONDS CHECKSUM`. In the environment
-//! (on the kernel's command line, for a first process) `scale=N` divides the work by N, and `only=NAME` chooses
-//! one kernel.
+//! Two lines per kernel: `cpubench NAME begins`, then `cpubench NAME NANOSECONDS CHECKSUM`. In the
+//! environment (on the kernel's command line, for a first process) `scale=N` divides the work by N, and
+//! `only=NAME` chooses one kernel.
 #![no_std]
 #![no_main]
 

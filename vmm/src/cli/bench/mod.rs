@@ -1,4 +1,4 @@
-//! `lockstep bench`: what replication costs, and what the software CPU does, measured side by side in one run.
+//! `lockstep bench`: what replication costs, and what the software CPU does, side by side in one run.
 
 pub mod cpu;
 mod failover;

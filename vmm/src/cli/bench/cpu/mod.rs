@@ -1,9 +1,10 @@
 //! `lockstep bench cpu`: the software CPU beside this host's own, and beside QEMU's two.
 //!
-//! The same nine kernels (guest-images/cpubench) run natively as a process, and as the first process of a Linux
-//! guest: on the engine `soft` with virtual time, where a nanosecond of the guest is an instruction, and in
-//! QEMU on the same kernel and initramfs. Each says when a kernel begins and ends; when the two lines come, the
-//! CPU time of its process and the time are taken here, on the host. A checksum that differs is an error.
+//! The same nine kernels (guest-images/cpubench) run natively as a process, and as the first process of a
+//! Linux guest: on the engine `soft` with virtual time, where a nanosecond of the guest is an instruction,
+//! and in QEMU on the same kernel and initramfs. Each says when a kernel begins and ends; when the two lines
+//! come, the CPU time of its process and the time are taken here, on the host. A checksum that differs is an
+//! error.
 
 mod images;
 mod report;
@@ -24,7 +25,7 @@ use systems::{Kernel, System, Systems, Work};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of bench cpu")]
 pub struct CpuArgs {
-    /// Measure QEMU (qemu-system-x86_64) on the same images too: plain, and recording with instruction counts.
+    /// Measure QEMU (qemu-system-x86_64) on the same images too: plain, and recording.
     #[arg(long)]
     pub qemu: bool,
     /// How many times everything runs, the systems in turn; medians count.
