@@ -81,7 +81,8 @@ impl Plan {
     }
 }
 
-fn variable<T: FromStr>(name: &str, what: &str) -> Option<T> {
+/// The value of an environment variable.
+pub fn variable<T: FromStr>(name: &str, what: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}: {what} is needed")))
 }
@@ -221,6 +222,7 @@ fn pull(plan: &mut Plan, cluster: &mut Cluster) -> anyhow::Result<Fault> {
         );
     }
     if survivor == Part::Backup {
+        plan.machine.check_consoles(&cluster.log_text(Part::Primary), &cluster.log_text(Part::Backup))?;
         ensure!(!status["failover"].is_null(), "no failover: {status}");
         ensure!(number(&status, "/backup/outputs") > 0, "the backup compared nothing: {status}");
     }
@@ -265,7 +267,7 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     std::thread::sleep(plan.up_to(Duration::from_millis(most_ms)));
     let at_ns = HostClock.now_ns();
     cluster.kill(Part::Primary)?;
-    let served = plan.machine.serves(&cluster.log_text(Part::Primary));
+    let told = cluster.log_text(Part::Primary);
     let joined = has_joined(&mut cluster)?;
     let before = generation(&cluster)?;
     ensure!(before <= 2, "generation {before} after one start");
@@ -274,6 +276,9 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
         cluster.start_primary()?;
     }
     cluster.wait_for_guest()?;
+    if joined {
+        plan.machine.check_consoles(&told, &cluster.log_text(Part::Backup))?;
+    }
     let live = if joined { Part::Backup } else { Part::Primary };
     let status = cluster.status(live)?;
     let due = if joined { 2 } else { before + 1 };
@@ -286,7 +291,7 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     let mut row = Row::new(plan.kind, &report, at_ns, &status);
     // The clients came later: what they saw says nothing about the fault.
     row.stall_ms = None;
-    row.missed = !joined || served;
+    row.missed = !joined || plan.machine.serves(&told);
     let contents = image::expected(&outcome.history)?;
     match joined {
         true => conclude(plan, cluster, live, due, &contents)?,

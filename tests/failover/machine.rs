@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::ensure;
 use lockstep::cluster::ClusterOptions;
 
 use crate::failovers::Kind::{self, *};
@@ -110,6 +111,11 @@ pub static LINUX: Machine = Machine {
     patience: Duration::from_secs(300),
 };
 
+/// What redis says while it starts, in this order, well before it answers.
+const START: [&str; 3] = ["Redis is starting", "Configuration loaded", "Server initialized"];
+/// What it says last, at about the time of its first answer.
+const READY: &str = "Ready to accept connections";
+
 impl Machine {
     /// Why it cannot run here, if so. An image that is not there yet is built.
     pub fn absent(&self) -> Option<String> {
@@ -142,7 +148,21 @@ impl Machine {
 
     /// Whether its console says that its server takes connections.
     pub fn serves(&self, console: &str) -> bool {
-        self.guest == Guest::Redis && console.contains("Ready to accept connections")
+        self.guest == Guest::Redis && console.contains(READY)
+    }
+
+    /// The console of a copy that went live goes on where that of the one before it ended: nothing is missing,
+    /// and nothing is told again but what the first may not have told whole.
+    pub fn check_consoles(&self, before: &str, after: &str) -> anyhow::Result<()> {
+        if self.guest != Guest::Redis {
+            return Ok(());
+        }
+        let told = START.iter().take_while(|line| before.contains(**line)).count();
+        for (index, line) in START.iter().enumerate() {
+            ensure!(index + 1 >= told || !after.contains(line), "the console tells {line:?} again");
+            ensure!(index <= told || after.contains(line), "the console never told {line:?}");
+        }
+        Ok(())
     }
 
     /// The data set on the disk of the cluster in `directory`, whose machine has ended.

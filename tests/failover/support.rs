@@ -72,7 +72,11 @@ impl Drop for Kept {
     }
 }
 
-/// No process panicked, diverged, or logged an error of the protocol.
+/// Words of a process that went wrong, and of a kernel that found its machine wanting.
+const COMPLAINTS: [&str; 8] =
+    ["panicked", " ERROR ", "diverged", "Kernel panic", "BUG:", "Oops", "EXT4-fs error", "I/O error"];
+
+/// No process panicked, diverged, or logged an error of the protocol, and no guest complained of its machine.
 fn no_complaints(directory: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
@@ -82,9 +86,7 @@ fn no_complaints(directory: &Path) -> anyhow::Result<()> {
             continue;
         }
         let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
-        let bad = text
-            .lines()
-            .find(|line| line.contains("panicked") || line.contains(" ERROR ") || line.contains("diverged"));
+        let bad = text.lines().find(|line| COMPLAINTS.iter().any(|words| line.contains(words)));
         ensure!(bad.is_none(), "{name}: {}", bad.unwrap_or_default());
     }
     Ok(())

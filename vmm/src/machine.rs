@@ -76,6 +76,24 @@ pub struct Machine<E> {
     entry: VmEntry,
     halted: bool,
     ended: Option<Ending>,
+    changes: Changes,
+}
+
+/// Pages that changed and that a reader has yet to learn of: digests and state transfer ask independently.
+#[derive(Default)]
+struct Changes {
+    digest: Vec<u64>,
+    /// While a transfer asks.
+    transfer: Option<Vec<u64>>,
+}
+
+impl Changes {
+    fn note(&mut self, pages: &[u64]) {
+        for known in std::iter::once(&mut self.digest).chain(&mut self.transfer) {
+            known.resize(pages.len(), 0);
+            known.iter_mut().zip(pages).for_each(|(known, new)| *known |= new);
+        }
+    }
 }
 
 impl<E: Engine> Machine<E> {
@@ -94,6 +112,7 @@ impl<E: Engine> Machine<E> {
             entry: VmEntry::Resume,
             halted: false,
             ended: None,
+            changes: Changes::default(),
         })
     }
 
@@ -101,7 +120,8 @@ impl<E: Engine> Machine<E> {
     pub fn restored(mut engine: E, ram: Ram, state: MachineState) -> Result<Self, MachineError> {
         let devices = Devices::restore(state.devices)?;
         engine.restore(&state.cpu, state.at)?;
-        Ok(Self { engine, ram, devices, entry: VmEntry::Resume, halted: state.halted, ended: None })
+        let (entry, halted, changes) = (VmEntry::Resume, state.halted, Changes::default());
+        Ok(Self { engine, ram, devices, entry, halted, ended: None, changes })
     }
 
     /// Goes on where this machine or another was saved; its memory has the content of that one.
@@ -128,18 +148,35 @@ impl<E: Engine> Machine<E> {
 
     /// Starts or stops noting which pages change.
     pub fn track_pages(&mut self, on: bool) -> Result<(), MachineError> {
+        if self.engine.always_tracks() {
+            self.note_changes()?;
+        }
         self.engine.track_dirty_pages(on)?;
         self.ram.take_device_writes();
+        self.changes.transfer = on.then(Vec::new);
         Ok(())
     }
 
     /// Pages that guest or devices wrote since the last call, a bit each. Only while tracking.
     pub fn take_changed_pages(&mut self) -> Result<Vec<u64>, MachineError> {
-        let mut pages = self.engine.take_dirty_pages()?;
-        for (page, device) in pages.iter_mut().zip(self.ram.take_device_writes()) {
-            *page |= device;
+        self.note_changes()?;
+        Ok(self.changes.transfer.as_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    fn note_changes(&mut self) -> Result<(), MachineError> {
+        self.changes.note(&self.engine.take_dirty_pages()?);
+        self.changes.note(&self.ram.take_device_writes());
+        Ok(())
+    }
+
+    /// Digest of the memory: of what has changed, and of a part of the rest, where the engine knows; of all
+    /// of it takes 0.1 ms a MiB, in which the guest stands still.
+    fn digest_memory(&mut self) -> Result<u64, MachineError> {
+        if !self.engine.always_tracks() {
+            return Ok(self.ram.digest(None));
         }
-        Ok(pages)
+        self.note_changes()?;
+        Ok(self.ram.digest(Some(&std::mem::take(&mut self.changes.digest))))
     }
 
     /// The engine, for what is particular to it.
@@ -426,7 +463,7 @@ impl<E: Engine> replay::Machine for Machine<E> {
         self.devices.digest_bytes(&mut |bytes| hash.write(bytes));
         hash.write(&[u8::from(self.halted)]);
         let devices = hash.finish();
-        let memory = self.ram.digest(None);
+        let memory = self.digest_memory()?;
         Ok(MachineDigest { registers, devices, memory })
     }
 }

@@ -250,6 +250,10 @@ impl Engine for Debugged {
         self.target.engine.track_dirty_pages(on)
     }
 
+    fn always_tracks(&self) -> bool {
+        self.target.engine.always_tracks()
+    }
+
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         self.target.engine.take_dirty_pages()
     }

@@ -185,6 +185,10 @@ impl Engine for AnyEngine {
         (**self).track_dirty_pages(on)
     }
 
+    fn always_tracks(&self) -> bool {
+        (**self).always_tracks()
+    }
+
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         (**self).take_dirty_pages()
     }

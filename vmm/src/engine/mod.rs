@@ -288,6 +288,10 @@ pub trait Engine {
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
     /// Starts or stops noting which pages of RAM the guest writes.
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;
+    /// Whether it notes them at all times, as it costs it next to nothing.
+    fn always_tracks(&self) -> bool {
+        false
+    }
     /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
 }

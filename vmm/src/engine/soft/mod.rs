@@ -32,7 +32,6 @@ pub struct SoftEngine {
     asked: bool,
     /// The exit that completing the last one came to: some instructions take several.
     next: Option<VmExit>,
-    tracking: bool,
 }
 
 fn vm_exit(exit: Exit) -> VmExit {
@@ -75,7 +74,7 @@ impl SoftEngine {
         // only between runs, on the thread that runs.
         let cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
         let writes = ram.device_writes();
-        Self { cpu, writes, ram_bytes: bytes, asked: false, next: None, tracking: false }
+        Self { cpu, writes, ram_bytes: bytes, asked: false, next: None }
     }
 
     fn answer(&mut self, entry: VmEntry) {
@@ -243,12 +242,14 @@ impl Engine for SoftEngine {
         if on {
             self.cpu.take_dirty();
         }
-        self.tracking = on;
         Ok(())
     }
 
+    fn always_tracks(&self) -> bool {
+        true
+    }
+
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
-        assert!(self.tracking, "dirty pages are asked for only while they are tracked");
         Ok(self.cpu.take_dirty())
     }
 }
