@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use load::client::Client;
 use load::random::Random;
 use load::resp::Reply;
@@ -15,21 +16,18 @@ use lockstep::io::clock::{HostClock, wall_ns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::guest_time::Watch;
 use crate::image;
 use crate::load_run::{self, Running, call};
+use crate::machine::{Guest, LINUX, MINIKV_ON_KVM, MINIKV_ON_SOFT, Machine};
+use crate::spin::Spinner;
 use crate::summary::{Row, Summary};
-use crate::support::{
-    exit_code, generation, in_directory, number, on_kvm, one_live_copy, options, shut_down, wait_alone,
-};
+use crate::support::{exit_code, generation, in_directory, number, on, one_live_copy, shut_down, wait_alone};
 
-/// Failovers without `LOCKSTEP_FAILOVERS`.
-const DEFAULT_COUNT: u64 = 20;
 /// After so many failures the rest is not tried.
 const MAX_FAILURES: usize = 5;
 /// Exit code of a copy that another one replaced.
 const EXIT_OTHER_LIVE: i32 = 3;
-/// Rounds of DEBUG SPIN: about a second of the guest's time, and more beside a load.
-const SPIN_ROUNDS: u64 = 60_000_000;
 /// Connections that idle across a fault.
 const IDLE_CLIENTS: usize = 4;
 
@@ -52,41 +50,18 @@ pub enum Kind {
     Idle,
 }
 
-impl Kind {
-    /// Seeds in a row take all of these.
-    const ORDER: [Kind; 20] = {
-        use Kind::*;
-        [
-            KillPrimary,
-            Idle,
-            KillPrimary,
-            KillBackup,
-            KillPrimary,
-            StopPrimary,
-            KillPrimary,
-            Boot,
-            Spin,
-            KillPrimary,
-            KillBackup,
-            KillPrimary,
-            Boot,
-            KillPrimary,
-            StopPrimary,
-            KillPrimary,
-            Idle,
-            Spin,
-            StopBackup,
-            Boot,
-        ]
-    };
+impl FromStr for Kind {
+    type Err = ();
 
-    fn of(seed: u64) -> Self {
-        Self::ORDER[(seed % Self::ORDER.len() as u64) as usize]
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let kinds = MINIKV_ON_SOFT.kinds.iter();
+        kinds.copied().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name)).ok_or(())
     }
 }
 
 /// One failover, decided.
 struct Plan {
+    machine: &'static Machine,
     seed: u64,
     kind: Kind,
     clients: u32,
@@ -95,10 +70,10 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(seed: u64) -> Self {
+    fn new(machine: &'static Machine, seed: u64, kind: Kind) -> Self {
         let mut random = Random::new(seed);
         let (clients, pipeline) = (2 + random.below(11) as u32, 1 + random.below(4) as u32);
-        Self { seed, kind: Kind::of(seed), clients, pipeline, random }
+        Self { machine, seed, kind, clients, pipeline, random }
     }
 
     fn up_to(&mut self, most: Duration) -> Duration {
@@ -106,32 +81,45 @@ impl Plan {
     }
 }
 
-fn variable(name: &str) -> Option<u64> {
+fn variable<T: FromStr>(name: &str, what: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}: a number is needed")))
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}: {what} is needed")))
 }
 
 #[test]
-fn failovers() {
-    on_kvm("failovers", || {
-        let count = variable("LOCKSTEP_FAILOVERS").unwrap_or(DEFAULT_COUNT);
+fn failovers_of_minikv_on_kvm() {
+    failovers(&MINIKV_ON_KVM);
+}
+
+#[test]
+fn failovers_of_minikv_on_soft() {
+    failovers(&MINIKV_ON_SOFT);
+}
+
+#[test]
+fn failovers_of_linux() {
+    failovers(&LINUX);
+}
+
+fn failovers(machine: &'static Machine) {
+    on(machine, &format!("failovers_of_{}", machine.name), || {
+        let count = variable("LOCKSTEP_FAILOVERS", "a number").unwrap_or(machine.count);
+        let only: Option<Kind> = variable("LOCKSTEP_FAILOVER_KIND", "one of the kinds in failovers.rs");
         // Consecutive starts take the kinds in turn, whatever the clock says.
-        let turns = Kind::ORDER.len() as u64;
-        let first = variable("LOCKSTEP_FAILOVER_SEED")
+        let turns = machine.kinds.len() as u64;
+        let first: u64 = variable("LOCKSTEP_FAILOVER_SEED", "a number")
             .unwrap_or_else(|| wall_ns() / 1_000_000 % 1_000_000_000 / turns * turns);
         let (mut summary, mut failures) = (Summary::default(), Vec::new());
         for seed in first..first + count {
-            match in_directory(|directory| fail_over(Plan::new(seed), directory)) {
+            let kind = only.unwrap_or(machine.kinds[(seed % turns) as usize]);
+            match in_directory(|directory| fail_over(Plan::new(machine, seed, kind), directory)) {
                 Ok(row) => {
-                    println!("seed {seed}: {row}");
+                    println!("{} seed {seed}: {row}", machine.name);
                     summary.add(row);
                 }
                 Err(error) => {
-                    eprintln!(
-                        "\nFAILED {:?}, seed {seed}: {error:#}\nrepeat it with\n\n    {}\n",
-                        Kind::of(seed),
-                        repeat(seed)
-                    );
+                    let again = repeat(machine, seed, only);
+                    eprintln!("\nFAILED {kind:?}, seed {seed}: {error:#}\nrepeat it with\n\n    {again}\n");
                     failures.push(seed);
                     if failures.len() >= MAX_FAILURES {
                         break;
@@ -139,16 +127,18 @@ fn failovers() {
                 }
             }
         }
-        summary.print();
+        summary.print(machine.name);
         ensure!(failures.is_empty(), "failed: seeds {failures:?}");
         Ok(())
     });
 }
 
-fn repeat(seed: u64) -> String {
+fn repeat(machine: &Machine, seed: u64, only: Option<Kind>) -> String {
+    let only = only.map(|kind| format!("LOCKSTEP_FAILOVER_KIND={kind:?} ")).unwrap_or_default();
     format!(
-        "LOCKSTEP_FAILOVER_SEED={seed} LOCKSTEP_FAILOVERS=1 cargo test --release -p lockstep --test failover \
-         failovers -- --nocapture"
+        "{only}LOCKSTEP_FAILOVER_SEED={seed} LOCKSTEP_FAILOVERS=1 cargo test --release -p lockstep \
+         --test failover failovers_of_{} -- --nocapture",
+        machine.name
     )
 }
 
@@ -158,10 +148,6 @@ fn fail_over(plan: Plan, directory: &Path) -> anyhow::Result<Row> {
         Kind::Idle => while_idle(plan, directory),
         _ => under_load(plan, directory),
     }
-}
-
-fn start(directory: &Path) -> anyhow::Result<Cluster> {
-    Cluster::start(options(directory), |_| {})
 }
 
 fn start_load(cluster: &Cluster, plan: &Plan) -> anyhow::Result<Running> {
@@ -178,11 +164,15 @@ struct Fault {
 
 /// Kinds that are a fault in the middle of a load.
 fn under_load(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
-    let mut cluster = start(directory)?;
+    let mut cluster = Cluster::start(plan.machine.options(directory), |_| {})?;
     let load = start_load(&cluster, &plan)?;
     load.wait_answered(&mut cluster, u64::from(plan.clients) * 10)?;
+    let watch = match plan.machine.guest {
+        Guest::Redis => Some(Watch::start(&cluster)?),
+        Guest::Minikv => None,
+    };
     let spinner = match plan.kind {
-        Kind::Spin => Some(Spinner::start(&mut cluster)?),
+        Kind::Spin => Some(Spinner::start(&cluster, plan.machine.guest)?),
         _ => None,
     };
     let most = if spinner.is_some() { Duration::from_millis(300) } else { Duration::from_secs(1) };
@@ -193,9 +183,11 @@ fn under_load(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     let spin = spinner.map(Spinner::finish).transpose()?;
     // tidy: allow(sleep) a moment of the plan, or between two looks
     std::thread::sleep(plan.up_to(Duration::from_millis(500)));
+    let guest_time = watch.map(Watch::finish).transpose()?;
     let outcome = load.finish()?;
     let report = load_run::judge(&outcome, Some(fault.at_ns))?;
     let mut row = Row::new(plan.kind, &report, fault.at_ns, &fault.status);
+    row.guest_time = guest_time;
     if let Some(ended_ns) = spin {
         row.missed = ended_ns < fault.at_ns;
     }
@@ -252,55 +244,17 @@ fn end(plan: Plan, mut cluster: Cluster, live: Part, contents: &image::Contents)
     for part in [Part::DiskServer, Part::Lan] {
         ensure!(cluster.ended(part)?.is_none(), "{} ended:\n{}", part.name(), cluster.log_tail(part));
     }
-    image::check(cluster.directory(), contents)
-}
-
-/// A connection that computes across the fault.
-struct Spinner(std::thread::JoinHandle<anyhow::Result<u64>>);
-
-impl Spinner {
-    /// Sends DEBUG SPIN; another connection is answered after it was sent.
-    fn start(cluster: &mut Cluster) -> anyhow::Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], cluster.port()));
-        let spin = async move {
-            let mut client = Client::connect(address).await?;
-            let rounds = SPIN_ROUNDS.to_string();
-            let reply = call(&mut client, &[b"DEBUG", b"SPIN", rounds.as_bytes()]).await?;
-            let ended_ns = HostClock.now_ns();
-            ensure!(reply == Reply::Integer(spun(SPIN_ROUNDS)), "DEBUG SPIN answered {reply:?}");
-            Ok(ended_ns)
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name("spin".into()).spawn(move || runtime.block_on(spin))?;
-        Ok(Self(thread))
-    }
-
-    /// When it was answered.
-    fn finish(self) -> anyhow::Result<u64> {
-        self.0.join().map_err(|_| anyhow::anyhow!("the spinner panicked"))?
-    }
-}
-
-/// What DEBUG SPIN computes: so many rounds of splitmix64, each from the one before.
-fn spun(rounds: u64) -> i64 {
-    let mut state = rounds;
-    for _ in 0..rounds {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        state ^= state >> 31;
-    }
-    (state >> 1) as i64
+    plan.machine.check_disk(cluster.directory(), contents)
 }
 
 /// The primary is killed before the guest serves: before it has won a generation, before it has met the
 /// backup, or while the guest boots. Either the backup boots on, or nobody is live and a new primary starts.
 fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
-    let mut cluster = Cluster::start_services(options(directory), |_| {})?;
+    let mut cluster = Cluster::start_services(plan.machine.options(directory), |_| {})?;
     cluster.start_backup()?;
     cluster.start_primary()?;
-    let (line, most_ms) = [(None, 20), (Some("waiting for the backup"), 5), (Some("replicating"), 40)]
-        [plan.random.below(3) as usize];
+    let moments = plan.machine.boot_moments;
+    let (line, most_ms) = moments[plan.random.below(moments.len() as u64) as usize];
     if let Some(line) = line {
         let log = cluster.log(Part::Primary);
         cluster.wait(&format!("the primary to say {line:?}"), |_| {
@@ -311,6 +265,7 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     std::thread::sleep(plan.up_to(Duration::from_millis(most_ms)));
     let at_ns = HostClock.now_ns();
     cluster.kill(Part::Primary)?;
+    let served = plan.machine.serves(&cluster.log_text(Part::Primary));
     let joined = has_joined(&mut cluster)?;
     let before = generation(&cluster)?;
     ensure!(before <= 2, "generation {before} after one start");
@@ -331,7 +286,7 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     let mut row = Row::new(plan.kind, &report, at_ns, &status);
     // The clients came later: what they saw says nothing about the fault.
     row.stall_ms = None;
-    row.missed = !joined;
+    row.missed = !joined || served;
     let contents = image::expected(&outcome.history)?;
     match joined {
         true => conclude(plan, cluster, live, due, &contents)?,
@@ -363,7 +318,7 @@ fn has_joined(cluster: &mut Cluster) -> anyhow::Result<bool> {
 
 /// Connections that were made before the fault, and idle across it, go on after it.
 fn while_idle(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
-    let mut cluster = start(directory)?;
+    let mut cluster = Cluster::start(plan.machine.options(directory), |_| {})?;
     let address = SocketAddr::from(([127, 0, 0, 1], cluster.port()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let key = |index: usize| format!("idle:{index}").into_bytes();
@@ -403,17 +358,15 @@ fn while_idle(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     Ok(row)
 }
 
-/// Waits until the guest has waited for a while.
+/// Waits until the guest has sent nothing for a while.
 fn wait_idle(cluster: &mut Cluster) -> anyhow::Result<()> {
     const LONG_ENOUGH_NS: u64 = 100_000_000;
     let (mut last, mut since_ns) = (0, 0);
     cluster.wait("the guest to idle", |cluster| {
-        let appended = number(&cluster.status(Part::Primary)?, "/live/appended");
-        if appended == 0 {
-            bail!("a guest that serves has a log");
-        }
-        if appended != last {
-            (last, since_ns) = (appended, HostClock.now_ns());
+        let frames = number(&cluster.status(Part::Primary)?, "/live/outside/frames");
+        ensure!(frames > 0, "a guest that serves has sent frames");
+        if frames != last {
+            (last, since_ns) = (frames, HostClock.now_ns());
         }
         Ok(HostClock.now_ns() - since_ns > LONG_ENOUGH_NS)
     })

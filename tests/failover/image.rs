@@ -1,4 +1,4 @@
-//! What is on the disk: the guest's log, read from the disk server's file by the guest's own recovery.
+//! What is on the disk: minikv's log, read from the disk server's file by the guest's own recovery.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -55,9 +55,8 @@ pub fn expected(history: &History) -> anyhow::Result<Contents> {
     Ok(contents)
 }
 
-/// The disk holds exactly `expected`.
-pub fn check(directory: &Path, expected: &Contents) -> anyhow::Result<()> {
-    let found = read(directory)?;
+/// Nothing else than `expected` was `found`.
+pub fn compare(found: &Contents, expected: &Contents) -> anyhow::Result<()> {
     let say = |value: Option<&Vec<u8>>| match value {
         None => "nothing".to_string(),
         Some(value) if value.len() > 40 => format!("{} bytes", value.len()),

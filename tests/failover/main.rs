@@ -17,12 +17,16 @@
 //! `LOCKSTEP_FAILOVER_SEED` sets the first seed; a failure prints the line that repeats it, and keeps the
 //! directory with the disk and the logs. Clusters run one at a time. Without /dev/kvm everything is skipped.
 
+mod aof;
 mod failovers;
+mod guest_time;
 mod image;
 mod load_run;
+mod machine;
 mod proxy;
 mod redis_tools;
 mod redundancy;
 mod restart;
+mod spin;
 mod summary;
 mod support;

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, ensure};
 use lockstep::cluster::{Cluster, Part};
 
-use crate::support::{case, in_directory, number, on_kvm, one_live_copy, options, shut_down, wait_alone};
+use crate::machine::MINIKV_ON_KVM;
+use crate::support::{case, in_directory, number, on, one_live_copy, shut_down, wait_alone};
 
 /// Runs until the benchmark is disturbed in time.
 const MAX_ATTEMPTS: u32 = 3;
@@ -55,8 +56,8 @@ fn redis_cli_is_answered_as_by_redis_before_and_after_a_failover() {
     if !have("redis-cli", NAME) {
         return;
     }
-    case(NAME, |directory| {
-        let mut cluster = Cluster::start(options(directory), |_| {})?;
+    case(NAME, &MINIKV_ON_KVM, |directory| {
+        let mut cluster = Cluster::start(MINIKV_ON_KVM.options(directory), |_| {})?;
         for (command, expected) in COMMANDS {
             let found = redis_cli(cluster.port(), command)?;
             ensure!(found == expected, "{command}: {found:?}, not {expected:?}");
@@ -125,8 +126,8 @@ fn redis_benchmark_runs_through_a_pair() {
     if !have("redis-benchmark", NAME) {
         return;
     }
-    case(NAME, |directory| {
-        let mut cluster = Cluster::start(options(directory), |_| {})?;
+    case(NAME, &MINIKV_ON_KVM, |directory| {
+        let mut cluster = Cluster::start(MINIKV_ON_KVM.options(directory), |_| {})?;
         let results = Benchmark::start(&cluster)?.finish(&mut cluster)?;
         println!("{}", results.join("\n"));
         shut_down(&mut cluster, Part::Primary, true)
@@ -140,7 +141,7 @@ fn redis_benchmark_does_not_notice_a_failover() {
         return;
     }
     // Early and late: its 200000 requests in batches of 16 are at least 12500 frames.
-    on_kvm(NAME, || {
+    on(&MINIKV_ON_KVM, NAME, || {
         for frames in [2000, 8000] {
             // A host that pauses this test for long enough lets the benchmark end first.
             let mut attempts = 0..MAX_ATTEMPTS;
@@ -156,7 +157,7 @@ fn redis_benchmark_does_not_notice_a_failover() {
 
 /// Whether the benchmark was still running when the primary was killed.
 fn kill_in_the_middle(directory: &Path, frames: u64) -> anyhow::Result<bool> {
-    let mut cluster = Cluster::start(options(directory), |_| {})?;
+    let mut cluster = Cluster::start(MINIKV_ON_KVM.options(directory), |_| {})?;
     let mut benchmark = Benchmark::start(&cluster)?;
     cluster.wait("the middle of the benchmark", |cluster| {
         Ok(number(&cluster.status(Part::Primary)?, "/live/outside/frames") > frames)

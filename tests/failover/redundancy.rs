@@ -13,10 +13,10 @@ use nix::unistd::Pid;
 
 use crate::image;
 use crate::load_run::{self, Running};
+use crate::machine::{LINUX, MINIKV_ON_KVM, MINIKV_ON_SOFT, Machine};
 use crate::proxy::{Act, Proxy};
 use crate::support::{
-    case, exit_code, generation, number, one_live_copy, options, shut_down, text, until, wait_alone,
-    wait_replicating,
+    case, exit_code, generation, number, one_live_copy, shut_down, text, until, wait_alone, wait_replicating,
 };
 
 /// How often the live copy is killed after it got a new backup.
@@ -51,41 +51,59 @@ fn fail_over(cluster: &mut Cluster, load: &Running, generation: u64) -> anyhow::
     load.wait_answered(cluster, u64::from(CLIENTS) * 50)
 }
 
-fn finish(mut cluster: Cluster, load: Running, directory: &Path) -> anyhow::Result<()> {
+fn finish(machine: &Machine, mut cluster: Cluster, load: Running, directory: &Path) -> anyhow::Result<()> {
     let outcome = load.finish()?;
     load_run::judge(&outcome, None)?;
     shut_down(&mut cluster, Part::Primary, false)?;
-    image::check(directory, &image::expected(&outcome.history)?)
+    machine.check_disk(directory, &image::expected(&outcome.history)?)
 }
 
 #[test]
 fn a_new_backup_takes_over_round_after_round() {
-    case("a_new_backup_takes_over_round_after_round", |directory| {
-        let mut cluster = Cluster::start(options(directory), |_| {})?;
-        let load = start_load(&cluster, 1)?;
-        load.wait_answered(&mut cluster, u64::from(CLIENTS) * 50)?;
-        wait_replicating(&mut cluster, DIGESTS)?;
-        fail_over(&mut cluster, &load, 2)?;
-        for round in 0..ROUNDS {
-            cluster.start_backup()?;
-            replicate(&cluster, cluster.backup_address())?;
-            let backup = wait_replicating(&mut cluster, DIGESTS)?;
-            ensure!(number(&backup, "/backup/outputs") > 0, "it compared no outputs: {backup}");
-            println!(
-                "round {round}: {} outputs and {} digests compared",
-                number(&backup, "/backup/outputs"),
-                number(&backup, "/backup/digests")
-            );
-            fail_over(&mut cluster, &load, 3 + round)?;
-        }
-        finish(cluster, load, directory)
+    case("a_new_backup_takes_over_round_after_round", &MINIKV_ON_KVM, |directory| {
+        rounds(&MINIKV_ON_KVM, directory, ROUNDS)
     });
 }
 
 #[test]
+fn a_new_backup_of_minikv_on_soft_takes_over() {
+    case("a_new_backup_of_minikv_on_soft_takes_over", &MINIKV_ON_SOFT, |directory| {
+        rounds(&MINIKV_ON_SOFT, directory, 2)
+    });
+}
+
+#[test]
+fn a_new_backup_of_linux_takes_over() {
+    case("a_new_backup_of_linux_takes_over", &LINUX, |directory| rounds(&LINUX, directory, 1));
+}
+
+/// A failover, then so many times a new backup and another failover, all under one load.
+fn rounds(machine: &Machine, directory: &Path, rounds: u64) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(machine.options(directory), |_| {})?;
+    let load = start_load(&cluster, 1)?;
+    load.wait_answered(&mut cluster, u64::from(CLIENTS) * 50)?;
+    wait_replicating(&mut cluster, DIGESTS)?;
+    fail_over(&mut cluster, &load, 2)?;
+    for round in 0..rounds {
+        cluster.start_backup()?;
+        replicate(&cluster, cluster.backup_address())?;
+        let backup = wait_replicating(&mut cluster, DIGESTS)?;
+        ensure!(number(&backup, "/backup/outputs") > 0, "it compared no outputs: {backup}");
+        println!(
+            "{} round {round}: {} outputs and {} digests compared",
+            machine.name,
+            number(&backup, "/backup/outputs"),
+            number(&backup, "/backup/digests")
+        );
+        fail_over(&mut cluster, &load, 3 + round)?;
+    }
+    finish(machine, cluster, load, directory)
+}
+
+#[test]
 fn a_new_backup_of_a_machine_without_work_lives_on_heartbeats() {
-    case("a_new_backup_of_a_machine_without_work_lives_on_heartbeats", |directory| {
-        let mut options = options(directory);
+    case("a_new_backup_of_a_machine_without_work_lives_on_heartbeats", &MINIKV_ON_KVM, |directory| {
+        let mut options = MINIKV_ON_KVM.options(directory);
         options.pair_options = vec!["--timeout-ms".into(), "1000".into()];
         let mut cluster = Cluster::start(options, |_| {})?;
         cluster.kill(Part::Primary)?;
@@ -113,7 +131,7 @@ fn a_new_backup_of_a_machine_without_work_lives_on_heartbeats() {
 
 /// A machine alone, whose memory holds much that does not compress, and its load.
 fn alone(directory: &Path, seed: u64) -> anyhow::Result<(Cluster, Running, image::Contents)> {
-    let mut cluster = Cluster::start(options(directory), |_| {})?;
+    let mut cluster = Cluster::start(MINIKV_ON_KVM.options(directory), |_| {})?;
     let filling = load_run::fill(&cluster, seed)?;
     let load = start_load(&cluster, seed)?;
     load.wait_answered(&mut cluster, u64::from(CLIENTS) * 20)?;
@@ -152,54 +170,66 @@ fn another_one(
     shut_down(&mut cluster, Part::Primary, false)?;
     let mut contents = image::expected(&outcome.history)?;
     contents.extend(filling);
-    image::check(directory, &contents)
+    MINIKV_ON_KVM.check_disk(directory, &contents)
 }
 
 #[test]
 fn a_backup_that_dies_in_the_middle_of_its_transfer_leaves_the_live_copy_alone() {
-    case("a_backup_that_dies_in_the_middle_of_its_transfer_leaves_the_live_copy_alone", |directory| {
-        let (mut cluster, load, filling) = alone(directory, 2)?;
-        transfer(&mut cluster, Part::Backup, Signal::SIGKILL)?;
-        cluster.kill(Part::Backup)?;
-        another_one(cluster, load, filling, directory)
-    });
+    case(
+        "a_backup_that_dies_in_the_middle_of_its_transfer_leaves_the_live_copy_alone",
+        &MINIKV_ON_KVM,
+        |directory| {
+            let (mut cluster, load, filling) = alone(directory, 2)?;
+            transfer(&mut cluster, Part::Backup, Signal::SIGKILL)?;
+            cluster.kill(Part::Backup)?;
+            another_one(cluster, load, filling, directory)
+        },
+    );
 }
 
 #[test]
 fn a_backup_that_hangs_in_the_middle_of_its_transfer_does_not_hang_the_live_copy() {
-    case("a_backup_that_hangs_in_the_middle_of_its_transfer_does_not_hang_the_live_copy", |directory| {
-        let (mut cluster, load, filling) = alone(directory, 3)?;
-        let mut proxy = transfer(&mut cluster, Part::Backup, Signal::SIGSTOP)?;
-        load.wait_answered(&mut cluster, u64::from(CLIENTS) * 100)?;
-        wait_alone(&mut cluster, Part::Primary)?;
-        cluster.signal(Part::Backup, Signal::SIGCONT)?;
-        proxy.release();
-        let code = exit_code(&mut cluster, Part::Backup)?;
-        ensure!(code == 1, "a backup without a machine ended with {code}");
-        another_one(cluster, load, filling, directory)
-    });
+    case(
+        "a_backup_that_hangs_in_the_middle_of_its_transfer_does_not_hang_the_live_copy",
+        &MINIKV_ON_KVM,
+        |directory| {
+            let (mut cluster, load, filling) = alone(directory, 3)?;
+            let mut proxy = transfer(&mut cluster, Part::Backup, Signal::SIGSTOP)?;
+            load.wait_answered(&mut cluster, u64::from(CLIENTS) * 100)?;
+            wait_alone(&mut cluster, Part::Primary)?;
+            cluster.signal(Part::Backup, Signal::SIGCONT)?;
+            proxy.release();
+            let code = exit_code(&mut cluster, Part::Backup)?;
+            ensure!(code == 1, "a backup without a machine ended with {code}");
+            another_one(cluster, load, filling, directory)
+        },
+    );
 }
 
 #[test]
 fn a_live_copy_that_dies_in_the_middle_of_a_transfer_leaves_no_copy_but_all_data() {
-    case("a_live_copy_that_dies_in_the_middle_of_a_transfer_leaves_no_copy_but_all_data", |directory| {
-        let (mut cluster, load, filling) = alone(directory, 4)?;
-        transfer(&mut cluster, Part::Primary, Signal::SIGKILL)?;
-        cluster.kill(Part::Primary)?;
-        let code = exit_code(&mut cluster, Part::Backup)?;
-        ensure!(code == 1, "a backup without a machine ended with {code}");
-        ensure!(generation(&cluster)? == 2, "somebody won generation {}", generation(&cluster)?);
-        load.stop();
-        cluster.start_backup()?;
-        cluster.start_primary()?;
-        cluster.wait_for_guest()?;
-        ensure!(generation(&cluster)? == 3, "generation {} after the restart", generation(&cluster)?);
-        let mut outcome = load.finish()?;
-        load_run::read_again(&cluster, &mut outcome, KEYS)?;
-        load_run::judge_cut_off(&outcome)?;
-        shut_down(&mut cluster, Part::Primary, true)?;
-        let mut contents = image::expected(&outcome.history)?;
-        contents.extend(filling);
-        image::check(directory, &contents)
-    });
+    case(
+        "a_live_copy_that_dies_in_the_middle_of_a_transfer_leaves_no_copy_but_all_data",
+        &MINIKV_ON_KVM,
+        |directory| {
+            let (mut cluster, load, filling) = alone(directory, 4)?;
+            transfer(&mut cluster, Part::Primary, Signal::SIGKILL)?;
+            cluster.kill(Part::Primary)?;
+            let code = exit_code(&mut cluster, Part::Backup)?;
+            ensure!(code == 1, "a backup without a machine ended with {code}");
+            ensure!(generation(&cluster)? == 2, "somebody won generation {}", generation(&cluster)?);
+            load.stop();
+            cluster.start_backup()?;
+            cluster.start_primary()?;
+            cluster.wait_for_guest()?;
+            ensure!(generation(&cluster)? == 3, "generation {} after the restart", generation(&cluster)?);
+            let mut outcome = load.finish()?;
+            load_run::read_again(&cluster, &mut outcome, KEYS)?;
+            load_run::judge_cut_off(&outcome)?;
+            shut_down(&mut cluster, Part::Primary, true)?;
+            let mut contents = image::expected(&outcome.history)?;
+            contents.extend(filling);
+            MINIKV_ON_KVM.check_disk(directory, &contents)
+        },
+    );
 }

@@ -12,21 +12,36 @@ use nix::sys::signal::Signal;
 
 use crate::image;
 use crate::load_run::{self, Running};
-use crate::support::{generation, in_directory, number, on_kvm, options, shut_down, wait_replicating};
+use crate::machine::{LINUX, MINIKV_ON_KVM, MINIKV_ON_SOFT, Machine};
+use crate::support::{generation, in_directory, number, on, shut_down, wait_replicating};
 
 const RUNS: u64 = 3;
 const KEYS: u32 = 8;
 
 #[test]
 fn everything_killed_and_started_again_has_every_acknowledged_write() {
-    on_kvm("everything_killed_and_started_again_has_every_acknowledged_write", || {
-        (0..RUNS).try_for_each(|seed| in_directory(|directory| kill_everything(directory, seed)))
+    restarts("everything_killed_and_started_again_has_every_acknowledged_write", &MINIKV_ON_KVM, RUNS);
+}
+
+#[test]
+fn minikv_on_soft_killed_and_started_again_has_every_acknowledged_write() {
+    restarts("minikv_on_soft_killed_and_started_again_has_every_acknowledged_write", &MINIKV_ON_SOFT, 1);
+}
+
+#[test]
+fn linux_killed_and_started_again_has_every_acknowledged_write() {
+    restarts("linux_killed_and_started_again_has_every_acknowledged_write", &LINUX, 1);
+}
+
+fn restarts(name: &str, machine: &Machine, runs: u64) {
+    on(machine, name, || {
+        (0..runs).try_for_each(|seed| in_directory(|directory| kill_everything(machine, directory, seed)))
     });
 }
 
-fn kill_everything(directory: &Path, seed: u64) -> anyhow::Result<()> {
+fn kill_everything(machine: &Machine, directory: &Path, seed: u64) -> anyhow::Result<()> {
     let mut random = Random::new(seed);
-    let mut cluster = Cluster::start(options(directory), |_| {})?;
+    let mut cluster = Cluster::start(machine.options(directory), |_| {})?;
     let change = |workload| Workload { clients: 8, pipeline: 1 + seed as u32, keys: KEYS, ..workload };
     let load = Running::start(&cluster, change, seed)?;
     load.wait_answered(&mut cluster, 500)?;
@@ -51,5 +66,5 @@ fn kill_everything(directory: &Path, seed: u64) -> anyhow::Result<()> {
     let status = cluster.status(Part::Primary)?;
     ensure!(number(&status, "/live/generation") == before + 1, "after generation {before}: {status}");
     shut_down(&mut cluster, Part::Primary, seed.is_multiple_of(2))?;
-    image::check(directory, &image::expected(&outcome.history)?)
+    machine.check_disk(directory, &image::expected(&outcome.history)?)
 }

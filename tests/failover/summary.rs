@@ -7,6 +7,7 @@ use load::Report;
 use serde_json::Value;
 
 use crate::failovers::Kind;
+use crate::guest_time::Found;
 use crate::support::number;
 
 /// One failover.
@@ -23,6 +24,8 @@ pub struct Row {
     answered: u64,
     outputs: u64,
     digests: u64,
+    /// What a client was told of the guest's time, if one asked.
+    pub guest_time: Option<Found>,
 }
 
 impl Row {
@@ -43,6 +46,7 @@ impl Row {
             answered: report.answered,
             outputs: number(status, "/backup/outputs"),
             digests: number(status, "/backup/digests"),
+            guest_time: None,
         }
     }
 }
@@ -55,6 +59,9 @@ impl fmt::Display for Row {
         }
         if let Some([detect, claim, replay, live]) = self.steps_ms {
             write!(f, ", failover {detect:.1} + {claim:.1} + {replay:.1} + {live:.1} ms")?;
+        }
+        if let Some(found) = self.guest_time {
+            write!(f, ", the guest's time moved by {:.1} ms against the host's", found.drift_ms)?;
         }
         Ok(())
     }
@@ -71,13 +78,14 @@ impl Summary {
     }
 
     /// To standard output.
-    pub fn print(&self) {
+    pub fn print(&self, machine: &str) {
         let mut kinds: BTreeMap<Kind, Vec<&Row>> = BTreeMap::new();
         for row in &self.0 {
             kinds.entry(row.kind).or_default().push(row);
         }
         println!(
-            "\nms, median / 99th percentile / largest   (* the fault came too early or too late for its kind)"
+            "\n{machine}: ms, median / 99th percentile / largest   (* the fault came too early or too late for \
+             its kind)"
         );
         println!(
             "{:<12} {:>5} {:>2} {:>25} {:>25} {:>22} {:>22} {:>22} {:>6}",
@@ -94,6 +102,14 @@ impl Summary {
             sum(|row| row.outputs),
             sum(|row| row.digests)
         );
+        let times: Vec<Found> = self.0.iter().filter_map(|row| row.guest_time).collect();
+        if !times.is_empty() {
+            println!(
+                "asked {} times, the guest's time never went back; it moved against the host's by {} ms",
+                times.iter().map(|found| found.answers).sum::<u64>(),
+                distribution(times.iter().map(|found| found.drift_ms).collect()),
+            );
+        }
     }
 }
 

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use disk_server::client::DiskClient;
-use lockstep::cluster::{Cluster, ClusterOptions, Part};
+use lockstep::cluster::{Cluster, Part};
 use lockstep::io::clock::HostClock;
 use lockstep::io::control;
 use serde_json::Value;
+
+use crate::machine::Machine;
 
 /// The machine's name at the disk server, as by default.
 const VM: &str = "vm0";
@@ -18,17 +20,19 @@ const VM: &str = "vm0";
 /// Whole pairs compete for the processors: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Runs a test with a directory of its own, if this host has KVM.
-pub fn case(name: &str, body: impl FnOnce(&Path) -> anyhow::Result<()>) {
-    on_kvm(name, || in_directory(body));
+/// Longest wait of this module's own, and least of a cluster's.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a test with a directory of its own, if this host can run the machine.
+pub fn case(name: &str, machine: &Machine, body: impl FnOnce(&Path) -> anyhow::Result<()>) {
+    on(machine, name, || in_directory(body));
 }
 
-/// Runs a test if this host has KVM.
-pub fn on_kvm(name: &str, body: impl FnOnce() -> anyhow::Result<()>) {
+/// Runs a test if this host can run the machine.
+pub fn on(machine: &Machine, name: &str, body: impl FnOnce() -> anyhow::Result<()>) {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let doctor = lockstep::cli::doctor::examine();
-    if !doctor.kvm_usable {
-        eprintln!("SKIPPED {name}: no usable KVM: {}", doctor.reasons.join("; "));
+    if let Some(why) = machine.absent() {
+        eprintln!("SKIPPED {name}: {why}");
         return;
     }
     if let Err(error) = body() {
@@ -84,13 +88,6 @@ fn no_complaints(directory: &Path) -> anyhow::Result<()> {
         ensure!(bad.is_none(), "{name}: {}", bad.unwrap_or_default());
     }
     Ok(())
-}
-
-/// A pair's options: digests often, so that even a short run compares some.
-pub fn options(directory: &Path) -> ClusterOptions {
-    let mut options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory);
-    options.vm_options = vec!["--digest-ms".into(), "100".into()];
-    options
 }
 
 /// The number at `path` of a status, 0 if there is none.
@@ -188,10 +185,9 @@ pub fn shut_down(cluster: &mut Cluster, part: Part, by_guest: bool) -> anyhow::R
 
 /// Waits until `done`, whatever processes end meanwhile.
 pub fn until(what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    const PATIENCE_NS: u64 = 60_000_000_000;
-    let end = HostClock.now_ns() + PATIENCE_NS;
+    let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
     while !done()? {
-        ensure!(HostClock.now_ns() < end, "waited a minute for {what}");
+        ensure!(HostClock.now_ns() < end, "waited {} s for {what}", PATIENCE.as_secs());
         // tidy: allow(sleep) a moment of the plan, or between two looks
         std::thread::sleep(Duration::from_millis(1));
     }

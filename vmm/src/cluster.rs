@@ -22,7 +22,7 @@ use crate::io::control;
 /// Set for a process of a cluster that is to end with whoever started it.
 pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 
-/// Longest wait for anything, generous for a slow machine.
+/// Longest wait for anything where the options do not say, generous for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -69,6 +69,8 @@ pub struct ClusterOptions {
     pub pair_options: Vec<String>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
+    /// Longest wait for anything; a guest's boot takes longest.
+    pub patience: Duration,
 }
 
 impl ClusterOptions {
@@ -82,6 +84,7 @@ impl ClusterOptions {
             vm_options: Vec::new(),
             pair_options: Vec::new(),
             disk_options: Vec::new(),
+            patience: PATIENCE,
         }
     }
 }
@@ -236,7 +239,8 @@ impl Cluster {
         what: &str,
         mut done: impl FnMut(&mut Self) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
+        let patience = self.options.patience;
+        let end = HostClock.now_ns() + patience.as_nanos() as u64;
         loop {
             if done(self)? {
                 return Ok(());
@@ -250,7 +254,7 @@ impl Cluster {
                     );
                 }
             }
-            ensure!(HostClock.now_ns() < end, "waited {} s for {what}", PATIENCE.as_secs());
+            ensure!(HostClock.now_ns() < end, "waited {} s for {what}", patience.as_secs());
             std::thread::sleep(LOOK_EVERY);
         }
     }
@@ -316,9 +320,14 @@ impl Cluster {
         std::fs::metadata(self.log(part)).map_or(0, |data| data.len())
     }
 
+    /// A process' log, what it printed: of a machine, its console too.
+    pub fn log_text(&self, part: Part) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log(part)).unwrap_or_default()).into_owned()
+    }
+
     /// The end of a process' log, for messages.
     pub fn log_tail(&self, part: Part) -> String {
-        let text = std::fs::read_to_string(self.log(part)).unwrap_or_default();
+        let text = self.log_text(part);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

@@ -41,13 +41,12 @@ pub fn run_backup(
     println!("lockstep: backup listening on {}", listener.local_addr());
     std::io::stdout().flush()?;
     let claimant = claimant()?;
-    let (hello, connection) = accept(&listener, &config, claimant, &heartbeats)?;
+    let (hello, connection, booted) = accept(&listener, &mut config, claimant, &heartbeats)?;
     drop(listener);
-    config.wall_base_ns = hello.config.wall_base_ns;
     let host = Host::new(config, "backup", claimant)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
-    let (replayer, follower) = join(&host, pair, &hello, connection, &claims, &heartbeats)?;
+    let (replayer, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
     let (of_claims, successor) = (follower.clone(), slot.clone());
     start("claims", move || {
@@ -77,12 +76,13 @@ pub fn run_backup(
             }
             Ok(ProcessEnd::Backup(reason))
         }
-        FollowEnd::Live { backup, replayer, generation, resend, mut times, status } => {
+        FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns } => {
             let outside = Outside::new(net, host.console()?, generation);
             let leader = host.lead(backup.into_primary(), outside, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
             announce(&host, &leader)?;
-            let recorder = replayer.into_recorder(host.config.clock, host.clock.now_ns());
+            // The guest's time is as the last entry left it: what has passed since, it catches up.
+            let recorder = replayer.into_recorder(host.config.clock, entry_ns);
             leader.resend(resend.into_iter().map(|(_, output)| output));
             times.live_ns = host.clock.now_ns();
             host.status(|parts| {
@@ -100,13 +100,14 @@ pub fn run_backup(
     }
 }
 
-/// Waits for a primary with the same machine; refuses others and says why.
+/// Waits for a primary with the same machine; refuses others and says why. The machine before its first
+/// instruction, if that is what the primary has.
 fn accept(
     listener: &Listener,
-    config: &VmConfig,
+    config: &mut VmConfig,
     claimant: u128,
     heartbeats: &HeartbeatSocket,
-) -> anyhow::Result<(Hello, Connection)> {
+) -> anyhow::Result<(Hello, Connection, Option<Vm>)> {
     let ours = config.pair();
     loop {
         let incoming = match listener.accept(None, Duration::from_secs(5)) {
@@ -129,9 +130,12 @@ fn accept(
                 incoming.refuse(refusal)
             }
             None => {
+                config.wall_base_ns = hello.config.wall_base_ns;
+                // Before the welcome: a large guest takes its time, and from then on silence means death.
+                let booted = if hello.transfer { None } else { Some(assemble::boot(config)?) };
                 let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
                 match incoming.welcome(welcome) {
-                    Ok(connection) => return Ok((hello, connection)),
+                    Ok(connection) => return Ok((hello, connection, booted)),
                     Err(error) => Err(error),
                 }
             }
@@ -161,21 +165,22 @@ fn check_holder(config: &VmConfig, hello: &Hello) -> Result<(), String> {
     ))
 }
 
-/// Gets the machine, as it boots or by state transfer, and starts following.
+/// Starts following with the machine that was `booted`, or gets one by state transfer.
 fn join(
     host: &Host,
     pair: &PairArgs,
     hello: &Hello,
     connection: Connection,
+    booted: Option<Vm>,
     claims: &Claims,
     heartbeats: &Arc<HeartbeatSocket>,
 ) -> anyhow::Result<(Replayer<Vm>, Arc<Follower>)> {
     let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
     let (mut endpoint, writer, mut reader) = connection.split()?;
     let closer = writer.closer()?;
-    let (machine, log) = match hello.transfer {
-        false => (assemble::boot(&host.config)?, LogStart::default()),
-        true => transferred(&host.config, &mut endpoint, &mut reader)?,
+    let (machine, log) = match booted {
+        Some(machine) => (machine, LogStart::default()),
+        None => transferred(&host.config, &mut endpoint, &mut reader)?,
     };
     let in_flight = machine.disk_in_flight().into_iter().map(Output::Disk);
     let vm = vm_hash(&host.config.args.vm);

@@ -83,6 +83,7 @@ struct Inner {
     digest: Option<(Seq, MachineDigest)>,
     digests: u64,
     outputs: u64,
+    entry_ns: u64,
 }
 
 /// The backup's protocol state, shared by its threads.
@@ -125,6 +126,8 @@ pub enum FollowEnd<M> {
         times: FailoverTimes,
         /// Its last numbers as a backup.
         status: FollowerStatus,
+        /// When the last entry arrived, host nanoseconds.
+        entry_ns: u64,
     },
     /// This process stops.
     Halted {
@@ -157,6 +160,7 @@ impl Follower {
             digest: None,
             digests: 0,
             outputs: 0,
+            entry_ns: clock.now_ns(),
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new(), clock, claims }
     }
@@ -181,6 +185,9 @@ impl Follower {
             return false;
         }
         let result = inner.receiver.on_bytes(bytes, entries);
+        if !entries.is_empty() {
+            inner.entry_ns = self.clock.now_ns();
+        }
         inner.queue.push_all(entries);
         let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
         self.step(&mut inner, BackupEvent::Received { up_to, released });
@@ -326,8 +333,8 @@ impl Follower {
                     let status = self.status();
                     let mut inner = self.lock();
                     let backup = Box::new(inner.backup.take().expect("the backup that went live"));
-                    let (times, replayer) = (inner.times, Box::new(replayer));
-                    return FollowEnd::Live { backup, replayer, generation, resend, times, status };
+                    let (times, entry_ns, replayer) = (inner.times, inner.entry_ns, Box::new(replayer));
+                    return FollowEnd::Live { backup, replayer, generation, resend, times, status, entry_ns };
                 }
                 None => {}
             }

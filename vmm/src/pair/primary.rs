@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::assemble;
 use crate::config::{PairArgs, VmConfig};
+use crate::io::clock::wall_ns;
 use crate::pair::claims::claims;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
 use crate::pair::leader::{Control, Leader};
@@ -44,6 +45,15 @@ pub fn run_live(
     };
     let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
     let outside = Outside::new(host.network()?, host.console()?, generation);
+    // Before the pair forms: a large guest takes its time, and from then on silence means death.
+    let mut machine = assemble::boot(&host.config)?;
+    let sink = match record {
+        Some(options) => {
+            let header = Header::new(&host.config, options.checkpoint_every_ns);
+            Some(Sink::create(&options.path, &header, &mut machine)?)
+        }
+        None => None,
+    };
     let mut channel = None;
     if let Some((address, _)) = backup {
         let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
@@ -57,15 +67,9 @@ pub fn run_live(
         eprintln!("lockstep: waiting for the backup at {address}");
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
     }
-    let mut machine = assemble::boot(&host.config)?;
-    let sink = match record {
-        Some(options) => {
-            let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Some(Sink::create(&options.path, &header, &mut machine)?)
-        }
-        None => None,
-    };
-    let recorder = Recorder::new(machine, host.config.clock, host.clock.now_ns());
+    // Virtual time began when the wall clock was read, whatever has happened since.
+    let since_ns = wall_ns().saturating_sub(host.config.wall_base_ns);
+    let recorder = Recorder::new(machine, host.config.clock, host.clock.now_ns().saturating_sub(since_ns));
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
