@@ -45,10 +45,11 @@ fn cases(pair: &Pair) -> Vec<Case> {
             ["52:4c:4b:00:00:09", "52:4c:4b:00:00:02"],
         ),
         case("disk", &["--disk", "larger", "--disk-size", "32"], "disk size", ["32 MiB", "16 MiB"]),
+        case("engine", &["--engine", "soft"], "engine", ["\"soft\"", "\"kvm\""]),
         case("name", &["--vm", "other"], "virtual machine", ["\"other\"", "\"vm0\""]),
         case(
             "image",
-            &["--kernel", image.to_str().unwrap()],
+            &["--engine", "kvm", "--kernel", image.to_str().unwrap()],
             "guest image",
             [&digest(&bytes), &digest(guest_images::MINIKV)],
         ),
