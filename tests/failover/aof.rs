@@ -1,7 +1,7 @@
 //! What redis has on the disk: its append-only file, read from the disk server's image without mounting it.
 //!
 //! ```text
-//!  disks/redis.img ──copy──▶ e2fsck (replays the journal, checks the rest) ──▶ debugfs rdump ──▶ appendonlydir/
+//!  redis.img ──copy──▶ e2fsck (replays the journal, checks the rest) ──▶ debugfs rdump ──▶ appendonlydir/
 //!      appendonly.aof.manifest        the parts: one base (type b), then increments (type i)
 //!      appendonly.aof.1.base.rdb      empty, as nothing was there when redis started first
 //!      appendonly.aof.1.incr.aof      the commands since, in RESP

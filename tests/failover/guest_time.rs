@@ -67,6 +67,7 @@ async fn ask(address: SocketAddr, stop: &AtomicBool) -> anyhow::Result<Found> {
         answers += 1;
         low = low.max(now_us as i64 - answered_us as i64);
         high = high.min(now_us as i64 - asked_us as i64);
+        // tidy: allow(sleep) between two questions
         tokio::time::sleep(ASK_EVERY).await;
     }
     Ok(Found { answers, drift_ms: low.saturating_sub(high).max(0) as f64 / 1e3 })

@@ -151,8 +151,8 @@ impl Machine {
         self.guest == Guest::Redis && console.contains(READY)
     }
 
-    /// The console of a copy that went live goes on where that of the one before it ended: nothing is missing,
-    /// and nothing is told again but what the first may not have told whole.
+    /// The console of a copy that went live goes on where that of the one before it ended: nothing is
+    /// missing, and nothing is told again but what the first may not have told whole.
     pub fn check_consoles(&self, before: &str, after: &str) -> anyhow::Result<()> {
         if self.guest != Guest::Redis {
             return Ok(());

@@ -14,14 +14,15 @@
 //! ```text
 //!   LOCKSTEP_FAILOVERS=200 cargo test --release -p lockstep --test failover failovers_of_minikv_on_kvm -- \
 //!       --nocapture
-//!   LOCKSTEP_FAILOVERS=100 cargo test --release -p lockstep --test failover failovers_of_linux -- --nocapture
+//!   LOCKSTEP_FAILOVERS=100 cargo test --release -p lockstep --test failover failovers_of_linux -- \
+//!       --nocapture
 //!   LOCKSTEP_FAILOVERS=20 LOCKSTEP_FAILOVER_KIND=Boot cargo test --release -p lockstep --test failover \
 //!       failovers_of_linux -- --nocapture
 //! ```
 //!
 //! `LOCKSTEP_FAILOVER_SEED` sets the first seed; a failure prints the line that repeats it, and keeps the
-//! directory with the disk and the logs. Clusters run one at a time. What a host lacks for a machine (KVM, the
-//! guest's image, e2fsprogs) skips that machine's tests.
+//! directory with the disk and the logs. Clusters run one at a time. What a host lacks for a machine (KVM,
+//! the guest's image, e2fsprogs) skips that machine's tests.
 
 mod aof;
 mod failovers;

@@ -84,8 +84,8 @@ impl Summary {
             kinds.entry(row.kind).or_default().push(row);
         }
         println!(
-            "\n{machine}: ms, median / 99th percentile / largest   (* the fault came too early or too late for \
-             its kind)"
+            "\n{machine}: ms, median / 99th percentile / largest   (* the fault came too early or too late \
+             for its kind)"
         );
         println!(
             "{:<12} {:>5} {:>2} {:>25} {:>25} {:>22} {:>22} {:>22} {:>6}",

@@ -41,15 +41,6 @@ pub fn scale() -> usize {
     }
 }
 
-/// Whether this machine has a KVM; says loudly when not.
-fn kvm_or_skip(test: &str) -> bool {
-    let usable = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !usable {
-        eprintln!("SKIPPED {test}: no usable /dev/kvm on this machine");
-    }
-    usable
-}
-
 /// Waits until `done`.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
@@ -82,7 +73,7 @@ impl DerefMut for Pair {
 }
 
 impl Pair {
-    /// Disk server, network, backup and primary, and the guest answers. None where there is no KVM.
+    /// Disk server, network, backup and primary, and the guest answers. None where it wants a KVM and there is none.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, |_| {})
     }
@@ -96,14 +87,15 @@ impl Pair {
 
     /// Disk server and network only.
     pub fn services(test: &str, change: impl FnOnce(&mut ClusterOptions)) -> Option<Self> {
-        if !kvm_or_skip(test) {
-            return None;
-        }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = TempDir::new().expect("a directory");
         let mut options = ClusterOptions::new(PROGRAM, directory.path());
         options.vm_options = vec!["--disk-size".into(), DISK_MIB.into()];
         change(&mut options);
+        if options.vm_options.iter().any(|option| option == "kvm") && !lockstep::engine::kvm::usable() {
+            eprintln!("SKIPPED {test}: no usable KVM on this machine");
+            return None;
+        }
         let mut pair = Self { cluster: None, directory: Some(directory), _turn: turn };
         pair.cluster = Some(Cluster::start_services(options, |_| {}).expect("disk server and network"));
         Some(pair)

@@ -74,7 +74,7 @@ pub struct VmArgs {
     pub mac: [u8; 6],
     /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM
     /// is usable, else `soft`.
-    #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
+    #[arg(long, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
     /// time is skipped, a disk request takes none, and two runs with the same inputs are identical.

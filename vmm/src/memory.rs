@@ -140,8 +140,8 @@ impl Ram {
 
     /// xxh3-64 over the xxh3-64 of every page, hashing anew the pages named in `changed` (all, when `None`).
     ///
-    /// The caller answers for `changed` holding every page written since the last call. Some others are hashed
-    /// too, in turn: a change that nobody noted is in the digest a little later.
+    /// The caller answers for `changed` holding every page written since the last call. Some others are
+    /// hashed too, in turn: a change that nobody noted is in the digest a little later.
     pub fn digest(&mut self, changed: Option<&[u64]>) -> u64 {
         let count = self.bytes / PAGE_BYTES;
         let mut pages = std::mem::take(&mut self.pages);

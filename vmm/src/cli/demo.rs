@@ -61,7 +61,7 @@ pub struct DemoArgs {
     #[arg(long, default_value = MINIKV, value_parser = GUESTS)]
     pub guest: String,
     /// Engine, as of `lockstep run`.
-    #[arg(long, default_value = "auto", value_parser = EngineKind::CHOICES)]
+    #[arg(long, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
     pub engine: String,
     /// Directory for disks, logs and control sockets; a temporary one without it.
     #[arg(long, value_name = "DIR")]

@@ -67,9 +67,7 @@ pub fn run_live(
         eprintln!("lockstep: waiting for the backup at {address}");
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
     }
-    // Virtual time began when the wall clock was read, whatever has happened since.
-    let since_ns = wall_ns().saturating_sub(host.config.wall_base_ns);
-    let recorder = Recorder::new(machine, host.config.clock, host.clock.now_ns().saturating_sub(since_ns));
+    let recorder = Recorder::new(machine, host.config.clock, power_on_ns(&host));
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
@@ -97,6 +95,12 @@ pub fn run_live(
         live.record(sink);
     }
     Ok(ProcessEnd::Live(live.run()?))
+}
+
+/// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has happened
+/// since.
+fn power_on_ns(host: &Host) -> u64 {
+    host.clock.now_ns().saturating_sub(wall_ns().saturating_sub(host.config.wall_base_ns))
 }
 
 /// Has SIGINT and SIGTERM power the machine off, so that its recording ends as a whole one.
