@@ -97,8 +97,8 @@ pub fn run_live(
     Ok(ProcessEnd::Live(live.run()?))
 }
 
-/// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has happened
-/// since.
+/// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has
+/// happened since.
 fn power_on_ns(host: &Host) -> u64 {
     host.clock.now_ns().saturating_sub(wall_ns().saturating_sub(host.config.wall_base_ns))
 }
