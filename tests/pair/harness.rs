@@ -73,8 +73,8 @@ impl DerefMut for Pair {
 }
 
 impl Pair {
-    /// Disk server, network, backup and primary, and the guest answers. None where it wants a KVM and there is
-    /// none.
+    /// Disk server, network, backup and primary, and the guest answers. None where it wants a KVM that is not
+    /// there.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, |_| {})
     }
