@@ -108,6 +108,7 @@ fn over_tcp(name: &str, event: Event) {
             claimant: 1,
             heartbeat_port: 0,
             transfer: false,
+            backup_reads: false,
         };
         let (connection, _) = connect(&address, &hello, Duration::from_secs(10)).unwrap();
         let (endpoint, mut writer, mut reader) = connection.split().unwrap();

@@ -5,6 +5,7 @@
 //! decrease.
 
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
 
 use crate::output::OutputKind;
 
@@ -124,6 +125,23 @@ pub enum Event {
         /// The generation won by test-and-set.
         generation: Generation,
     },
+    /// A read of the shared disk completed without error; whoever receives this entry reads the data there
+    /// itself. It then stands for the `DiskDone` of that read, which is what replay applies.
+    DiskRead {
+        /// The request's id, as in `DiskDone`.
+        request: u64,
+        /// Where the data is, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// `data_digest` of what the primary read.
+        digest: [u8; 8],
+    },
+}
+
+/// xxh3-64 of data read from a disk, little endian.
+pub fn data_digest(data: &[u8]) -> [u8; 8] {
+    XxHash3_64::oneshot(data).to_le_bytes()
 }
 
 impl Event {
@@ -145,6 +163,7 @@ impl Event {
             Event::Shutdown => EventKind::Shutdown,
             Event::Reset => EventKind::Reset,
             Event::GoLive { .. } => EventKind::GoLive,
+            Event::DiskRead { .. } => EventKind::DiskRead,
         }
     }
 
@@ -180,11 +199,13 @@ pub enum EventKind {
     Reset,
     /// `Event::GoLive`
     GoLive,
+    /// `Event::DiskRead`
+    DiskRead,
 }
 
 impl EventKind {
     /// Every kind, in the order of their values.
-    pub const ALL: [EventKind; 10] = [
+    pub const ALL: [EventKind; 11] = [
         EventKind::NetRx,
         EventKind::ConsoleRx,
         EventKind::DiskDone,
@@ -195,6 +216,7 @@ impl EventKind {
         EventKind::Shutdown,
         EventKind::Reset,
         EventKind::GoLive,
+        EventKind::DiskRead,
     ];
 
     /// The kind's name, for people.
@@ -210,6 +232,7 @@ impl EventKind {
             EventKind::Shutdown => "Shutdown",
             EventKind::Reset => "Reset",
             EventKind::GoLive => "GoLive",
+            EventKind::DiskRead => "DiskRead",
         }
     }
 }

@@ -33,7 +33,9 @@ pub mod udp;
 pub use batch::LogStart;
 pub use buffer::{Limits, LogStats, ReceiveQueue, SendBuffer};
 pub use endpoint::{ChannelError, Endpoint};
-pub use entry::{DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq, TrapKind};
+pub use entry::{
+    DiskStatus, Event, EventKind, Generation, LogEntry, MachineDigest, Position, Seq, TrapKind, data_digest,
+};
 pub use heartbeat::{Heartbeat, Role};
 pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};
@@ -43,4 +45,4 @@ pub use sender::{AckReader, Sender};
 
 /// Version of the log: of the entries, of their encoding and of the messages that carry them. It is the
 /// version in every frame of the logging channel and at the head of every recording.
-pub const LOG_VERSION: u16 = 1;
+pub const LOG_VERSION: u16 = 2;

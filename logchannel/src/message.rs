@@ -80,6 +80,8 @@ pub struct Hello {
     pub heartbeat_port: u16,
     /// The machine runs already: its state is transferred before the first entry.
     pub transfer: bool,
+    /// The backup is to read the shared disk itself: of most reads the log has only `Event::DiskRead`.
+    pub backup_reads: bool,
 }
 
 /// Consecutive pages of guest memory, of 4096 bytes.

@@ -77,7 +77,15 @@ impl Receiver {
     ///
     /// Panics if `executed` goes back or passes what was received.
     pub fn ack(&mut self, executed: Seq, out: &mut Vec<u8>) -> bool {
-        let ack = Ack { received: self.last.seq, executed };
+        self.ack_up_to(self.last.seq, executed, out)
+    }
+
+    /// As `ack`, but only of the entries up to `received`: the one after it still waits for what belongs to
+    /// it. Panics also if `received` goes back or passes what came.
+    pub fn ack_up_to(&mut self, received: Seq, executed: Seq, out: &mut Vec<u8>) -> bool {
+        let ack = Ack { received, executed };
+        assert!(self.acked.received <= received, "received goes back from {}", self.acked.received);
+        assert!(received <= self.last.seq, "acks {received}, {} came", self.last.seq);
         assert!(self.acked.executed <= executed, "executed goes back from {}", self.acked.executed);
         assert!(executed <= ack.received, "executed {executed} of {} received", ack.received);
         if ack == self.acked {
@@ -93,7 +101,7 @@ impl Receiver {
         Message::Goodbye { reason: reason.to_owned() }.write(&mut self.writer, out)
     }
 
-    /// The last entry received.
+    /// The last entry that came.
     pub fn received(&self) -> Seq {
         self.last.seq
     }

@@ -54,17 +54,17 @@ fn entries_of_every_kind_arrive_and_are_acknowledged() {
     assert!(receiver.ack(5, &mut acks));
     assert!(!receiver.ack(5, &mut acks), "no news, no bytes");
     let from = sender.on_bytes(&acks).unwrap();
-    assert_eq!(from.ack, Some(Ack { received: 12, executed: 5 }));
-    assert_eq!((sender.acked(), sender.executed(), sender.buffer().len()), (12, 5, 0));
+    assert_eq!(from.ack, Some(Ack { received: 13, executed: 5 }));
+    assert_eq!((sender.acked(), sender.executed(), sender.buffer().len()), (13, 5, 0));
     assert_eq!(sender.buffer().bytes(), 0);
 
     wire.clear();
-    assert_eq!(sender.flush(12, &mut wire), 0, "nothing to carry the watermark");
-    assert!(sender.flush_released(12, &mut wire) > 0);
-    assert_eq!(sender.flush_released(12, &mut wire), 0, "told once");
+    assert_eq!(sender.flush(13, &mut wire), 0, "nothing to carry the watermark");
+    assert!(sender.flush_released(13, &mut wire) > 0);
+    assert_eq!(sender.flush_released(13, &mut wire), 0, "told once");
     receiver.on_bytes(&wire, &mut got).unwrap();
-    assert_eq!(receiver.released(), 12);
-    assert_eq!(got.len(), 12);
+    assert_eq!(receiver.released(), 13);
+    assert_eq!(got.len(), 13);
 }
 
 #[test]
@@ -119,6 +119,39 @@ fn large_logs_are_split_into_frames_at_entries() {
 }
 
 #[test]
+fn a_read_without_its_data_is_small() {
+    let digest = data_digest(&[0; 131_072]);
+    let read = Event::DiskRead { request: 70_000, offset: 1 << 31, len: 131_072, digest };
+    let mut sender = sender();
+    sender.append(&entry(1, 100, read)).unwrap();
+    assert_eq!(sender.buffer().bytes(), 26);
+}
+
+#[test]
+fn entries_that_came_may_be_acknowledged_one_after_the_other() {
+    let entries = common::every_kind();
+    let mut receiver = receiver();
+    let (mut sender, mut wire, mut acks, mut got) = (sender(), Vec::new(), Vec::new(), Vec::new());
+    entries.iter().for_each(|entry| sender.append(entry).unwrap());
+    sender.flush(0, &mut wire);
+    receiver.on_bytes(&wire, &mut got).unwrap();
+    assert!(receiver.ack_up_to(3, 0, &mut acks));
+    assert!(!receiver.ack_up_to(3, 0, &mut acks), "no news, no bytes");
+    assert_eq!(sender.on_bytes(&acks).unwrap().ack, Some(Ack { received: 3, executed: 0 }));
+    acks.clear();
+    assert!(receiver.ack_up_to(13, 3, &mut acks));
+    assert_eq!(sender.on_bytes(&acks).unwrap().ack, Some(Ack { received: 13, executed: 3 }));
+}
+
+#[test]
+#[should_panic(expected = "acks 2, 1 came")]
+fn what_did_not_come_is_not_acknowledged() {
+    let mut receiver = receiver();
+    receiver.on_bytes(&flushed(&[output(1, 1)]), &mut Vec::new()).unwrap();
+    receiver.ack_up_to(2, 0, &mut Vec::new());
+}
+
+#[test]
 fn an_entry_that_fits_no_frame_is_refused_and_leaves_the_sender_as_it_was() {
     let (mut sender, mut bytes, mut got) = (sender(), Vec::new(), Vec::new());
     let fits = |len| entry(1, 1, Event::DiskDone { request: 1, status: DiskStatus::Ok, data: vec![7; len] });
@@ -162,7 +195,7 @@ fn a_full_receive_queue_says_so_until_entries_are_taken() {
         assert_eq!(queue.front().map(|entry| entry.seq), Some(queue.taken() + 1));
         queue.pop().unwrap();
     }
-    assert_eq!((queue.len(), queue.taken(), queue.received()), (2, 10, 12));
+    assert_eq!((queue.len(), queue.taken(), queue.received()), (2, 11, 13));
     queue.pop();
     queue.pop();
     assert_eq!((queue.pop(), queue.bytes()), (None, 0));
@@ -312,6 +345,7 @@ fn control_messages_round_trip_and_are_bounded() {
         claimant: u128::MAX,
         heartbeat_port: 7701,
         transfer: true,
+        backup_reads: true,
     };
     let mismatch = Mismatch { field: pair::Field::Memory, ours: "64 MiB".into(), theirs: "1 GiB".into() };
     let messages = [

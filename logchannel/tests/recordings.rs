@@ -87,11 +87,11 @@ fn a_torn_tail_is_reported_and_everything_before_it_is_used() {
     let entries = common::every_kind();
     let bytes = recorded(&entries, 4);
     let at = boundaries(&bytes);
-    assert_eq!(at.len(), 6, "start, three batches, end");
+    assert_eq!(at.len(), 7, "start, four batches, end");
     for len in at[1]..bytes.len() {
         let frames = at.iter().filter(|&&end| end <= len).count() - 2;
         let (got, error, whole) = replayed(&bytes[..len]);
-        assert_eq!(got, entries[..4 * frames.min(3)], "{len} bytes");
+        assert_eq!(got, entries[..(4 * frames).min(entries.len())], "{len} bytes");
         assert!(!whole, "{len} bytes");
         assert_eq!(error.as_ref().is_some_and(FileError::is_torn), !at.contains(&len), "{len} bytes");
         if let Some(FileError::Torn { last, offset, bytes }) = error {
@@ -143,7 +143,7 @@ fn damage_in_the_middle_is_not_a_torn_tail() {
     let error = replayed(&swapped).1.unwrap().to_string();
     assert!(error.starts_with("the recording is damaged at offset"), "{error}");
     let more = [&bytes[..], b"more and more and more and more"].concat();
-    assert!(matches!(replayed(&more).1, Some(FileError::Damaged { last: 12, .. })));
+    assert!(matches!(replayed(&more).1, Some(FileError::Damaged { last: 13, .. })));
 }
 
 #[test]
@@ -152,7 +152,8 @@ fn foreign_files_are_told_apart() {
     let mut newer = bytes.clone();
     newer[4] = LOG_VERSION as u8 + 1;
     let error = replayed(&newer).1.unwrap().to_string();
-    assert!(error.starts_with("a recording of log version 2; this lockstep reads version 1"), "{error}");
+    let versions = format!("{}; this lockstep reads version {LOG_VERSION}", LOG_VERSION + 1);
+    assert!(error.starts_with(&format!("a recording of log version {versions}")), "{error}");
     let error = replayed(&[0x7f; 100]).1.unwrap().to_string();
     assert!(error.starts_with("not a recording of lockstep: not a recording frame"), "{error}");
     let error = replayed(&[]).1.unwrap().to_string();
@@ -165,8 +166,16 @@ fn sample_path(version: u16) -> PathBuf {
 }
 
 #[test]
-fn the_sample_of_version_1_still_reads() {
-    let reader = RecordingReader::open(&sample_path(1)).unwrap();
+fn samples_of_older_versions_are_refused_by_number() {
+    for version in 1..LOG_VERSION {
+        let error = RecordingReader::open(&sample_path(version)).unwrap_err().to_string();
+        assert!(error.contains(&format!("a recording of log version {version};")), "{error}");
+    }
+}
+
+#[test]
+fn the_sample_of_this_version_still_reads() {
+    let reader = RecordingReader::open(&sample_path(LOG_VERSION)).unwrap();
     assert_eq!(reader.config(), &common::config());
     let entries: Result<Vec<_>, _> = reader.collect();
     assert_eq!(entries.unwrap(), common::every_kind());

@@ -19,7 +19,14 @@ const LONG: Duration = Duration::from_secs(60);
 const BOOT: LogStart = LogStart { seq: 0, count: 0 };
 
 fn hello() -> Hello {
-    Hello { config: common::config(), generation: 1, claimant: 11, heartbeat_port: 7001, transfer: false }
+    Hello {
+        config: common::config(),
+        generation: 1,
+        claimant: 11,
+        heartbeat_port: 7001,
+        transfer: false,
+        backup_reads: false,
+    }
 }
 
 fn welcome() -> Welcome {

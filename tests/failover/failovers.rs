@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::guest_time::Watch;
 use crate::image;
 use crate::load_run::{self, Running, call};
-use crate::machine::{Guest, LINUX, MINIKV_ON_KVM, MINIKV_ON_SOFT, Machine};
+use crate::machine::{Guest, LINUX, LINUX_READS, MINIKV_ON_KVM, MINIKV_ON_SOFT, Machine};
 use crate::spin::Spinner;
 use crate::summary::{Row, Summary};
 use crate::support::{exit_code, generation, in_directory, number, on, one_live_copy, shut_down, wait_alone};
@@ -100,6 +100,11 @@ fn failovers_of_minikv_on_soft() {
 #[test]
 fn failovers_of_linux() {
     failovers(&LINUX);
+}
+
+#[test]
+fn failovers_of_reading_linux() {
+    failovers(&LINUX_READS);
 }
 
 fn failovers(machine: &'static Machine) {

@@ -38,6 +38,8 @@ pub struct Machine {
     digest_ms: u64,
     /// How long anything may take on a slow host, a boot above all.
     patience: Duration,
+    /// Whether the backup reads the shared disk itself.
+    pub backup_reads: bool,
 }
 
 /// The primary has won its generation and knocks.
@@ -76,6 +78,7 @@ pub static MINIKV_ON_KVM: Machine = Machine {
     boot_moments: &[(None, 20), (KNOCKS, 5), (FORMED, 40)],
     digest_ms: 100,
     patience: Duration::from_secs(60),
+    backup_reads: false,
 };
 
 /// The embedded guest on the software engine.
@@ -109,6 +112,16 @@ pub static LINUX: Machine = Machine {
     boot_moments: &[(FORMED, 8000), (FORMED, 4000), (FORMED, 2000), (FORMED, 200), (None, 1000)],
     digest_ms: 250,
     patience: Duration::from_secs(300),
+    backup_reads: false,
+};
+
+/// The same, and its backup reads the disk itself.
+pub static LINUX_READS: Machine = Machine {
+    name: "reading_linux",
+    count: 4,
+    kinds: &[Boot, KillPrimary, Boot, KillBackup],
+    backup_reads: true,
+    ..LINUX
 };
 
 /// What redis says while it starts, in this order, well before it answers.
@@ -142,6 +155,9 @@ impl Machine {
         };
         options.vm_options =
             ["--guest", guest, "--engine", self.engine, "--digest-ms", &digest_ms].map(String::from).to_vec();
+        if self.backup_reads {
+            options.primary_options = vec!["--backup-reads".into()];
+        }
         options.patience = self.patience.max(support::PATIENCE);
         options
     }

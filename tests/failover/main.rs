@@ -4,12 +4,14 @@
 //!   failovers    each kind of fault at a random moment; then linearizable answers, every connection kept,
 //!                one live copy, and the disk's image equal to what the clients read last
 //!   redundancy   a new backup by state transfer, again and again; transfers that are cut off or hang
+//!   backup_reads what the log of a boot is spared when the backup reads the disk itself
 //!   redis_tools  Debian's redis-cli and redis-benchmark, across a failover
 //!   restart      everything killed at once and started again on the same disk
 //! ```
 //!
-//! Three machines: minikv on KVM, minikv on the software engine, and Linux with redis there. By default 20, 7
-//! and 10 failovers, four minutes. Two hundred, a hundred, and twenty while Linux boots:
+//! Three machines: minikv on KVM, minikv on the software engine, and Linux with redis there; and Linux once
+//! more with a backup that reads the disk itself. By default 20, 7, 10 and 4 failovers, five minutes. Two
+//! hundred, a hundred, and twenty while Linux boots:
 //!
 //! ```text
 //!   LOCKSTEP_FAILOVERS=200 cargo test --release -p lockstep --test failover failovers_of_minikv_on_kvm -- \
@@ -25,6 +27,7 @@
 //! the guest's image, e2fsprogs) skips that machine's tests.
 
 mod aof;
+mod backup_reads;
 mod failovers;
 mod guest_time;
 mod image;

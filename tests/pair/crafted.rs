@@ -41,7 +41,8 @@ pub fn first_digest(options: &[&str]) -> MachineDigest {
 
 /// What a primary of `config` says first.
 pub fn hello(config: PairConfig, generation: u64) -> Hello {
-    Hello { config, generation, claimant: CLAIMANT, heartbeat_port: 9, transfer: false }
+    let (heartbeat_port, transfer, backup_reads) = (9, false, false);
+    Hello { config, generation, claimant: CLAIMANT, heartbeat_port, transfer, backup_reads }
 }
 
 /// Wins the next generation of `vm` as a primary does, for `CLAIMANT`. The machine then counts as live as

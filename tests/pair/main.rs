@@ -25,4 +25,5 @@ mod lifecycle;
 mod load;
 mod mismatch;
 mod namespaces;
+mod reads;
 mod relay;

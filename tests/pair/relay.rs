@@ -51,10 +51,23 @@ impl Tamper {
     }
 }
 
+/// What becomes of connections after the first ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Later {
+    /// They pass, as the first.
+    Pass,
+    /// What comes on them for the target is kept until `release`.
+    Hold,
+    /// They are closed at once.
+    Refuse,
+}
+
 #[derive(Default)]
 struct Shared {
     swallow: AtomicBool,
     hold: AtomicBool,
+    /// `release` was called: nothing is held any more.
+    released: AtomicBool,
     held: AtomicUsize,
     tamper: Mutex<Option<(Way, Tamper)>>,
     streams: Mutex<Vec<TcpStream>>,
@@ -69,11 +82,16 @@ pub struct Relay {
 impl Relay {
     /// Waits for connections on an address of its own, and passes each on to `target`.
     pub fn start(target: &str) -> Self {
+        Self::start_with(target, usize::MAX, Later::Pass)
+    }
+
+    /// The same, but only for the first so many connections.
+    pub fn start_with(target: &str, first: usize, later: Later) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("an address for the relay");
         let address = listener.local_addr().expect("its address").to_string();
         let shared = Arc::new(Shared::default());
         let (of_thread, target) = (shared.clone(), target.to_string());
-        start("relay", move || serve(&listener, &target, &of_thread));
+        start("relay", move || serve(&listener, &target, first, later, &of_thread));
         Self { address, shared }
     }
 
@@ -96,6 +114,7 @@ impl Relay {
 
     /// Keeps what comes for the target from now on.
     pub fn hold(&self) {
+        self.shared.released.store(false, Ordering::Release);
         self.shared.hold.store(true, Ordering::Release);
     }
 
@@ -106,6 +125,7 @@ impl Relay {
 
     /// Passes on what was kept, even if whoever sent it is gone.
     pub fn release(&self) {
+        self.shared.released.store(true, Ordering::Release);
         self.shared.hold.store(false, Ordering::Release);
     }
 
@@ -135,8 +155,14 @@ fn start(name: &str, body: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().name(name.into()).spawn(body).expect("a thread");
 }
 
-fn serve(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
-    while let Ok((primary, _)) = listener.accept() {
+fn serve(listener: &TcpListener, target: &str, first: usize, later: Later, shared: &Arc<Shared>) {
+    for number in 0.. {
+        let Ok((primary, _)) = listener.accept() else { return };
+        let is_later = number >= first;
+        if is_later && later == Later::Refuse {
+            continue;
+        }
+        let holds = is_later && later == Later::Hold;
         let Ok(backup) = TcpStream::connect(target) else { return };
         for stream in [&primary, &backup] {
             let _ = stream.set_nodelay(true);
@@ -144,21 +170,25 @@ fn serve(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
         }
         let (Ok(from), Ok(to)) = (primary.try_clone(), backup.try_clone()) else { return };
         let of_thread = shared.clone();
-        start("relay-to-target", move || pump(from, to, Way::ToBackup, &of_thread));
+        start("relay-to-target", move || pump(from, to, Way::ToBackup, holds, &of_thread));
         let of_thread = shared.clone();
-        start("relay-back", move || pump(backup, primary, Way::ToPrimary, &of_thread));
+        start("relay-back", move || pump(backup, primary, Way::ToPrimary, false, &of_thread));
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, shared: &Shared) {
+fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, holds: bool, shared: &Shared) {
     let mut buffer = vec![0; 64 << 10];
+    let is_held = || {
+        let asked = shared.hold.load(Ordering::Acquire);
+        way == Way::ToBackup && (asked || holds && !shared.released.load(Ordering::Acquire))
+    };
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         if shared.swallow.load(Ordering::Acquire) {
             continue;
         }
-        if way == Way::ToBackup && shared.hold.load(Ordering::Acquire) {
+        if is_held() {
             shared.held.fetch_add(count, Ordering::AcqRel);
-            wait_until("the relay to let go", || !shared.hold.load(Ordering::Acquire));
+            wait_until("the relay to let go", || !is_held());
         }
         let mut bytes = buffer[..count].to_vec();
         let mut tamper = lock(&shared.tamper);

@@ -67,6 +67,8 @@ pub struct ClusterOptions {
     pub vm_options: Vec<String>,
     /// More options of the pair, for both halves.
     pub pair_options: Vec<String>,
+    /// More options for the primary.
+    pub primary_options: Vec<String>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
     /// Longest wait for anything; a guest's boot takes longest.
@@ -83,6 +85,7 @@ impl ClusterOptions {
             die_with_parent: true,
             vm_options: Vec::new(),
             pair_options: Vec::new(),
+            primary_options: Vec::new(),
             disk_options: Vec::new(),
             patience: PATIENCE,
         }
@@ -211,6 +214,9 @@ impl Cluster {
             true => words(&["primary", "--backup", &self.backup_address]),
             false => words(&["run"]),
         };
+        if self.options.replicated {
+            arguments.extend(self.options.primary_options.iter().cloned());
+        }
         self.names.remove(&Part::Primary);
         arguments.extend(self.vm_arguments(Part::Primary));
         self.spawn(Part::Primary, &arguments)

@@ -121,6 +121,7 @@ impl PairArgs {
             heartbeat_every_ns: self.heartbeat_ms * 1_000_000,
             suspect_after_ns: self.timeout_ms * 1_000_000,
             ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * 1_000_000,
+            read_timeout_ns: (2 * self.timeout_ms).max(1_000) * 1_000_000,
             lag_target_ns: self.lag_target_ms * 1_000_000,
             ..ft::Config::new(claimant)
         }
@@ -163,6 +164,8 @@ pub struct VmConfig {
     pub disk_image: Option<PathBuf>,
     /// Unix time at power-on, nanoseconds.
     pub wall_base_ns: u64,
+    /// Backups of this machine read the shared disk themselves.
+    pub backup_reads: bool,
 }
 
 impl VmConfig {
@@ -213,6 +216,7 @@ impl VmConfig {
             disk: DEFAULT_DISK.into(),
             disk_image: None,
             wall_base_ns,
+            backup_reads: false,
         };
         if let Some(path) = &args.kernel {
             config.image = read("--kernel", path)?;

@@ -1,17 +1,21 @@
 //! Drives a backup: receiver, replayer and protocol, as the process of a virtual machine monitor does.
 
-use ft::{Backup, BackupAction, BackupEvent, BackupState, Config, HaltReason};
-use logchannel::{Claimant, Endpoint, LogEntry, LogStart, Message, Output, Receiver, Seq};
-use replay::small_machine::SmallMachine;
+use ft::{
+    Arrivals, Backup, BackupAction, BackupEvent, BackupState, ClaimAnswer, Config, HaltReason, ReadLimits,
+};
+use logchannel::{Claimant, Endpoint, Generation, LogEntry, LogStart, Message, Output, Receiver, Seq};
+use replay::small_machine::{KEYS, SECTOR, SmallMachine};
 use replay::{ClockPolicy, Machine, Progress, PushError, ReplayError, Replayer};
 
 use crate::bug::Bug;
 use crate::effect::{Effect, Snapshot};
-use crate::primary_driver::PrimaryDriver;
+use crate::primary_driver::{DISK_TIMEOUT_NS, DiskAnswer, PrimaryDriver};
 use crate::wire::welcome;
 
 /// Entries executed per turn.
 const ENTRIES_PER_TURN: usize = 8;
+/// The guest has one request in flight for each key at most.
+const READ_LIMITS: ReadLimits = ReadLimits { requests: KEYS as usize, bytes: KEYS as u64 * SECTOR as u64 };
 
 #[derive(Debug)]
 enum Channel {
@@ -28,6 +32,10 @@ pub struct BackupDriver {
     channel: Channel,
     replayer: Option<Replayer<SmallMachine>>,
     entries: Vec<LogEntry>,
+    /// If it reads the disk itself: entries that may lack their data.
+    arrivals: Option<Arrivals>,
+    read_generation: Generation,
+    disk_asked_ns: u64,
     live: Option<Vec<(Seq, Output)>>,
     divergence: Option<String>,
     bug: Option<Bug>,
@@ -42,6 +50,9 @@ impl BackupDriver {
             channel: Channel::Greeting(Endpoint::default()),
             replayer: None,
             entries: Vec::new(),
+            arrivals: None,
+            read_generation: 0,
+            disk_asked_ns: 0,
             live: None,
             divergence: None,
             bug,
@@ -62,6 +73,13 @@ impl BackupDriver {
     /// What went wrong in replay, if anything.
     pub fn divergence(&self) -> Option<&str> {
         self.divergence.as_deref()
+    }
+
+    /// The last entry of those that are here with their data.
+    pub fn holds(&self) -> Seq {
+        let wanted = self.arrivals.as_ref().and_then(|arrivals| arrivals.wanted().next());
+        let received = self.ft.received();
+        wanted.map_or(received, |request| received.min(request.id - 1))
     }
 
     /// Whether there are entries to execute.
@@ -103,7 +121,8 @@ impl BackupDriver {
             Channel::Greeting(endpoint) => {
                 endpoint.push(bytes);
                 match endpoint.next_message() {
-                    Ok(Some(Message::Hello(_))) => {
+                    Ok(Some(Message::Hello(hello))) => {
+                        self.arrivals = hello.backup_reads.then(|| Arrivals::new(READ_LIMITS));
                         let mut bytes = Vec::new();
                         let welcome = welcome(self.claimant);
                         endpoint.send(&welcome, &mut bytes).expect("a short message");
@@ -120,11 +139,64 @@ impl BackupDriver {
                     self.entries.clear();
                     return self.on_broken(local_ns, out);
                 };
-                self.push_entries(local_ns, out);
-                self.step(local_ns, BackupEvent::Received { up_to, released }, out);
+                let reads = self.take_in(local_ns, out);
+                self.step(local_ns, BackupEvent::Received { up_to, released, reads }, out);
+                self.push_held(local_ns, out);
                 if from.goodbye.is_some() {
                     self.step(local_ns, BackupEvent::Goodbye { last: up_to }, out);
                 }
+            }
+        }
+    }
+
+    /// Takes the entries that came; which of them lack their data.
+    fn take_in(&mut self, local_ns: u64, out: &mut Vec<Effect>) -> Vec<Seq> {
+        let Some(arrivals) = &mut self.arrivals else {
+            self.push_entries(local_ns, out);
+            return Vec::new();
+        };
+        if arrivals.wanted().next().is_none() {
+            self.disk_asked_ns = local_ns;
+        }
+        let reads = arrivals.add(&mut self.entries, local_ns).expect("what a machine has in flight");
+        for request in reads.iter().filter_map(|seq| arrivals.wanted_for(*seq)) {
+            out.push(Effect::Disk { generation: self.read_generation, request: request.clone() });
+        }
+        if self.bug == Some(Bug::AckBeforeRead) { Vec::new() } else { reads }
+    }
+
+    /// Gives the replayer what is here with its data.
+    fn push_held(&mut self, local_ns: u64, out: &mut Vec<Effect>) {
+        let held_up_to = self.holds();
+        let Some(arrivals) = &mut self.arrivals else { return };
+        self.entries.extend(std::iter::from_fn(|| arrivals.next(held_up_to)).map(|(entry, _)| entry));
+        self.push_entries(local_ns, out);
+    }
+
+    /// An answer of the disk server came.
+    pub fn on_disk(&mut self, local_ns: u64, seq: Seq, answer: DiskAnswer, out: &mut Vec<Effect>) {
+        let (Some(arrivals), DiskAnswer::Done(data)) = (&mut self.arrivals, answer) else { return };
+        match arrivals.data(seq, data) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.disk_asked_ns = local_ns;
+                self.step(local_ns, BackupEvent::Fetched { seq }, out);
+                self.push_held(local_ns, out);
+            }
+            Err(wrong) => self.diverged(local_ns, wrong.to_string(), out),
+        }
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, local_ns: u64, out: &mut Vec<Effect>) {
+        self.step(local_ns, BackupEvent::Tick, out);
+        let Some(arrivals) = &self.arrivals else { return };
+        let waiting = arrivals.wanted().next().is_some();
+        if waiting && local_ns.saturating_sub(self.disk_asked_ns) > DISK_TIMEOUT_NS {
+            self.disk_asked_ns = local_ns;
+            out.push(Effect::DiskConnect);
+            for request in arrivals.wanted() {
+                out.push(Effect::Disk { generation: self.read_generation, request: request.clone() });
             }
         }
     }
@@ -149,6 +221,10 @@ impl BackupDriver {
         let count = machine.position().count;
         self.channel = Channel::Open(Receiver::new(endpoint, LogStart { seq, count }));
         self.replayer = Some(Replayer::resume(machine, seq + 1));
+        self.read_generation = generation;
+        if self.arrivals.is_some() {
+            out.push(Effect::DiskConnect);
+        }
         self.step(local_ns, BackupEvent::Joined { generation, seq, outstanding }, out);
     }
 
@@ -163,6 +239,9 @@ impl BackupDriver {
     /// Something happened that concerns the protocol.
     pub fn step(&mut self, local_ns: u64, event: BackupEvent<Output>, out: &mut Vec<Effect>) {
         let mut actions = Vec::new();
+        if let BackupEvent::ClaimAnswer { answer: ClaimAnswer::Won { generation }, .. } = &event {
+            self.read_generation = *generation;
+        }
         self.ft.step(local_ns, event, &mut actions);
         if self.bug == Some(Bug::LiveBeforeLastEntry) && self.ft.state() == BackupState::Draining {
             for seq in self.ft.executed() + 1..=self.ft.received() {
@@ -174,21 +253,21 @@ impl BackupDriver {
             match action {
                 BackupAction::SendAck { received, executed } => {
                     if let Channel::Open(receiver) = &mut self.channel {
-                        assert_eq!(receiver.received(), received, "acks are for what was received");
                         let mut bytes = Vec::new();
-                        receiver.ack(executed, &mut bytes);
+                        receiver.ack_up_to(received, executed, &mut bytes);
                         out.push(Effect::Bytes(bytes));
                     }
                 }
                 BackupAction::SendHeartbeat(beat) => out.push(Effect::Beat(beat)),
-                BackupAction::SendLeft => {
+                BackupAction::SendLeft { reason } => {
                     if let Channel::Open(receiver) = &mut self.channel {
                         let mut bytes = Vec::new();
-                        receiver.goodbye("diverged", &mut bytes).expect("a short message");
+                        receiver.goodbye(&reason.to_string(), &mut bytes).expect("a short message");
                         out.push(Effect::Bytes(bytes));
                     }
                 }
                 BackupAction::CloseChannel => {
+                    self.drop_arrivals(local_ns, out);
                     self.channel = Channel::None;
                     out.push(Effect::CloseChannel { gently: false });
                 }
@@ -201,6 +280,14 @@ impl BackupDriver {
                     out.push(Effect::Halted(reason));
                 }
             }
+        }
+    }
+
+    /// What was not received when the channel closed is lost.
+    fn drop_arrivals(&mut self, local_ns: u64, out: &mut Vec<Effect>) {
+        self.push_held(local_ns, out);
+        if let (Some(arrivals), true) = (&mut self.arrivals, self.bug != Some(Bug::AckBeforeRead)) {
+            arrivals.clear();
         }
     }
 
@@ -221,6 +308,7 @@ impl BackupDriver {
             _ => replayer,
         };
         let recorder = replayer.into_recorder(policy, local_ns);
-        PrimaryDriver::from_backup(self.ft.into_primary(), recorder, resend, local_ns, self.bug, out)
+        let (ft, backup_reads) = (self.ft.into_primary(), self.arrivals.is_some());
+        PrimaryDriver::from_backup(ft, recorder, resend, local_ns, backup_reads, self.bug, out)
     }
 }

@@ -16,18 +16,21 @@ pub enum Bug {
     PrimarySkipsTestAndSet,
     /// The disk server executes requests of any generation.
     FenceNotChecked,
+    /// The backup's driver acks entries whose data it has not read from the shared disk yet.
+    AckBeforeRead,
     /// The disk server still executes what it reads from a connection whose owner has opened a later one.
     OldConnectionServed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 6] = [
+    pub const ALL: [Bug; 7] = [
         Bug::AckBeforeReceipt,
         Bug::OutputBeforeAck,
         Bug::LiveBeforeLastEntry,
         Bug::PrimarySkipsTestAndSet,
         Bug::FenceNotChecked,
+        Bug::AckBeforeRead,
         Bug::OldConnectionServed,
     ];
 
@@ -39,6 +42,7 @@ impl Bug {
             Bug::LiveBeforeLastEntry => "live-before-last-entry",
             Bug::PrimarySkipsTestAndSet => "primary-skips-test-and-set",
             Bug::FenceNotChecked => "fence-not-checked",
+            Bug::AckBeforeRead => "ack-before-read",
             Bug::OldConnectionServed => "old-connection-served",
         }
     }

@@ -239,6 +239,7 @@ impl World {
                 };
                 self.violated(Err(format!("process {process}: {why}")));
             }
+            HaltReason::CannotRead => self.stats.cannot_read += 1,
             HaltReason::GuestEnded | HaltReason::NeverJoined => {}
         }
         let gently = reason == HaltReason::GuestEnded;

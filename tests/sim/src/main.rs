@@ -55,6 +55,8 @@ impl Totals {
         sum.went_alone += one.went_alone;
         sum.lost += one.lost;
         sum.fenced += one.fenced;
+        sum.disk_reads += one.disk_reads;
+        sum.cannot_read += one.cannot_read;
         sum.diverged += one.diverged;
         sum.undetected += one.undetected;
         sum.crashes += one.crashes;
@@ -79,6 +81,8 @@ impl Totals {
             ("primaries went on alone", s.went_alone),
             ("processes lost the test-and-set", s.lost),
             ("were fenced", s.fenced),
+            ("disk reads by backups", s.disk_reads),
+            ("backups could not read", s.cannot_read),
             ("diverged", s.diverged),
             ("went live before a flipped bit was found", s.undetected),
             ("killed", s.crashes),

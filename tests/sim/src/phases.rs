@@ -52,7 +52,7 @@ impl World {
         let offset = self.clock_offset();
         let ft = Primary::alone(self.config(claimant), holding.generation, 0, offset);
         let recorder = Recorder::new(SmallMachine::new(), ClockPolicy::default(), offset);
-        let driver = PrimaryDriver::first(ft, recorder, offset, self.bug);
+        let driver = PrimaryDriver::first(ft, recorder, offset, self.backup_reads, self.bug);
         self.start_process(0, claimant, Part::Primary(Box::new(driver)), offset);
         self.start_backup(1, 0);
         for (at, fault) in std::mem::take(&mut self.plan.faults) {

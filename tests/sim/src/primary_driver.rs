@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ft::{ClaimAnswer, HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState, THROTTLE_PERIOD_NS};
+use ft::reads::without_data;
+use ft::{
+    ClaimAnswer, HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState, ReadTracker,
+    THROTTLE_PERIOD_NS,
+};
 use logchannel::{
     Ack, Claimant, DiskOp, DiskRequest, DiskStatus, Endpoint, Event, Generation, Limits, LogStart, Message,
     Output, Sender, Seq,
@@ -18,7 +22,7 @@ const MS: u64 = 1_000_000;
 /// The network card's queue, in frames.
 const MAX_FRAMES: usize = 16;
 /// How long to wait for the disk server before connecting anew.
-const DISK_TIMEOUT_NS: u64 = 60 * MS;
+pub const DISK_TIMEOUT_NS: u64 = 60 * MS;
 /// How long the guest's first start waits for a backup.
 const START_WITHOUT_BACKUP_NS: u64 = 300 * MS;
 const ENTRIES_PER_DIGEST: u64 = 24;
@@ -58,6 +62,8 @@ pub struct PrimaryDriver {
     frames_refused: bool,
     in_flight: BTreeMap<u64, InFlight>,
     disk_asked_ns: u64,
+    /// If backups are to read the disk themselves.
+    reads: Option<ReadTracker>,
     generation: Generation,
     alone: bool,
     guest_started: bool,
@@ -78,15 +84,21 @@ impl PrimaryDriver {
         ft: Primary<Output>,
         recorder: Recorder<SmallMachine>,
         local_ns: u64,
+        backup_reads: bool,
         bug: Option<Bug>,
     ) -> Self {
-        let mut driver = Self::new(ft, recorder, bug);
+        let mut driver = Self::new(ft, recorder, backup_reads, bug);
         driver.guest_started = false;
         driver.start_at_ns = local_ns + START_WITHOUT_BACKUP_NS;
         driver
     }
 
-    fn new(ft: Primary<Output>, recorder: Recorder<SmallMachine>, bug: Option<Bug>) -> Self {
+    fn new(
+        ft: Primary<Output>,
+        recorder: Recorder<SmallMachine>,
+        backup_reads: bool,
+        bug: Option<Bug>,
+    ) -> Self {
         Self {
             generation: ft.generation(),
             inherited: ft.appended(),
@@ -99,6 +111,7 @@ impl PrimaryDriver {
             frames_refused: false,
             in_flight: BTreeMap::new(),
             disk_asked_ns: 0,
+            reads: backup_reads.then(ReadTracker::default),
             alone: true,
             guest_started: true,
             start_at_ns: 0,
@@ -115,14 +128,18 @@ impl PrimaryDriver {
         recorder: Recorder<SmallMachine>,
         resend: Vec<(Seq, Output)>,
         local_ns: u64,
+        backup_reads: bool,
         bug: Option<Bug>,
         out: &mut Vec<Effect>,
     ) -> Self {
-        let mut driver = Self::new(ft, recorder, bug);
+        let mut driver = Self::new(ft, recorder, backup_reads, bug);
         let (generation, seq) = (driver.generation, driver.inherited);
         out.push(Effect::WentLive { generation, seq });
         out.push(Effect::DiskConnect);
         for (seq, output) in resend {
+            if let (Output::Disk(request), Some(reads)) = (&output, &mut driver.reads) {
+                reads.inherit(request);
+            }
             driver.let_go(local_ns, seq, output, out);
         }
         driver.log_go_live(local_ns, out);
@@ -157,7 +174,7 @@ impl PrimaryDriver {
     /// A connection to a new backup is there: greet it.
     pub fn connect(&mut self, claimant: Claimant, out: &mut Vec<Effect>) {
         let (mut endpoint, mut bytes) = (Endpoint::default(), Vec::new());
-        let hello = hello(self.generation, claimant);
+        let hello = hello(self.generation, claimant, self.reads.is_some());
         endpoint.send(&hello, &mut bytes).expect("a short message");
         self.channel = Channel::Greeting(endpoint);
         out.push(Effect::Bytes(bytes));
@@ -400,8 +417,10 @@ impl PrimaryDriver {
 
     fn record(&mut self, local_ns: u64, log: Vec<Recorded>, out: &mut Vec<Effect>) {
         for Recorded { entry, output } in log {
+            let on_disk = self.reads.as_mut().and_then(|reads| reads.follow(&entry.event, output.as_ref()));
             if let Channel::Open(sender) = &mut self.channel {
-                sender.append(&entry).expect("a short entry");
+                let short = on_disk.map(|offset| without_data(&entry, offset));
+                sender.append(short.as_ref().unwrap_or(&entry)).expect("a short entry");
             }
             if self.bug == Some(Bug::OutputBeforeAck)
                 && let (Some(output), false) = (&output, self.alone)

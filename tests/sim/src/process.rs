@@ -157,7 +157,7 @@ impl Process {
     pub fn received(&self) -> u64 {
         match &self.part {
             Part::Primary(primary) => primary.inherited(),
-            Part::Backup(backup) => backup.ft().received(),
+            Part::Backup(backup) => backup.holds(),
         }
     }
 

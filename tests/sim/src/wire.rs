@@ -4,9 +4,10 @@
 use logchannel::{Claimant, Generation, Hello, Message, PairConfig, Welcome};
 
 /// What a primary says first.
-pub fn hello(generation: Generation, claimant: Claimant) -> Message {
-    let config = PairConfig::default();
-    Message::Hello(Box::new(Hello { config, generation, claimant, heartbeat_port: 0, transfer: true }))
+pub fn hello(generation: Generation, claimant: Claimant, backup_reads: bool) -> Message {
+    let (config, heartbeat_port) = (PairConfig::default(), 0);
+    let hello = Hello { config, generation, claimant, heartbeat_port, transfer: true, backup_reads };
+    Message::Hello(Box::new(hello))
 }
 
 /// What a backup answers.

@@ -133,6 +133,10 @@ pub struct Stats {
     pub lost: u64,
     /// A process halted because it was fenced.
     pub fenced: u64,
+    /// Reads of the disk that a backup made itself.
+    pub disk_reads: u64,
+    /// Backups that left because they could not read the disk.
+    pub cannot_read: u64,
     /// Backups that found that they had diverged, after a bit had been flipped.
     pub diverged: u64,
     /// Backups that went live before they could find it.
@@ -169,6 +173,8 @@ pub struct World {
     pub(crate) violation: Option<String>,
     /// The guest was asked to switch itself off.
     pub(crate) switched_off: bool,
+    /// Backups read the disk themselves.
+    pub(crate) backup_reads: bool,
     /// Judge by what clients and the disk saw only.
     pub(crate) blind: bool,
     trace: u64,
@@ -211,6 +217,7 @@ impl World {
             bug,
             violation: None,
             switched_off: false,
+            backup_reads: seed.is_multiple_of(2),
             blind,
             trace: seed,
             narrate,
@@ -226,6 +233,7 @@ impl World {
             heartbeat_every_ns: 20 * MS,
             suspect_after_ns: 90 * MS,
             ack_timeout_ns: 250 * MS,
+            read_timeout_ns: 125 * MS,
             claim_retry_ns: 25 * MS,
             max_unacked_entries: 64,
             max_unexecuted_entries: 512,
@@ -315,6 +323,9 @@ impl World {
         {
             return;
         }
+        if matches!((&what, &self.processes[process].part), (Happening::DiskAnswer { .. }, Part::Backup(_))) {
+            self.stats.disk_reads += 1;
+        }
         if let Some(until) = self.processes[process].paused_until {
             let late = self.random.below(300) * US;
             return self.plan(until + late, what);
@@ -329,6 +340,9 @@ impl World {
             }
             (Part::Primary(primary), Happening::DiskAnswer { id, answer, .. }) => {
                 primary.on_disk(local_ns, id, answer, out);
+            }
+            (Part::Backup(backup), Happening::DiskAnswer { id, answer, .. }) => {
+                backup.on_disk(local_ns, id, answer, out);
             }
             (Part::Primary(primary), Happening::ClaimAnswer { expect, answer, .. }) => {
                 primary.step(local_ns, PrimaryEvent::ClaimAnswer { expect, answer }, out);
@@ -420,7 +434,7 @@ impl World {
         if self.processes[process].paused_until.is_none() {
             self.with(process, |part, local_ns, out| match part {
                 Part::Primary(primary) => primary.tick(local_ns, out),
-                Part::Backup(backup) => backup.step(local_ns, BackupEvent::Tick, out),
+                Part::Backup(backup) => backup.tick(local_ns, out),
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use lockstep_sim::{Bug, Run, Stats, repeat_command, run};
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 1_000;
 const SEEDS_PER_BUG: u64 = 1_000;
 
 /// Seeds that once violated an invariant, and why: see the commit that added each.
@@ -27,6 +27,8 @@ fn no_seed_violates_an_invariant_and_everything_comes_up() {
         sum.went_alone += stats.went_alone;
         sum.lost += stats.lost;
         sum.fenced += stats.fenced;
+        sum.disk_reads += stats.disk_reads;
+        sum.cannot_read += stats.cannot_read;
         sum.diverged += stats.diverged;
         sum.ended += stats.ended;
     }
@@ -37,6 +39,8 @@ fn no_seed_violates_an_invariant_and_everything_comes_up() {
         ("primaries went on alone", sum.went_alone),
         ("processes lost the test-and-set", sum.lost),
         ("processes were fenced", sum.fenced),
+        ("reads of the disk by backups", sum.disk_reads),
+        ("backups that could not read the disk", sum.cannot_read),
         ("backups diverged", sum.diverged),
         ("guests ended", sum.ended),
     ];

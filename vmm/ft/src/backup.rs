@@ -23,13 +23,20 @@ pub enum BackupEvent<O> {
         /// Requests that were in flight then: their entries and contents, in order.
         outstanding: Vec<(Seq, O)>,
     },
-    /// Every entry up to `up_to` was received and is held by the replayer. Also to be sent when only
-    /// `released` is news.
+    /// Every entry up to `up_to` arrived. Also to be sent when only `released` is news.
     Received {
         /// The entry.
         up_to: Seq,
         /// The primary said that the outputs up to this entry have gone.
         released: Seq,
+        /// Those of the new entries whose data this backup has to read from the shared disk. The first of
+        /// them, and all after it, count as received only when it has been `Fetched`.
+        reads: Vec<Seq>,
+    },
+    /// The data of an entry was read from the shared disk, and is what the entry says.
+    Fetched {
+        /// The entry.
+        seq: Seq,
     },
     /// The replayer executed the next entry.
     Executed {
@@ -75,8 +82,12 @@ pub enum BackupAction<O> {
     /// Send a heartbeat over UDP.
     SendHeartbeat(Heartbeat),
     /// Tell the primary on the logging channel that this backup left the pair.
-    SendLeft,
-    /// Close the logging channel: this pairing is over. What arrives afterwards must not be acked.
+    SendLeft {
+        /// Why.
+        reason: HaltReason,
+    },
+    /// Close the logging channel: this pairing is over. What arrives afterwards must not be acked, and what
+    /// arrived but is not `Backup::received` yet is to be dropped: it was not acked either.
     CloseChannel,
     /// Ask the disk server for test-and-set, and answer with `ClaimAnswer`.
     Claim {
@@ -134,6 +145,11 @@ pub struct Backup<O> {
     config: Config,
     generation: Generation,
     mode: Mode,
+    /// The last entry that came.
+    arrived: Seq,
+    /// Entries that came and whose data is not here yet, with the time since when it is missing.
+    reads: BTreeMap<Seq, u64>,
+    /// The last entry of those that are whole with all before them.
     received: Seq,
     executed: Seq,
     released: Seq,
@@ -156,6 +172,8 @@ impl<O: Content> Backup<O> {
             config,
             generation: 0,
             mode: Mode::Joining,
+            arrived: 0,
+            reads: BTreeMap::new(),
             received: 0,
             executed: 0,
             released: 0,
@@ -186,7 +204,7 @@ impl<O: Content> Backup<O> {
         self.generation
     }
 
-    /// The last entry held.
+    /// The last entry held: it is here with all before it, and with their data.
     pub fn received(&self) -> Seq {
         self.received
     }
@@ -209,7 +227,10 @@ impl<O: Content> Backup<O> {
     /// When `Tick` is needed at the latest.
     pub fn next_tick_ns(&self) -> u64 {
         match &self.mode {
-            Mode::Following(peer) => peer.send_at_ns().min(peer.silent_at_ns(self.config.suspect_after_ns)),
+            Mode::Following(peer) => {
+                let silent_at_ns = peer.silent_at_ns(self.config.suspect_after_ns);
+                peer.send_at_ns().min(silent_at_ns).min(self.leave_at_ns())
+            }
             Mode::Claiming { claim, .. } => claim.ask_at_ns(),
             Mode::Joining | Mode::Draining { .. } | Mode::Live | Mode::Halted(_) => u64::MAX,
         }
@@ -232,7 +253,10 @@ impl<O: Content> Backup<O> {
             BackupEvent::Joined { generation, seq, outstanding } => {
                 self.join(generation, seq, outstanding, actions);
             }
-            BackupEvent::Received { up_to, released } => self.receive(up_to, released, actions),
+            BackupEvent::Received { up_to, released, reads } => {
+                self.receive(up_to, released, reads, actions);
+            }
+            BackupEvent::Fetched { seq } => self.fetched(seq, actions),
             BackupEvent::Executed { seq, output, completed } => {
                 self.execute(seq, output, completed, actions);
             }
@@ -244,7 +268,7 @@ impl<O: Content> Backup<O> {
             BackupEvent::ChannelBroken => self.suspect(Suspicion::ChannelBroken, actions),
             BackupEvent::Goodbye { last } => self.said_goodbye(last),
             BackupEvent::ClaimAnswer { expect, answer } => self.answered(expect, answer, actions),
-            BackupEvent::Diverged => self.diverged(actions),
+            BackupEvent::Diverged => self.leave(HaltReason::Diverged, actions),
             BackupEvent::Tick => self.tick(actions),
         }
         self.finish(actions);
@@ -267,7 +291,8 @@ impl<O: Content> Backup<O> {
             return self.halt(HaltReason::NeverJoined, actions);
         }
         self.generation = generation;
-        (self.received, self.executed, self.released, self.acked) = (seq, seq, seq, (seq, seq));
+        (self.arrived, self.received, self.executed, self.released) = (seq, seq, seq, seq);
+        self.acked = (seq, seq);
         self.lag = LagMeter::new(seq);
         for (of, output) in outstanding {
             self.keep(of, output);
@@ -277,21 +302,46 @@ impl<O: Content> Backup<O> {
 
     /// Entries are acked on receipt. Once the primary is given up nothing is acked any more: the end of the
     /// log must stay where this process believes it to be.
-    fn receive(&mut self, up_to: Seq, released: Seq, actions: &mut Vec<BackupAction<O>>) {
+    fn receive(&mut self, up_to: Seq, released: Seq, reads: Vec<Seq>, actions: &mut Vec<BackupAction<O>>) {
         let Mode::Following(peer) = &mut self.mode else { return };
         if self.goodbye {
             return;
         }
-        assert!(up_to >= self.received, "received {up_to} after {}", self.received);
+        assert!(up_to >= self.arrived, "received {up_to} after {}", self.arrived);
+        let new = |seq: &Seq| (self.arrived + 1..=up_to).contains(seq);
+        assert!(reads.iter().all(new), "reads {reads:?} of entries {}..={up_to}", self.arrived + 1);
         peer.heard(self.now_ns);
-        self.received = up_to;
-        self.lag.added(up_to, self.now_ns);
+        self.arrived = up_to;
+        self.reads.extend(reads.into_iter().map(|seq| (seq, self.now_ns)));
+        self.hold();
         if released > self.acked.0.max(self.released) {
             tracing::error!(released, acked = self.acked.0, "the primary let go what was not acked");
             return self.suspect(Suspicion::Misbehaves, actions);
         }
         self.forget_released(released);
         self.ack(actions);
+    }
+
+    fn fetched(&mut self, seq: Seq, actions: &mut Vec<BackupAction<O>>) {
+        // Once the primary is given up, what was missing then stays lost.
+        if matches!(self.mode, Mode::Following(_)) && self.reads.remove(&seq).is_some() {
+            self.hold();
+            self.ack(actions);
+        }
+    }
+
+    /// Counts as received what is whole, with all before it.
+    fn hold(&mut self) {
+        let whole = self.reads.first_key_value().map_or(self.arrived, |(seq, _)| seq - 1);
+        assert!(whole >= self.received, "received {whole} after {}", self.received);
+        self.received = whole;
+        self.lag.added(whole, self.now_ns);
+    }
+
+    /// When a backup leaves that cannot read the disk.
+    fn leave_at_ns(&self) -> u64 {
+        let oldest = self.reads.first_key_value();
+        oldest.map_or(u64::MAX, |(_, since_ns)| since_ns.saturating_add(self.config.read_timeout_ns))
     }
 
     fn ack(&mut self, actions: &mut Vec<BackupAction<O>>) {
@@ -359,6 +409,8 @@ impl<O: Content> Backup<O> {
             _ => return,
         }
         tracing::warn!(?suspicion, generation = self.generation, "the primary is given up: claiming");
+        self.reads.clear();
+        self.arrived = self.received;
         actions.push(BackupAction::CloseChannel);
         let claim = Claim::new(self.generation, self.config.claimant, self.now_ns);
         self.mode = Mode::Claiming { claim, suspicion };
@@ -394,19 +446,23 @@ impl<O: Content> Backup<O> {
         }
     }
 
-    fn diverged(&mut self, actions: &mut Vec<BackupAction<O>>) {
+    fn leave(&mut self, reason: HaltReason, actions: &mut Vec<BackupAction<O>>) {
         if let Mode::Following(_) = self.mode {
-            actions.push(BackupAction::SendLeft);
+            actions.push(BackupAction::SendLeft { reason: reason.clone() });
             actions.push(BackupAction::CloseChannel);
         }
-        self.halt(HaltReason::Diverged, actions);
+        self.halt(reason, actions);
     }
 
     fn tick(&mut self, actions: &mut Vec<BackupAction<O>>) {
         self.ask(actions);
+        let leave_at_ns = self.leave_at_ns();
         let Mode::Following(peer) = &mut self.mode else { return };
         if peer.silent(self.now_ns, self.config.suspect_after_ns) {
             return self.suspect(Suspicion::Silent, actions);
+        }
+        if self.now_ns >= leave_at_ns {
+            return self.leave(HaltReason::CannotRead, actions);
         }
         if let Some(beat) = peer.due(self.now_ns, self.config.heartbeat_every_ns) {
             actions.push(BackupAction::SendHeartbeat(beat));

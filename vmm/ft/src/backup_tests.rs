@@ -41,7 +41,15 @@ impl Driver {
     }
 
     fn receive(&mut self, up_to: Seq, released: Seq) -> Vec<Action> {
-        self.step(Event::Received { up_to, released })
+        self.step(Event::Received { up_to, released, reads: Vec::new() })
+    }
+
+    fn receive_reads(&mut self, up_to: Seq, reads: &[Seq]) -> Vec<Action> {
+        self.step(Event::Received { up_to, released: 0, reads: reads.to_vec() })
+    }
+
+    fn fetch(&mut self, seq: Seq) -> Vec<Action> {
+        self.step(Event::Fetched { seq })
     }
 
     fn execute(&mut self, output: Option<Output>) -> Vec<Action> {
@@ -196,8 +204,9 @@ fn a_backup_that_diverged_says_so_and_never_claims() {
     driver.receive(2, 0);
     let reason = HaltReason::Diverged;
     let actions = driver.step(Event::Diverged);
+    let left = BackupAction::SendLeft { reason: reason.clone() };
     let halt = BackupAction::Halt { reason: reason.clone() };
-    assert_eq!(actions, [BackupAction::SendLeft, BackupAction::CloseChannel, halt]);
+    assert_eq!(actions, [left, BackupAction::CloseChannel, halt]);
     assert_eq!(driver.step(Event::ChannelBroken), []);
     assert_eq!(driver.tick_at(1 << 40), []);
 
@@ -273,4 +282,76 @@ fn lag_is_measured() {
     driver.now_ns = 30 * MS;
     driver.execute(None);
     assert_eq!(driver.backup.lag(), ExecutionLag { entries: 3, ns: 30 * MS });
+}
+
+const fn acked(received: Seq) -> Action {
+    BackupAction::SendAck { received, executed: 0 }
+}
+
+#[test]
+fn an_entry_is_acked_only_with_its_data_and_that_of_all_before_it() {
+    let mut driver = Driver::following();
+    assert_eq!(driver.receive_reads(5, &[3, 5]), [acked(2)]);
+    assert_eq!(driver.receive_reads(7, &[]), [], "nothing new is whole");
+    assert_eq!(driver.fetch(5), []);
+    assert_eq!(driver.backup.received(), 2);
+    assert_eq!(driver.fetch(3), [acked(7)]);
+    assert_eq!(driver.fetch(3), [], "told twice");
+    assert_eq!(driver.receive_reads(8, &[8]), []);
+    assert_eq!(driver.fetch(8), [acked(8)]);
+}
+
+#[test]
+fn what_is_not_whole_when_the_primary_is_lost_is_lost_with_it() {
+    let mut driver = Driver::following();
+    driver.receive_reads(6, &[4]);
+    (1..=3).for_each(|_| drop(driver.execute(None)));
+    assert_eq!(driver.step(Event::ChannelBroken), [BackupAction::CloseChannel, CLAIM]);
+    assert_eq!(driver.fetch(4), [], "too late: nothing is acked any more");
+    assert_eq!(driver.backup.received(), 3);
+    let live = BackupAction::GoLive { generation: 6, resend: Vec::new() };
+    assert_eq!(driver.answer(ClaimAnswer::Won { generation: 6 }), [live]);
+    assert_eq!(driver.backup.into_primary().appended(), 3, "the log goes on after what was acked");
+}
+
+#[test]
+fn a_backup_that_cannot_read_the_disk_leaves_before_it_is_given_up() {
+    let config = Config::new(88);
+    assert!(config.read_timeout_ns < config.ack_timeout_ns);
+    let mut driver = Driver::following();
+    driver.now_ns = 10 * MS;
+    driver.receive_reads(2, &[1, 2]);
+    driver.now_ns = 20 * MS;
+    driver.fetch(1);
+    let leave_at_ns = 10 * MS + config.read_timeout_ns;
+    let beats = |now_ns| Heartbeat { generation: 5, number: now_ns };
+    for now_ns in (20 * MS..leave_at_ns).step_by(MS as usize) {
+        driver.now_ns = now_ns;
+        driver.step(Event::Heartbeat(beats(now_ns)));
+        assert!(driver.backup.next_tick_ns() <= leave_at_ns);
+        let actions = driver.step(Event::Tick);
+        assert!(!actions.iter().any(|action| matches!(action, BackupAction::Halt { .. })), "{actions:?}");
+    }
+    let reason = HaltReason::CannotRead;
+    let left = BackupAction::SendLeft { reason: reason.clone() };
+    let halt = BackupAction::Halt { reason: reason.clone() };
+    assert_eq!(driver.tick_at(leave_at_ns), [left, BackupAction::CloseChannel, halt]);
+    assert_eq!(driver.backup.state(), BackupState::Halted(reason));
+    assert_eq!(driver.step(Event::ChannelBroken), [], "it never claims");
+}
+
+#[test]
+#[should_panic(expected = "reads [2] of entries 3..=4")]
+fn an_entry_waits_for_its_data_from_its_arrival_on() {
+    let mut driver = Driver::following();
+    driver.receive(2, 0);
+    driver.receive_reads(4, &[2]);
+}
+
+#[test]
+#[should_panic(expected = "entry 3 executed, 2 received")]
+fn nothing_is_executed_without_its_data() {
+    let mut driver = Driver::following();
+    driver.receive_reads(3, &[3]);
+    (1..=3).for_each(|_| drop(driver.execute(None)));
 }

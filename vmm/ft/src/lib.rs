@@ -27,6 +27,7 @@ mod lag;
 pub mod output_gate;
 mod peer;
 pub mod primary;
+pub mod reads;
 
 pub use backup::{Backup, BackupAction, BackupEvent, BackupState};
 pub use claim::ClaimAnswer;
@@ -35,6 +36,7 @@ pub use lag::{ExecutionLag, THROTTLE_PERIOD_NS};
 pub use output_gate::OutputGate;
 pub use peer::{Heartbeat, Suspicion};
 pub use primary::{Primary, PrimaryAction, PrimaryEvent, PrimaryState};
+pub use reads::{Arrivals, ReadLimits, ReadTracker};
 
 use logchannel::{Generation, Output};
 
@@ -59,6 +61,8 @@ pub enum HaltReason {
     NeverJoined,
     /// The backup did not take the path of the log.
     Diverged,
+    /// The backup could not read from the shared disk what the log leaves out.
+    CannotRead,
 }
 
 impl std::fmt::Display for HaltReason {
@@ -73,6 +77,10 @@ impl std::fmt::Display for HaltReason {
             }
             HaltReason::NeverJoined => write!(f, "the primary went away before the backup had joined"),
             HaltReason::Diverged => write!(f, "the backup diverged from the log"),
+            HaltReason::CannotRead => {
+                let why = "look at its way to the disk server";
+                write!(f, "the backup cannot read the shared disk, as --backup-reads asks: {why}")
+            }
         }
     }
 }

@@ -87,6 +87,17 @@ pub enum Difference {
         /// The kind of the event.
         event: String,
     },
+    /// The shared disk does not have what the primary read there.
+    DiskData {
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// Digest in the entry.
+        expected: [u8; 8],
+        /// Digest of what is there.
+        found: [u8; 8],
+    },
     /// A `Clock` entry would set the virtual clock back.
     ClockBackwards {
         /// Nanoseconds in the entry.
@@ -140,6 +151,12 @@ impl std::fmt::Display for Difference {
                 ];
                 parts.iter().filter(|(_, same)| !same).try_for_each(|(name, _)| write!(f, " {name}"))
             }
+            Difference::DiskData { offset, len, expected, found } => write!(
+                f,
+                "{len} bytes at {offset} of the disk are {} here, the log has {}",
+                hex(found),
+                hex(expected)
+            ),
             Difference::InputRefused { event } => write!(f, "the guest has no room for this {event}"),
             Difference::ClockBackwards { expected, found } => {
                 write!(f, "the log sets the clock to {expected} ns, it is at {found} ns")

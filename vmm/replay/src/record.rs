@@ -80,14 +80,16 @@ impl Guest {
     }
 }
 
-/// Whether an event changes the machine and so passes `Machine::accepts` and `Machine::apply`.
+/// Whether an event changes the machine and so passes `Machine::accepts` and `Machine::apply`. No machine
+/// accepts a `DiskRead`: whoever received it puts the data in its place first.
 pub(crate) fn is_input(event: &Event) -> bool {
     match event {
         Event::NetRx(_)
         | Event::ConsoleRx(_)
         | Event::DiskDone { .. }
         | Event::Clock { .. }
-        | Event::Trap { .. } => true,
+        | Event::Trap { .. }
+        | Event::DiskRead { .. } => true,
         Event::Output { .. } | Event::Digest(_) | Event::Shutdown | Event::Reset | Event::GoLive { .. } => {
             false
         }

@@ -63,6 +63,9 @@ pub struct DemoArgs {
     /// Engine, as of `lockstep run`.
     #[arg(long, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
     pub engine: String,
+    /// Have the backup read the shared disk itself, as of `lockstep primary`.
+    #[arg(long)]
+    pub backup_reads: bool,
     /// Directory for disks, logs and control sockets; a temporary one without it.
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -81,6 +84,7 @@ impl DemoArgs {
             signal: Signal::SIGKILL,
             guest: MINIKV.into(),
             engine: "auto".into(),
+            backup_reads: false,
             directory: None,
         }
     }
@@ -88,6 +92,11 @@ impl DemoArgs {
     /// What both halves of the pair are told about the guest.
     pub fn vm_options(&self) -> Vec<String> {
         ["--guest", &self.guest, "--engine", &self.engine].map(String::from).to_vec()
+    }
+
+    /// What the primary alone is told.
+    pub fn primary_options(&self) -> Vec<String> {
+        if self.backup_reads { vec!["--backup-reads".into()] } else { Vec::new() }
     }
 }
 
@@ -151,6 +160,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     let mut options = ClusterOptions::new(std::env::current_exe()?, &directory);
     options.die_with_parent = !args.keep;
     options.vm_options = args.vm_options();
+    options.primary_options = args.primary_options();
     let say = |text: &str| {
         if !args.json {
             println!("{text}");

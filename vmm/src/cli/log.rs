@@ -107,6 +107,9 @@ fn describe(event: &Event) -> String {
         Event::Output { kind, digest } => format!("{kind:?} {}", hex(digest)),
         Event::Digest(digest) => digest.to_string(),
         Event::GoLive { generation } => format!("generation {generation}"),
+        Event::DiskRead { request, offset, len, digest } => {
+            format!("request {request} {len} bytes at {offset}, digest {}", hex(digest))
+        }
         Event::Shutdown | Event::Reset => String::new(),
     }
 }
@@ -136,6 +139,12 @@ fn as_json(entry: &LogEntry) -> serde_json::Value {
             }
         }
         Event::GoLive { generation } => value["generation"] = (*generation).into(),
+        Event::DiskRead { request, offset, len, digest } => {
+            value["request"] = (*request).into();
+            value["offset"] = (*offset).into();
+            value["len"] = (*len).into();
+            value["digest"] = hex(digest).into();
+        }
         Event::Shutdown | Event::Reset => {}
     }
     value

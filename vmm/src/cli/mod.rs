@@ -59,7 +59,7 @@ pub fn conclude(end: &ProcessEnd) -> u8 {
             HaltReason::GuestEnded => 0,
             HaltReason::Lost { .. } | HaltReason::Fenced { .. } => EXIT_OTHER_LIVE,
             HaltReason::Diverged => EXIT_DIVERGED,
-            HaltReason::NeverJoined => 1,
+            HaltReason::NeverJoined | HaltReason::CannotRead => 1,
         }
     };
     match end {

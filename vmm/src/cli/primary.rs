@@ -13,6 +13,7 @@ use crate::pair::primary::run_live;
 #[command(after_help = format!("Examples:
   lockstep primary --backup host-b:7700 --disk-server host-c:7411 --net tap:tap0
   lockstep primary --backup 127.0.0.1:7700 --net 127.0.0.1:7800 --control primary.sock
+  lockstep primary --backup host-b:7700 --net tap:tap0 --backup-reads
 
 {EXIT_CODES}"))]
 pub struct PrimaryArgs {
@@ -28,6 +29,10 @@ pub struct PrimaryArgs {
     /// Where the backup listens, host:port.
     #[arg(long, value_name = "ADDRESS")]
     pub backup: String,
+    /// Have the backup read the shared disk itself: the log then carries no data of most disk reads. The
+    /// backup is told when the pair forms; so is one that joins later, also after a failover.
+    #[arg(long)]
+    pub backup_reads: bool,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long)]
     pub take_over: bool,
@@ -35,7 +40,8 @@ pub struct PrimaryArgs {
 
 /// Runs the command.
 pub fn run(args: &PrimaryArgs) -> anyhow::Result<u8> {
-    let config = VmConfig::new(&args.vm, Some(&args.pair), wall_ns())?;
+    let mut config = VmConfig::new(&args.vm, Some(&args.pair), wall_ns())?;
+    config.backup_reads = args.backup_reads;
     let record = args.record.options();
     let end = run_live(config, Some((&args.backup, &args.pair)), args.take_over, record.as_ref())?;
     Ok(conclude(&end))

@@ -79,6 +79,18 @@ fn digest(value: &Value, path: &str) -> String {
     })
 }
 
+/// What a backup reads from the shared disk itself, if it does.
+fn print_reads(status: &Value) {
+    if status.pointer("/backup/disk_reads").is_some_and(|reads| !reads.is_null()) {
+        println!(
+            "  reads the disk itself: {} reads of {} bytes, {} to come",
+            number(status, "/backup/disk_reads/reads"),
+            number(status, "/backup/disk_reads/bytes"),
+            number(status, "/backup/disk_reads/waiting"),
+        );
+    }
+}
+
 fn print_status(status: &Value, previous: Option<&Value>) {
     let text = |path: &str| status.pointer(path).and_then(Value::as_str).unwrap_or("").to_string();
     let uptime = status["uptime_s"].as_f64().unwrap_or(0.0);
@@ -126,6 +138,7 @@ fn print_status(status: &Value, previous: Option<&Value>) {
             number(status, "/backup/digests"),
             digest(status, "/backup/digest"),
         );
+        print_reads(status);
     }
     if status.get("failover").is_some_and(|failover| !failover.is_null()) {
         let ms = |from: &str, to: &str| {

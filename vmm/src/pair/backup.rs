@@ -20,11 +20,12 @@ use crate::assemble::{self, Vm};
 use crate::config::{PairArgs, VmConfig};
 use crate::memory::Ram;
 use crate::pair::claims::{Claims, claims};
+use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower};
-use crate::pair::host::{Host, ProcessEnd, announce, claimant};
+use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::outside::Outside;
-use crate::pair::threads::{self, PeerIdentity, start};
+use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer;
 
 /// How long a backup asks its disk server about a primary.
@@ -40,7 +41,7 @@ pub fn run_backup(
     let heartbeats = Arc::new(HeartbeatSocket::bind(&format!("{}:0", listener.local_addr().ip()))?);
     println!("lockstep: backup listening on {}", listener.local_addr());
     std::io::stdout().flush()?;
-    let claimant = claimant()?;
+    let claimant = new_claimant()?;
     let (hello, connection, booted) = accept(&listener, &mut config, claimant, &heartbeats)?;
     drop(listener);
     let host = Host::new(config, "backup", claimant)?;
@@ -131,6 +132,7 @@ fn accept(
             }
             None => {
                 config.wall_base_ns = hello.config.wall_base_ns;
+                config.backup_reads = hello.backup_reads;
                 // Before the welcome: a large guest takes its time, and from then on silence means death.
                 let booted = if hello.transfer { None } else { Some(assemble::boot(config)?) };
                 let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
@@ -187,7 +189,9 @@ fn join(
     let link = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
     let backup = Backup::new(pair.protocol(host.claimant), host.clock.now_ns());
     let receiver = ChannelReceiver::new(endpoint, log);
+    let fetch = hello.backup_reads.then(|| Fetch::new(hello.generation));
     let link = FollowLink {
+        fetch,
         joined: joined(hello.generation, log, in_flight),
         log,
         receiver,
@@ -198,6 +202,13 @@ fn join(
     let follower = Arc::new(Follower::new(backup, link, claims.clone(), host.clock));
     let of_entries = follower.clone();
     start("entries", move || threads::entries(of_entries, reader))?;
+    if hello.backup_reads {
+        // A seat of its own at the disk: these reads and the requests of a live copy do not displace each
+        // other.
+        let (of_reads, address) =
+            (follower.clone(), DiskAddress { claimant: new_claimant()?, ..host.disk_address() });
+        start("reads", move || threads::reads(&of_reads, &address))?;
+    }
     let (of_ticks, clock) = (follower.clone(), host.clock);
     start("ticker", move || crate::pair::follower::tick(&of_ticks, clock))?;
     let (of_beats, peer) =

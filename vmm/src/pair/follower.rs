@@ -4,6 +4,8 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use disk_server::client::{DiskAnswer, RequestSender};
+use ft::reads::TooManyReads;
 use ft::{Backup, BackupAction, BackupEvent, HaltReason};
 use logchannel::batch::LogStart;
 use logchannel::buffer::{Limits, ReceiveQueue};
@@ -15,6 +17,7 @@ use replay::{Divergence, Machine, Progress, ReplayError, Replayer};
 
 use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
+use crate::pair::fetch::{self, Fetch, FetchCounts, Fetched};
 use crate::pair::leader::{HeartbeatLink, send_heartbeat};
 
 /// Most entries taken at once by the vCPU thread.
@@ -60,6 +63,8 @@ pub struct FollowerStatus {
     pub digests: u64,
     /// Outputs compared.
     pub outputs: u64,
+    /// Reads of the shared disk, if this backup makes some.
+    pub disk_reads: Option<FetchCounts>,
 }
 
 /// What the protocol decided.
@@ -75,6 +80,10 @@ struct Inner {
     closer: Option<Closer>,
     heartbeat: Option<HeartbeatLink>,
     queue: ReceiveQueue,
+    /// Entries on their way to the queue, if this backup reads the shared disk itself.
+    fetch: Option<Fetch>,
+    /// Found in them, not in replay.
+    divergence: Option<Box<Divergence>>,
     actions: Vec<BackupAction<Output>>,
     bytes: Vec<u8>,
     verdict: Option<Verdict>,
@@ -108,6 +117,8 @@ pub struct FollowLink {
     pub closer: Closer,
     /// Heartbeats to the primary.
     pub heartbeat: HeartbeatLink,
+    /// Reads of the shared disk, if this backup is to make them itself.
+    pub fetch: Option<Fetch>,
 }
 
 /// How following ended.
@@ -140,10 +151,44 @@ pub enum FollowEnd<M> {
     },
 }
 
+impl Inner {
+    /// Whether no more should be taken from the channel.
+    fn is_full(&self) -> bool {
+        self.queue.is_full() || self.fetch.as_ref().is_some_and(|fetch| fetch.is_full(&Limits::default()))
+    }
+
+    /// Takes entries that arrived; which of them lack their data.
+    fn take_in(&mut self, entries: &mut Vec<LogEntry>, now_ns: u64) -> Result<Vec<Seq>, TooManyReads> {
+        if let Some(fetch) = &mut self.fetch {
+            return fetch.arrive(entries, now_ns);
+        }
+        if !entries.is_empty() {
+            self.entry_ns = now_ns;
+        }
+        self.queue.push_all(entries);
+        Ok(Vec::new())
+    }
+
+    /// Hands over to the vCPU thread what the protocol counts as received by now.
+    fn hold(&mut self) {
+        if let Some(held_up_to) = self.backup.as_ref().map(Backup::received) {
+            self.move_held(held_up_to);
+        }
+    }
+
+    fn move_held(&mut self, held_up_to: Seq) {
+        let Some(fetch) = &mut self.fetch else { return };
+        while let Some((entry, arrived_ns)) = fetch.next(held_up_to) {
+            self.entry_ns = arrived_ns;
+            self.queue.push(entry);
+        }
+    }
+}
+
 impl Follower {
     /// A backup that has a machine of the primary.
     pub fn new(mut backup: Backup<Output>, link: FollowLink, claims: Claims, clock: HostClock) -> Self {
-        let FollowLink { joined, log, receiver, writer, closer, heartbeat } = link;
+        let FollowLink { joined, log, receiver, writer, closer, heartbeat, fetch } = link;
         backup.step(clock.now_ns(), joined, &mut Vec::new());
         let inner = Inner {
             backup: Some(backup),
@@ -152,6 +197,8 @@ impl Follower {
             closer: Some(closer),
             heartbeat: Some(heartbeat),
             queue: ReceiveQueue::new(Limits::default(), log),
+            fetch,
+            divergence: None,
             actions: Vec::new(),
             bytes: Vec::new(),
             verdict: None,
@@ -178,19 +225,24 @@ impl Follower {
     /// good. Blocks while too much is held.
     pub fn on_bytes(&self, bytes: &[u8], entries: &mut Vec<LogEntry>) -> bool {
         let mut inner = self.lock();
-        while inner.queue.is_full() && inner.verdict.is_none() {
+        while inner.is_full() && inner.verdict.is_none() {
             inner = self.changed.wait_timeout(inner, LOOK_AROUND).unwrap_or_else(PoisonError::into_inner).0;
         }
         if inner.closer.is_none() {
             return false;
         }
         let result = inner.receiver.on_bytes(bytes, entries);
-        if !entries.is_empty() {
-            inner.entry_ns = self.clock.now_ns();
-        }
-        inner.queue.push_all(entries);
         let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
-        self.step(&mut inner, BackupEvent::Received { up_to, released });
+        let reads = match inner.take_in(entries, self.clock.now_ns()) {
+            Ok(reads) => reads,
+            Err(error) => {
+                tracing::error!(%error, "the primary's entries");
+                self.step(&mut inner, BackupEvent::ChannelBroken);
+                return false;
+            }
+        };
+        self.step(&mut inner, BackupEvent::Received { up_to, released, reads });
+        inner.hold();
         match result {
             Ok(from) => {
                 if from.goodbye.is_some() {
@@ -204,6 +256,49 @@ impl Follower {
                 false
             }
         }
+    }
+
+    /// Whether this backup is to read the shared disk itself.
+    pub fn reads_disk(&self) -> bool {
+        let inner = self.lock();
+        inner.fetch.is_some() && inner.closer.is_some()
+    }
+
+    /// Uses a new connection to the disk server for reads.
+    pub fn connect_disk(&self, disk: RequestSender) {
+        let mut inner = self.lock();
+        let follows = inner.closer.is_some();
+        match &mut inner.fetch {
+            Some(fetch) if follows => fetch.connect(disk),
+            _ => disk.close(),
+        }
+    }
+
+    /// Takes the disk server's answer to a read; whether its connection is still of use.
+    pub fn fetched(&self, answer: DiskAnswer) -> bool {
+        let mut inner = self.lock();
+        let Some(fetch) = &mut inner.fetch else { return false };
+        match fetch.answer(answer) {
+            Fetched::Nothing => return true,
+            Fetched::Data(seq) => {
+                self.step(&mut inner, BackupEvent::Fetched { seq });
+                inner.hold();
+                return true;
+            }
+            Fetched::Wrong(wrong) => {
+                let agreed = inner.digest.map_or(0, |(seq, _)| seq);
+                inner.divergence = Some(fetch::divergence(&wrong, agreed));
+                tracing::error!(%wrong, "the shared disk");
+                self.step(&mut inner, BackupEvent::Diverged);
+            }
+            // The claim that follows is lost, and says to whom.
+            Fetched::Fenced(generation) => {
+                tracing::warn!(generation, "a newer generation than that of the primary is current");
+                self.step(&mut inner, BackupEvent::ChannelBroken);
+            }
+            Fetched::Refused(reason) => tracing::error!(reason, "the disk server refuses a read"),
+        }
+        false
     }
 
     fn step(&self, inner: &mut Inner, event: BackupEvent<Output>) {
@@ -226,9 +321,9 @@ impl Follower {
 
     fn perform(&self, inner: &mut Inner, backup: &Backup<Output>, now: u64, action: BackupAction<Output>) {
         match action {
-            BackupAction::SendAck { executed, .. } => {
+            BackupAction::SendAck { received, executed } => {
                 let Inner { receiver, bytes, .. } = inner;
-                receiver.ack(executed, bytes);
+                receiver.ack_up_to(received, executed, bytes);
                 write(inner);
             }
             BackupAction::SendHeartbeat(beat) => {
@@ -236,12 +331,16 @@ impl Follower {
                     send_heartbeat(link, Role::Backup, beat, backup.received(), backup.executed());
                 }
             }
-            BackupAction::SendLeft => {
+            BackupAction::SendLeft { reason } => {
                 let Inner { receiver, bytes, .. } = inner;
-                receiver.goodbye("the backup diverged", bytes).expect("a short text fits a message");
+                receiver.goodbye(&reason.to_string(), bytes).expect("a short text fits a message");
                 write(inner);
             }
             BackupAction::CloseChannel => {
+                inner.move_held(backup.received());
+                if let Some(fetch) = &mut inner.fetch {
+                    fetch.close();
+                }
                 inner.writer = None;
                 if let Some(closer) = inner.closer.take() {
                     closer.close();
@@ -316,6 +415,7 @@ impl Follower {
             digest: inner.digest,
             digests: inner.digests,
             outputs: inner.outputs,
+            disk_reads: inner.fetch.as_ref().map(Fetch::counts),
         }
     }
 
@@ -327,6 +427,7 @@ impl Follower {
             match self.take(&mut entries) {
                 Some(Verdict::Halt(reason)) => {
                     let replayer = Box::new(replayer);
+                    let divergence = divergence.or_else(|| self.lock().divergence.take());
                     return FollowEnd::Halted { reason, divergence, replayer };
                 }
                 Some(Verdict::Live { generation, resend }) => {

@@ -156,7 +156,7 @@ impl Host {
         Ok(())
     }
 
-    fn disk_address(&self) -> DiskAddress {
+    pub(super) fn disk_address(&self) -> DiskAddress {
         DiskAddress {
             server: self.config.args.disk_server.clone(),
             vm: self.config.args.vm.clone(),
@@ -248,7 +248,14 @@ impl Host {
         claims: Claims,
         disk: Option<DiskClient>,
     ) -> anyhow::Result<Arc<Leader>> {
-        let leader = Arc::new(Leader::new(primary, outside, self.clock, self.control.0.clone(), claims));
+        let leader = Arc::new(Leader::new(
+            primary,
+            outside,
+            self.clock,
+            self.control.0.clone(),
+            claims,
+            self.config.backup_reads,
+        ));
         let (of_disk, queue, address) = (leader.clone(), self.control.0.clone(), self.disk_address());
         start("disk", move || threads::disk(of_disk, queue, address, disk))?;
         let of_ticks = leader.clone();

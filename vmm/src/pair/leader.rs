@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender as Queue;
-use ft::{HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState};
+use ft::reads::without_data;
+use ft::{HaltReason, Primary, PrimaryAction, PrimaryEvent, PrimaryState, ReadTracker};
 use logchannel::heartbeat::{Heartbeat, Role};
 use logchannel::sender::Sender;
 use logchannel::tcp::{ChannelWriter, Closer};
@@ -99,6 +100,8 @@ struct Inner {
     link: Option<Link>,
     pairing: Pairing,
     outside: Outside,
+    /// Which reads a backup may repeat, if backups are to read the disk themselves.
+    reads: Option<ReadTracker>,
     actions: Vec<PrimaryAction<Output>>,
     tell_released: bool,
     goodbye: bool,
@@ -119,19 +122,21 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// A leader without a backup.
+    /// A leader without a backup; with `backup_reads`, its backups read the disk themselves.
     pub fn new(
         primary: Primary<Output>,
         outside: Outside,
         clock: HostClock,
         control: Queue<Control>,
         claims: Claims,
+        backup_reads: bool,
     ) -> Self {
         let inner = Inner {
             primary,
             link: None,
             pairing: 0,
             outside,
+            reads: backup_reads.then(ReadTracker::default),
             actions: Vec::new(),
             tell_released: false,
             goodbye: false,
@@ -207,9 +212,11 @@ impl Leader {
                 inner.digests += 1;
             }
             let mut size = 0;
+            let on_disk = inner.reads.as_mut().and_then(|reads| reads.follow(&entry.event, output.as_ref()));
             if let Some(link) = &mut inner.link {
                 let before = link.sender.buffer().bytes();
-                if let Err(error) = link.sender.append(&entry) {
+                let short = on_disk.map(|offset| without_data(&entry, offset));
+                if let Err(error) = link.sender.append(short.as_ref().unwrap_or(&entry)) {
                     tracing::error!(%error, seq = entry.seq, "log entry");
                     self.step(&mut inner, PrimaryEvent::ChannelBroken);
                 } else {
@@ -331,7 +338,12 @@ impl Leader {
     /// Sends outputs again that the dead primary may not have let go.
     pub fn resend(&self, outputs: impl IntoIterator<Item = Output>) {
         let mut inner = self.lock();
-        outputs.into_iter().for_each(|output| inner.outside.send(output));
+        for output in outputs {
+            if let (Output::Disk(request), Some(reads)) = (&output, &mut inner.reads) {
+                reads.inherit(request);
+            }
+            inner.outside.send(output);
+        }
     }
 
     /// When `Tick` is due.

@@ -18,6 +18,7 @@
 pub mod backup;
 pub mod claims;
 pub mod digests;
+pub mod fetch;
 pub mod follower;
 pub mod host;
 pub mod leader;

@@ -63,6 +63,7 @@ pub fn run_live(
             claimant: host.claimant,
             heartbeat_port: heartbeats.local_addr().port(),
             transfer: false,
+            backup_reads: host.config.backup_reads,
         };
         eprintln!("lockstep: waiting for the backup at {address}");
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
@@ -133,7 +134,8 @@ pub(super) fn greet_backup(
     let generation = generation.context("this process has a backup, or does not hold its generation")?;
     let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
     let heartbeat_port = heartbeats.local_addr().port();
-    let hello = Hello { config: config.pair(), generation, claimant, heartbeat_port, transfer: true };
+    let (machine, backup_reads) = (config.pair(), config.backup_reads);
+    let hello = Hello { config: machine, generation, claimant, heartbeat_port, transfer: true, backup_reads };
     let (connection, welcome) = logchannel::tcp::connect(to, &hello, wait_for_backup)?;
     Ok(Joining { connection, welcome, heartbeats })
 }

@@ -107,6 +107,13 @@ impl DiskAddress {
         let opened = client.open(&self.vm, &self.disk, Some(self.bytes), self.claimant)?;
         Ok((client, opened))
     }
+
+    /// Connects and opens the disk if it exists, for reads only.
+    fn open_existing(&self) -> Result<(DiskClient, disk_server::protocol::Opened), ClientError> {
+        let mut client = DiskClient::connect(&self.server, CALL_DEADLINE)?;
+        let opened = client.open(&self.vm, &self.disk, None, self.claimant)?;
+        Ok((client, opened))
+    }
 }
 
 /// Completions from the disk server to the guest; connects anew for as long as it takes. Requests in flight
@@ -157,6 +164,31 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
         if control.send(Control::Input(done)).is_err() {
             return ClientError::Closed { server: String::new(), reason: "the guest is gone".into() };
         }
+    }
+}
+
+/// What a backup reads from the shared disk itself; connects anew as long as it follows. Reads without an
+/// answer are repeated on each connection.
+pub fn reads(follower: &Follower, address: &DiskAddress) {
+    while follower.reads_disk() {
+        match address.open_existing().and_then(|(client, opened)| client.split(opened.disk)) {
+            Ok((sender, mut answers)) => {
+                follower.connect_disk(sender);
+                let lost = loop {
+                    match answers.next_answer() {
+                        Ok(answer) => {
+                            if !follower.fetched(answer) {
+                                break "given up".to_string();
+                            }
+                        }
+                        Err(error) => break error.to_string(),
+                    }
+                };
+                tracing::info!(lost, "connection to the disk server");
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the shared disk"),
+        }
+        std::thread::sleep(RECONNECT_EVERY);
     }
 }
 
