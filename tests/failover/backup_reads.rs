@@ -1,15 +1,24 @@
-//! What the log is spared when the backup reads the shared disk itself.
+//! What the log is spared when the backup reads the shared disk itself; and one backup after the other in one
+//! boot of Linux, which is mostly reads.
 
 use std::path::Path;
 
-use anyhow::ensure;
-use lockstep::cluster::{Cluster, Part};
+use anyhow::{bail, ensure};
+use lockstep::cluster::{Cluster, Part, ping};
 
 use crate::machine::{LINUX, LINUX_READS, Machine};
-use crate::support::{case, number, shut_down, wait_replicating};
+use crate::redundancy::replicate;
+use crate::support::{
+    case, in_directory, number, on, one_live_copy, shut_down, wait_alone, wait_for_status, wait_replicating,
+};
 
 /// By how much the log of a boot must be smaller, at least.
-const SMALLER: u64 = 4;
+const SMALLER: u64 = 10;
+
+/// A boot has some two hundred reads; with so many made, most are still to come.
+const FEW: u64 = 5;
+/// Boots tried until one is not over when the second backup has joined.
+const ATTEMPTS: u32 = 4;
 
 /// What a boot cost.
 struct Boot {
@@ -54,4 +63,46 @@ fn linux_boots_with_a_fraction_of_the_log() {
         );
         Ok(())
     });
+}
+
+#[test]
+fn backups_read_on_where_others_died_in_the_middle_of_a_boot() {
+    const NAME: &str = "backups_read_on_where_others_died_in_the_middle_of_a_boot";
+    on(&LINUX_READS, NAME, || {
+        for _ in 0..ATTEMPTS {
+            if in_directory(twice_in_a_boot)? {
+                return Ok(());
+            }
+            println!("the boot was over too soon");
+        }
+        bail!("{ATTEMPTS} boots were over before the second backup had anything to read")
+    });
+}
+
+/// The primary dies while the guest boots; the backup boots on, gets a backup by state transfer, and dies in
+/// its turn. Whether the second backup had to read.
+fn twice_in_a_boot(directory: &Path) -> anyhow::Result<bool> {
+    let mut cluster = Cluster::start_services(LINUX_READS.options(directory), |_| {})?;
+    cluster.start_backup()?;
+    cluster.start_primary()?;
+    let has_read = |least| move |status: &_| number(status, "/backup/disk_reads/reads") >= least;
+    wait_for_status(&mut cluster, Part::Backup, "the first backup to read", has_read(FEW))?;
+    cluster.kill(Part::Primary)?;
+    wait_alone(&mut cluster, Part::Backup)?;
+    cluster.promote_backup()?;
+    cluster.start_backup()?;
+    replicate(&cluster, cluster.backup_address())?;
+    wait_replicating(&mut cluster, 0)?;
+    let (port, mut reads) = (cluster.port(), 0);
+    cluster.wait("the second backup to read, or the guest to answer", |cluster| {
+        reads = number(&cluster.status(Part::Backup)?, "/backup/disk_reads/reads");
+        Ok(reads >= FEW || ping(port).unwrap_or(false))
+    })?;
+    cluster.kill(Part::Primary)?;
+    wait_alone(&mut cluster, Part::Backup)?;
+    one_live_copy(&mut cluster, Part::Backup, 3)?;
+    cluster.wait_for_guest()?;
+    println!("the second backup had made {reads} reads when it went live");
+    shut_down(&mut cluster, Part::Backup, false)?;
+    Ok(reads >= FEW)
 }

@@ -4,7 +4,7 @@
 //!   failovers    each kind of fault at a random moment; then linearizable answers, every connection kept,
 //!                one live copy, and the disk's image equal to what the clients read last
 //!   redundancy   a new backup by state transfer, again and again; transfers that are cut off or hang
-//!   backup_reads what the log of a boot is spared when the backup reads the disk itself
+//!   backup_reads backups that read the disk themselves, one after the other; what the log is spared
 //!   redis_tools  Debian's redis-cli and redis-benchmark, across a failover
 //!   restart      everything killed at once and started again on the same disk
 //! ```

@@ -34,7 +34,7 @@ fn start_load(cluster: &Cluster, seed: u64) -> anyhow::Result<Running> {
 }
 
 /// `lockstep replicate`, as a person would.
-fn replicate(cluster: &Cluster, to: &str) -> anyhow::Result<()> {
+pub fn replicate(cluster: &Cluster, to: &str) -> anyhow::Result<()> {
     let socket = cluster.control(Part::Primary);
     let program = env!("CARGO_BIN_EXE_lockstep");
     let output = Command::new(program).arg("replicate").arg(socket).args(["--to", to]).output()?;

@@ -255,6 +255,7 @@ fn means(difference: &Difference) -> &'static str {
         }
         Difference::State { expected, found } => part(expected, found),
         Difference::InputRefused { .. } => "refusal",
+        Difference::DiskData { .. } => "disk",
         Difference::ClockBackwards { .. } => "clock",
     }
 }

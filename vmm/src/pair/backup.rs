@@ -91,7 +91,7 @@ pub fn run_backup(
                 parts.leader = Some(leader.clone());
                 parts.failover = Some(times);
                 parts.follower = None;
-                parts.backup = Some(status);
+                parts.backup = Some(*status);
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
             let mut live = host.live(recorder, leader, None);

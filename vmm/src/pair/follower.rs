@@ -136,7 +136,7 @@ pub enum FollowEnd<M> {
         /// When what happened.
         times: FailoverTimes,
         /// Its last numbers as a backup.
-        status: FollowerStatus,
+        status: Box<FollowerStatus>,
         /// When the last entry arrived, host nanoseconds.
         entry_ns: u64,
     },
@@ -431,7 +431,7 @@ impl Follower {
                     return FollowEnd::Halted { reason, divergence, replayer };
                 }
                 Some(Verdict::Live { generation, resend }) => {
-                    let status = self.status();
+                    let status = Box::new(self.status());
                     let mut inner = self.lock();
                     let backup = Box::new(inner.backup.take().expect("the backup that went live"));
                     let (times, entry_ns, replayer) = (inner.times, inner.entry_ns, Box::new(replayer));
