@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Three machines: minikv on KVM, minikv on the software engine, and Linux with redis there; and Linux once
-//! more with a backup that reads the disk itself. By default 20, 7, 10 and 4 failovers, five minutes. Two
+//! more with a backup that reads the disk itself. By default 20, 7, 10 and 4 failovers, six minutes. Two
 //! hundred, a hundred, and twenty while Linux boots:
 //!
 //! ```text
