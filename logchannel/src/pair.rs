@@ -25,15 +25,14 @@ pub struct PairConfig {
     pub image_digest: [u8; 32],
     /// The guest's command line.
     pub command_line: String,
+    /// Name of the disk, as the disk server knows it.
+    pub disk: String,
     /// Size of the disk, in bytes.
     pub disk_bytes: u64,
     /// MAC address of the guest's network card.
     pub mac: [u8; 6],
     /// Unix time at power-on, nanoseconds. The primary chooses it, the backup adopts it: not compared.
     pub wall_base_ns: u64,
-    /// How many position counts lie between two machine digests, 0 for none. The primary chooses it, the
-    /// backup finds the digests in the log: not compared.
-    pub digest_interval: u64,
 }
 
 /// A field of `PairConfig` that must be equal.
@@ -57,8 +56,10 @@ pub enum Field {
     Image,
     /// `PairConfig::command_line`
     CommandLine,
-    /// `PairConfig::disk_bytes`
+    /// `PairConfig::disk`
     Disk,
+    /// `PairConfig::disk_bytes`
+    DiskSize,
     /// `PairConfig::mac`
     Mac,
 }
@@ -76,7 +77,8 @@ impl Field {
             Field::Memory => "memory size",
             Field::Image => "guest image",
             Field::CommandLine => "guest command line",
-            Field::Disk => "disk size",
+            Field::Disk => "disk",
+            Field::DiskSize => "disk size",
             Field::Mac => "MAC address",
         }
     }
@@ -93,7 +95,8 @@ impl Field {
             Field::Memory => "start both with the same memory size",
             Field::Image => "give both the same guest image",
             Field::CommandLine => "give both the same guest command line",
-            Field::Disk => "give both the same disk",
+            Field::Disk => "give both the same disk (--disk)",
+            Field::DiskSize => "start both with the same disk size",
             Field::Mac => "give both the same MAC address",
         }
     }
@@ -136,7 +139,7 @@ impl PairConfig {
 
     /// What is compared, in the order in which a difference is told: the likeliest cause first. Equal texts
     /// mean equal values.
-    fn comparable(&self) -> [(Field, String); 11] {
+    fn comparable(&self) -> [(Field, String); 12] {
         let hex = |bytes: &[u8], gap: &str| {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(gap)
         };
@@ -147,7 +150,8 @@ impl PairConfig {
             (Field::Clock, quoted(&self.clock)),
             (Field::CpuModel, quoted(&self.cpu_model)),
             (Field::Memory, size(self.memory_bytes)),
-            (Field::Disk, size(self.disk_bytes)),
+            (Field::Disk, quoted(&self.disk)),
+            (Field::DiskSize, size(self.disk_bytes)),
             (Field::Image, hex(&self.image_digest, "")),
             (Field::CommandLine, quoted(&self.command_line)),
             (Field::Mac, hex(&self.mac, ":")),

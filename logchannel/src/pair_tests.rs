@@ -22,10 +22,10 @@ fn every_field_that_matters_is_compared() {
         (Some(Field::Memory), |c| c.memory_bytes += 1),
         (Some(Field::Image), |c| c.image_digest[31] = 1),
         (Some(Field::CommandLine), |c| c.command_line.push('x')),
-        (Some(Field::Disk), |c| c.disk_bytes += 1),
+        (Some(Field::Disk), |c| c.disk.push('x')),
+        (Some(Field::DiskSize), |c| c.disk_bytes += 1),
         (Some(Field::Mac), |c| c.mac[5] = 1),
         (None, |c| c.wall_base_ns = 1),
-        (None, |c| c.digest_interval = 1),
     ];
     for (field, to) in changes {
         assert_eq!(change(&config, to).map(|mismatch| mismatch.field), field);

@@ -46,7 +46,8 @@ fn cases(pair: &Pair) -> Vec<Case> {
             "MAC address",
             ["52:4c:4b:00:00:09", "52:4c:4b:00:00:02"],
         ),
-        case("disk", &["--disk", "larger", "--disk-size", "32"], "disk size", ["32 MiB", "16 MiB"]),
+        case("disk", &["--disk", "other"], "disk", ["\"other\"", "\"disk0\""]),
+        case("disk-size", &["--disk-size", "32"], "disk size", ["32 MiB", "16 MiB"]),
         case("name", &["--vm", "other"], "virtual machine", ["\"other\"", "\"vm0\""]),
         case(
             "image",

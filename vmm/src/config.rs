@@ -309,10 +309,10 @@ impl VmConfig {
             memory_bytes: self.memory_bytes(),
             image_digest: self.image_digest(),
             command_line: self.command_line.clone(),
+            disk: self.disk.clone(),
             disk_bytes: self.disk_bytes(),
             mac: self.args.mac,
             wall_base_ns: self.wall_base_ns,
-            digest_interval: 0,
         }
     }
 

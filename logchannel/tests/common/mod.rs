@@ -45,10 +45,10 @@ pub fn config() -> PairConfig {
         memory_bytes: 64 << 20,
         image_digest: [0x5a; 32],
         command_line: "ip=10.77.0.2/24 port=6379".into(),
+        disk: "root".into(),
         disk_bytes: 256 << 20,
         mac: [0x52, 0x4c, 0x4b, 0, 0, 2],
         wall_base_ns: 1_700_000_000_000_000_000,
-        digest_interval: 10_000,
     }
 }
 

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::VmConfig;
 
 /// Version of the file format; the log's own version is in `Header`.
-pub const RECORDING_VERSION: u16 = 1;
+pub const RECORDING_VERSION: u16 = 2;
 
 /// Longest payload of a frame.
 pub const MAX_PAYLOAD: usize = 16 << 20;
