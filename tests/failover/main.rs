@@ -5,6 +5,8 @@
 //!                one live copy, and the disk's image equal to what the clients read last
 //!   redundancy   a new backup by state transfer, again and again; transfers that are cut off or hang
 //!   redis_tools  Debian's redis-cli and redis-benchmark, across a failover
+//!   nginx        Linux with nginx, loaded by ab, wrk and curl across a failover
+//!   session      a shell on a TCP connection, across a failover
 //!   restart      everything killed at once and started again on the same disk
 //! ```
 //!
@@ -25,15 +27,19 @@
 //! the guest's image, e2fsprogs) skips that machine's tests.
 
 mod aof;
+mod disk_tools;
 mod failovers;
 mod guest_time;
 mod image;
 mod load_run;
 mod machine;
+mod nginx;
 mod proxy;
 mod redis_tools;
 mod redundancy;
 mod restart;
+mod session;
 mod spin;
 mod summary;
 mod support;
+mod tools;

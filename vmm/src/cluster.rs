@@ -25,6 +25,8 @@ pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 /// Longest wait for anything where the options do not say, generous for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Of minikv, and of redis.
+const REDIS_PORT: u16 = 6379;
 
 /// Which process, by what it does at the moment: a backup that went live is the primary once the cluster was
 /// told so (`Cluster::promote_backup`).
@@ -52,6 +54,9 @@ impl Part {
     }
 }
 
+/// Asks the service behind a port of this host whether it answers; errors are no answer.
+pub type Probe = fn(u16) -> std::io::Result<bool>;
+
 /// What kind of cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -69,6 +74,10 @@ pub struct ClusterOptions {
     pub pair_options: Vec<String>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
+    /// TCP port of the guest's service, which a port of this host reaches.
+    pub guest_port: u16,
+    /// Whether the service behind a port of this host answers.
+    pub answers: Probe,
     /// Longest wait for anything; a guest's boot takes longest.
     pub patience: Duration,
 }
@@ -84,6 +93,8 @@ impl ClusterOptions {
             vm_options: Vec::new(),
             pair_options: Vec::new(),
             disk_options: Vec::new(),
+            guest_port: REDIS_PORT,
+            answers: ping,
             patience: PATIENCE,
         }
     }
@@ -160,8 +171,8 @@ impl Cluster {
     }
 
     fn start_lan(&mut self) -> anyhow::Result<()> {
-        let (listen, forward) = (self.lan_endpoint(), "127.0.0.1:0=10.77.0.2:6379");
-        self.spawn(Part::Lan, &words(&["lan", "--listen", &listen, "--forward", forward]))?;
+        let forward = format!("127.0.0.1:0=10.77.0.2:{}", self.options.guest_port);
+        self.spawn(Part::Lan, &words(&["lan", "--listen", &self.lan_endpoint(), "--forward", &forward]))?;
         let line = self.wait_for_line(Part::Lan, 0, "lan forwarding ")?;
         let address = line.split('=').next().unwrap_or_default();
         let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
@@ -227,10 +238,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the guest answers a PING.
+    /// Waits until the guest's service answers.
     pub fn wait_for_guest(&mut self) -> anyhow::Result<()> {
-        let port = self.port;
-        self.wait("the guest to answer", |_| Ok(ping(port).unwrap_or(false)))
+        let (port, answers) = (self.port, self.options.answers);
+        self.wait("the guest to answer", |_| Ok(answers(port).unwrap_or(false)))
     }
 
     /// Waits until `done`, and for no process to have ended meanwhile that should run.

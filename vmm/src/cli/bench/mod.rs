@@ -2,11 +2,15 @@
 
 pub mod cpu;
 mod failover;
+pub mod recording;
 mod service;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::cluster::{Cluster, ClusterOptions};
@@ -22,6 +26,8 @@ pub enum What {
     Failover,
     /// The software CPU beside the host's own and QEMU's: nine kernels, and boots. Not among `all`.
     Cpu,
+    /// Redis under load, recorded: bytes of a request, and how long the replay takes. Not among `all`.
+    Recording,
 }
 
 /// Options of `lockstep bench`.
@@ -31,6 +37,7 @@ pub enum What {
   lockstep bench service --seconds 2
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
   lockstep bench cpu --qemu --repeat 3    # the software CPU, about six minutes; needs guest images
+  lockstep bench recording                # a minute of redis, replayed five times: about six minutes
 
 Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
 pub struct BenchArgs {
@@ -55,6 +62,9 @@ pub struct BenchArgs {
     /// Of `cpu`.
     #[command(flatten)]
     pub cpu: cpu::CpuArgs,
+    /// Of `recording`.
+    #[command(flatten)]
+    pub recording: recording::RecordingArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -70,6 +80,9 @@ struct Results {
 pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     if args.what == What::Cpu {
         return cpu::run(&args.cpu, args.json);
+    }
+    if args.what == What::Recording {
+        return recording::run(&args.recording, args.json);
     }
     let host = crate::cli::doctor::examine();
     let mut results = Results { host, service: None, failover: None };
@@ -120,4 +133,10 @@ fn quantile(values: &[f64], q: f64) -> f64 {
         0 => f64::NAN,
         len => sorted[((len - 1) as f64 * q).round() as usize],
     }
+}
+
+/// CPU time that a process has used; of one that is gone, 0.
+fn cpu_ns(pid: u32) -> u64 {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
+    clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }

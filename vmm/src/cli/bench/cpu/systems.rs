@@ -7,9 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use guest_images::cache::Guest;
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
 
+use super::super::cpu_ns;
 use super::images::Images;
 use crate::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
 use crate::io::clock::HostClock;
@@ -316,12 +315,6 @@ fn read_lines(mut stream: impl Read + Send + 'static, pid: u32, into: Sender<Lin
     };
     std::thread::Builder::new().name("lines".into()).spawn(read)?;
     Ok(())
-}
-
-/// CPU time that a process has used; of one that is gone, 0.
-fn cpu_ns(pid: u32) -> u64 {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
-    clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
 /// Reads what `cpubench` said.
