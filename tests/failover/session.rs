@@ -1,4 +1,4 @@
-//! A shell on a TCP connection, as over telnet: its host dies in the middle of a loop, and the session goes on.
+//! A shell on a TCP connection, as over telnet: its host dies in the middle of a loop, and it goes on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

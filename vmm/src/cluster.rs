@@ -258,11 +258,7 @@ impl Cluster {
             }
             for part in self.parts() {
                 if let Some(status) = self.ended(part)? {
-                    bail!(
-                        "{} ended ({status}) while waiting for {what}:\n{}",
-                        part.name(),
-                        self.log_tail(part)
-                    );
+                    bail!("{} ended ({status}) while waiting for {what}:{}", part.name(), self.tails(part));
                 }
             }
             ensure!(HostClock.now_ns() < end, "waited {} s for {what}", patience.as_secs());
@@ -341,6 +337,13 @@ impl Cluster {
         let text = self.log_text(part);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// The ends of a process' log and of the other half's, which may have had a hand in it.
+    fn tails(&self, part: Part) -> String {
+        let halves = [Part::Primary, Part::Backup].into_iter().filter(|half| *half != part);
+        let told = std::iter::once(part).chain(halves.filter(|half| self.children.contains_key(half)));
+        told.map(|part| format!("\n{}:\n{}", part.name(), self.log_tail(part))).collect()
     }
 
     /// A process' control socket.
