@@ -4,9 +4,9 @@
 //!   advance ──▶ append + flush ──▶ clock, inputs ──▶ (waits? flush, block until input or due) ──▶ advance
 //! ```
 //!
-//! A batch goes to the channel when it holds an output, when enough is pending, and when the guest stands still
-//! with entries that are not quite new: no timer lies on the path of an output, and an idle guest's timer ticks
-//! share frames.
+//! A batch goes to the channel when it holds an output, when enough is pending, and when the guest stands
+//! still with entries that are not quite new: no timer lies on the path of an output, and an idle guest's
+//! timer ticks share frames.
 //!
 //! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time
 //! it waits for at once, a disk request completes where it was made, the guest standing still meanwhile, and

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   round ──▶ for each system: start ──▶ idle ──▶ GET, SET × 1, 50 connections ──▶ end
+//!                                               └▶ ours: 50 at half of what the unreplicated one answered
 //! ```
 //!
 //! A system runs alone, and the rounds go through all of them in turn, so that what drifts on the host drifts
-//! for all. The same client loads every one, over loopback.
+//! for all. The same client loads every one, over loopback. At saturation the processes of a pair share this
+//! host's cores, which stand for three hosts; at half load a client sees what replication does to it.
 
 mod report;
 mod systems;
@@ -18,7 +20,7 @@ use load::{Load, Pace, Throughput};
 
 use super::{BenchArgs, say};
 use crate::io::clock::HostClock;
-use report::{Idle, Measured, Rounds, Servers};
+use report::{Idle, Kind, Measured, Rounds, Servers};
 use systems::{Server, System, available};
 
 const VALUE_BYTES: usize = 16;
@@ -34,9 +36,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     let systems = available(all);
     let mut rounds: BTreeMap<System, Rounds> = BTreeMap::new();
     for round in 1..=args.rounds.max(1) {
+        // Of this round's unreplicated guest, by command.
+        let mut halves = BTreeMap::new();
         for system in &systems {
             say(&format!("round {round} of {}: {}", args.rounds.max(1), system.name()));
-            one(*system, args, rounds.entry(*system).or_default())?;
+            one(*system, args, &mut halves, rounds.entry(*system).or_default())?;
         }
     }
     let servers = Servers::new(&args.guest, &rounds);
@@ -50,25 +54,41 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
 }
 
 /// One run of everything on one system.
-fn one(system: System, args: &BenchArgs, into: &mut Rounds) -> anyhow::Result<()> {
+fn one(
+    system: System,
+    args: &BenchArgs,
+    halves: &mut BTreeMap<&'static str, f64>,
+    into: &mut Rounds,
+) -> anyhow::Result<()> {
     let server = Server::start(system, &args.guest)?;
     into.boots_s.push(server.boot_s);
     into.idle.push(idle(&server)?);
     for (command, set_percent) in [("GET", 0), ("SET", 100)] {
+        let load = |connections, pace, length: f64| Load {
+            address: SocketAddr::from(([127, 0, 0, 1], server.port)),
+            connections,
+            pipeline: 1,
+            set_percent,
+            value_bytes: VALUE_BYTES,
+            duration: Duration::from_secs_f64(args.seconds * length),
+            pace,
+            seed: 1,
+        };
+        let mut most = 0.0;
         for connections in [1, 50] {
-            let load = Load {
-                address: SocketAddr::from(([127, 0, 0, 1], server.port)),
-                connections,
-                pipeline: 1,
-                set_percent,
-                value_bytes: VALUE_BYTES,
-                duration: Duration::from_secs_f64(args.seconds * WARM_UP),
-                pace: Pace::Closed,
-                seed: 1,
-            };
-            load::throughput::run(&load)?;
-            let load = Load { duration: Duration::from_secs_f64(args.seconds), ..load };
-            into.loads.entry((command, connections)).or_default().push(measure(&server, &load)?);
+            load::throughput::run(&load(connections, Pace::Closed, WARM_UP))?;
+            let measured = measure(&server, &load(connections, Pace::Closed, 1.0))?;
+            most = measured.requests_per_s;
+            let kind = Kind { command, connections, half: false };
+            into.loads.entry(kind).or_default().push(measured);
+        }
+        if system == System::Unreplicated {
+            halves.insert(command, most / 2.0);
+        }
+        if let (true, Some(&rate)) = (system.is_ours(), halves.get(command)) {
+            let measured = measure(&server, &load(50, Pace::Open { rate }, 1.0))?;
+            let kind = Kind { command, connections: 50, half: true };
+            into.loads.entry(kind).or_default().push(measured);
         }
     }
     Ok(())

@@ -7,12 +7,27 @@ use serde::Serialize;
 use super::systems::System;
 use crate::cli::bench::{heartbeat_bytes_per_s, quantile};
 
-/// Replicated to unreplicated at 50 connections, at least.
+/// Replicated to unreplicated at 50 connections and half load, at least.
 const AIM_REPLICATED: f64 = 0.90;
 /// Replicated to QEMU that records, one connection, at least.
 const AIM_OVER_RECORD: f64 = 5.0;
 /// An idle pair's log, at most.
 const AIM_IDLE_MBIT_PER_S: f64 = 0.05;
+
+/// A kind of load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Kind {
+    pub command: &'static str,
+    pub connections: u32,
+    /// Half of what the unreplicated guest answers is asked, however fast answers come; else as much as goes.
+    pub half: bool,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}{}", self.command, self.connections, if self.half { " at half load" } else { "" })
+    }
+}
 
 /// One measurement of one load.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -39,8 +54,7 @@ pub struct Idle {
 /// All rounds of one system.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    /// By command and number of connections.
-    pub loads: BTreeMap<(&'static str, u32), Vec<Measured>>,
+    pub loads: BTreeMap<Kind, Vec<Measured>>,
     pub idle: Vec<Idle>,
     /// Start to first answer, seconds.
     pub boots_s: Vec<f64>,
@@ -49,8 +63,8 @@ pub struct Rounds {
 /// One load on one system.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
-    command: &'static str,
-    connections: u32,
+    #[serde(flatten)]
+    kind: Kind,
     system: System,
     #[serde(flatten)]
     measured: Measured,
@@ -88,16 +102,12 @@ fn median_of_some<T>(rounds: &[T], of: impl Fn(&T) -> Option<f64>) -> Option<f64
     (!some.is_empty()).then(|| quantile(&some, 0.5))
 }
 
-fn key(command: &str, connections: u32) -> String {
-    format!("{command} {connections}")
-}
-
 impl Servers {
     /// Of all rounds.
     pub fn new(guest: &str, rounds: &BTreeMap<System, Rounds>) -> Self {
         let (mut loads, mut rest) = (Vec::new(), Vec::new());
         for (system, rounds) in rounds {
-            for ((command, connections), measured) in &rounds.loads {
+            for (kind, measured) in &rounds.loads {
                 let measured = Measured {
                     requests_per_s: median(measured, |m| m.requests_per_s),
                     p50_us: median(measured, |m| m.p50_us),
@@ -106,7 +116,7 @@ impl Servers {
                     log_bytes_per_request: median_of_some(measured, |m| m.log_bytes_per_request),
                     errors: measured.iter().map(|m| m.errors).sum(),
                 };
-                loads.push(Row { command, connections: *connections, system: *system, measured });
+                loads.push(Row { kind: *kind, system: *system, measured });
             }
             let idle = Idle {
                 cpu: median(&rounds.idle, |idle| idle.cpu),
@@ -114,7 +124,7 @@ impl Servers {
             };
             rest.push(Rest { system: *system, boot_s: median(&rounds.boots_s, |s| *s), idle });
         }
-        loads.sort_by_key(|row| (row.command, row.connections, row.system));
+        loads.sort_by_key(|row| (row.kind, row.system));
         let idle = rest.iter().find(|rest| rest.system == System::Replicated);
         let heartbeats = heartbeat_bytes_per_s() * 8.0 / 1e6;
         Self {
@@ -136,10 +146,12 @@ impl Servers {
             }
         };
         for command in ["GET", "SET"] {
-            let ratio = self.replicated_over_unreplicated.get(&key(command, 50));
-            least(&format!("{command} of 50, replicated to unreplicated"), ratio, AIM_REPLICATED);
-            let ratio = self.replicated_over_qemu_record.get(&key(command, 1));
-            least(&format!("{command} of 1, replicated to QEMU record"), ratio, AIM_OVER_RECORD);
+            let kind = Kind { command, connections: 50, half: true }.to_string();
+            let ratio = self.replicated_over_unreplicated.get(&kind);
+            least(&format!("{kind}, replicated to unreplicated"), ratio, AIM_REPLICATED);
+            let kind = Kind { command, connections: 1, half: false }.to_string();
+            let ratio = self.replicated_over_qemu_record.get(&kind);
+            least(&format!("{kind}, replicated to QEMU record"), ratio, AIM_OVER_RECORD);
         }
         if let Some(idle) = self.idle_mbit_per_s.filter(|idle| *idle > AIM_IDLE_MBIT_PER_S) {
             missed.push(format!("the idle log: {idle:.3} Mbit/s, at most {AIM_IDLE_MBIT_PER_S}"));
@@ -151,28 +163,24 @@ impl Servers {
     pub fn print(&self) {
         println!("{} under load, each request answered before the next one of its connection", self.guest);
         println!(
-            "  {:<4} {:>5}  {:<13} {:>9} {:>9} {:>9} {:>11} {:>11}",
-            "", "conns", "", "req/s", "p50 µs", "p99 µs", "CPU µs/req", "log B/req"
+            "  {:<20} {:<13} {:>9} {:>9} {:>9} {:>11} {:>11}",
+            "command, connections", "", "req/s", "p50 µs", "p99 µs", "CPU µs/req", "log B/req"
         );
         let mut last = None;
-        for row in &self.loads {
-            let (m, load) = (&row.measured, (row.command, row.connections));
-            let (command, connections) = match last == Some(load) {
-                true => ("", String::new()),
-                false => (row.command, row.connections.to_string()),
-            };
-            last = Some(load);
+        for Row { kind, system, measured: m } in &self.loads {
+            let name = if last == Some(kind) { String::new() } else { kind.to_string() };
+            last = Some(kind);
             let log = m.log_bytes_per_request.map_or("-".into(), |bytes| format!("{bytes:.0}"));
             println!(
-                "  {command:<4} {connections:>5}  {:<13} {:>9.0} {:>9.0} {:>9.0} {:>11.1} {log:>11}",
-                row.system.name(),
+                "  {name:<20} {:<13} {:>9.0} {:>9.0} {:>9.0} {:>11.1} {log:>11}",
+                system.name(),
                 m.requests_per_s,
                 m.p50_us,
                 m.p99_us,
                 m.cpu_us_per_request
             );
             if m.errors > 0 {
-                println!("  {:<4} {:>5}  {} error replies", "", "", m.errors);
+                println!("  {:<20} {} error replies", "", m.errors);
             }
         }
         println!("\n  {:<13} {:>8} {:>10} {:>14}", "", "boot s", "idle CPU", "idle Mbit/s");
@@ -197,16 +205,12 @@ impl Servers {
 
 /// Answered requests of the pair to those of `other`, by load.
 fn ratios(loads: &[Row], other: System) -> BTreeMap<String, f64> {
-    let find = |like: &Row, system: System| {
-        loads.iter().find(|row| {
-            (row.system, row.command, row.connections) == (system, like.command, like.connections)
-        })
-    };
+    let find = |kind: Kind, system: System| loads.iter().find(|row| (row.kind, row.system) == (kind, system));
     let of_pair = loads.iter().filter(|row| row.system == System::Replicated);
     of_pair
         .filter_map(|row| {
-            let ratio = row.measured.requests_per_s / find(row, other)?.measured.requests_per_s;
-            Some((key(row.command, row.connections), ratio))
+            let other = find(row.kind, other)?;
+            Some((row.kind.to_string(), row.measured.requests_per_s / other.measured.requests_per_s))
         })
         .collect()
 }

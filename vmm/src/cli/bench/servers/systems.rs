@@ -57,6 +57,11 @@ impl System {
         }
     }
 
+    /// Whether it is our guest.
+    pub fn is_ours(self) -> bool {
+        matches!(self, System::Unreplicated | System::Recorded | System::Replicated)
+    }
+
     /// What it needs of this host, if that is missing.
     pub fn missing(self) -> Option<&'static str> {
         let (program, why) = match self {
@@ -93,10 +98,7 @@ impl Server {
     /// Starts one and waits until it answers.
     pub fn start(system: System, guest: &str) -> anyhow::Result<Self> {
         let started_ns = HostClock.now_ns();
-        let (port, kept) = match system {
-            System::Unreplicated | System::Recorded | System::Replicated => ours(system, guest)?,
-            _ => theirs(system, guest)?,
-        };
+        let (port, kept) = if system.is_ours() { ours(system, guest)? } else { theirs(system, guest)? };
         let boot_s = (HostClock.now_ns() - started_ns) as f64 / 1e9;
         Ok(Self { port, boot_s, kept })
     }
