@@ -2,6 +2,7 @@
 # First process of the guest `busybox`: makes the usual file systems and devices, then gives a shell on the
 # console. Words of the kernel's command line that the kernel does not know come as environment variables:
 #   ip=ADDRESS/PREFIX gw=ADDRESS   network
+#   session=PORT                   a shell for whoever connects to this TCP port by telnet, without a password
 #   run="COMMANDS"                 runs them instead of a shell, then switches the machine off
 export PATH=/bin:/sbin HOME=/ TERM="${TERM:-vt100}"
 mount -t proc proc /proc
@@ -24,6 +25,8 @@ if [ -n "$ip" ] && [ -e /sys/class/net/eth0 ]; then
     ip link set eth0 up
     [ -n "$gw" ] && ip route add default via "$gw"
 fi
+
+[ -n "$session" ] && telnetd -p "$session" -l /bin/sh
 
 if [ -n "$run" ]; then
     sh -c "$run"

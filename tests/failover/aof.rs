@@ -9,31 +9,17 @@
 //!
 //! Redis' documentation "Redis persistence" describes the parts, the comments in its rdb.h the base.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use load::resp::{self, Reply};
 
+use crate::disk_tools::{check_file_system, copy_sparse, debugfs};
 use crate::image::Contents;
 
 const DISK: &str = "disks/vms/vm0/disks/redis.img";
 const PARTS: &str = "appendonlydir";
 const MANIFEST: &str = "appendonly.aof.manifest";
-/// Of Debian's e2fsprogs, which making the guest's disk needs too.
-const TOOLS: [&str; 2] = ["e2fsck", "debugfs"];
-
-/// What reading a disk needs and is not here.
-pub fn missing_tool() -> Option<String> {
-    let runs = |tool: &&str| {
-        let found = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        found.is_ok_and(|status| status.success())
-    };
-    let missing = TOOLS.iter().find(|tool| !runs(tool))?;
-    Some(format!("no {missing} here: apt-get install e2fsprogs"))
-}
 
 /// The data set in the append-only file on the disk of the cluster in `directory`. The image is only read.
 pub fn read(directory: &Path) -> anyhow::Result<Contents> {
@@ -41,11 +27,9 @@ pub fn read(directory: &Path) -> anyhow::Result<Contents> {
     let copy = place.path().join("disk.img");
     copy_sparse(&directory.join(DISK), &copy)?;
     check_file_system(&copy)?;
-    let dump = format!("rdump /var/lib/redis/{PARTS} {}", place.path().display());
-    let output = Command::new("debugfs").args(["-R", &dump]).arg(&copy).output()?;
+    let said = debugfs(&copy, false, &[format!("rdump /var/lib/redis/{PARTS} {}", place.path().display())])?;
     let parts = place.path().join(PARTS);
-    let manifest = std::fs::read_to_string(parts.join(MANIFEST))
-        .with_context(|| format!("debugfs: {}", String::from_utf8_lossy(&output.stderr)))?;
+    let manifest = std::fs::read_to_string(parts.join(MANIFEST)).context(said)?;
     let mut contents = Contents::new();
     for line in manifest.lines() {
         let words: Vec<&str> = line.split(' ').collect();
@@ -61,36 +45,6 @@ pub fn read(directory: &Path) -> anyhow::Result<Contents> {
         applied.with_context(|| name.to_string())?;
     }
     Ok(contents)
-}
-
-/// A disk's image is mostly holes.
-fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
-    const BLOCK: usize = 64 << 10;
-    let mut source = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
-    let mut target = File::create(to)?;
-    target.set_len(source.metadata()?.len())?;
-    let mut block = vec![0; BLOCK];
-    loop {
-        let count = source.read(&mut block)?;
-        if count == 0 {
-            return Ok(());
-        }
-        match block[..count].iter().all(|&byte| byte == 0) {
-            true => drop(target.seek(SeekFrom::Current(count as i64))?),
-            false => target.write_all(&block[..count])?,
-        }
-    }
-}
-
-/// Replays the journal and checks what it left: a file system whose writes were all done up to a moment, and
-/// none after it, needs no repair.
-fn check_file_system(image: &Path) -> anyhow::Result<()> {
-    let output = Command::new("e2fsck").args(["-f", "-p"]).arg(image).output()?;
-    // e2fsck(8): 1 says that what a journal is for was done.
-    let sound = matches!(output.status.code(), Some(0 | 1));
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(sound, "e2fsck: {}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 /// A base without a key: "REDIS", a version, auxiliary fields (0xfa, a name, a value), 0xff, a checksum.

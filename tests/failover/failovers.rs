@@ -175,7 +175,7 @@ fn under_load(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     load.wait_answered(&mut cluster, u64::from(plan.clients) * 10)?;
     let watch = match plan.machine.guest {
         Guest::Redis => Some(Watch::start(&cluster)?),
-        Guest::Minikv => None,
+        _ => None,
     };
     let spinner = match plan.kind {
         Kind::Spin => Some(Spinner::start(&cluster, plan.machine.guest)?),

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use lockstep::cluster::ClusterOptions;
 
 use crate::failovers::Kind::{self, *};
 use crate::image::{self, Contents};
-use crate::{aof, support};
+use crate::{aof, disk_tools, support};
 
 /// Which guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,22 @@ pub enum Guest {
     Minikv,
     /// Debian's kernel and Debian's redis-server, an image of the cache.
     Redis,
+    /// The same with Debian's nginx.
+    Nginx,
+    /// The same kernel, with a shell for whoever connects.
+    Busybox,
+}
+
+impl Guest {
+    /// As `--guest` knows it.
+    fn name(self) -> &'static str {
+        match self {
+            Guest::Minikv => "minikv",
+            Guest::Redis => "redis",
+            Guest::Nginx => "nginx",
+            Guest::Busybox => "busybox",
+        }
+    }
 }
 
 /// A guest on an engine.
@@ -124,6 +140,13 @@ pub static LINUX_READS: Machine = Machine {
     ..LINUX
 };
 
+/// Linux with nginx, whose disk is only read.
+pub static NGINX: Machine = Machine { name: "nginx", guest: Guest::Nginx, count: 0, kinds: &[], ..LINUX };
+
+/// Linux with a shell.
+pub static BUSYBOX: Machine =
+    Machine { name: "busybox", guest: Guest::Busybox, count: 0, kinds: &[], ..LINUX };
+
 /// What redis says while it starts, in this order, well before it answers.
 const START: [&str; 3] = ["Redis is starting", "Configuration loaded", "Server initialized"];
 /// What it says last, at about the time of its first answer.
@@ -136,12 +159,11 @@ impl Machine {
             let doctor = lockstep::cli::doctor::examine();
             return (!doctor.kvm_usable).then(|| format!("no usable KVM: {}", doctor.reasons.join("; ")));
         }
+        let built = lockstep::cli::guest::build_if_missing(self.guest.name());
+        let missing = built.err().map(|error| format!("{error:#}"));
         match self.guest {
-            Guest::Minikv => None,
-            Guest::Redis => lockstep::cli::guest::build_if_missing("redis")
-                .err()
-                .map(|error| format!("{error:#}"))
-                .or_else(aof::missing_tool),
+            Guest::Minikv | Guest::Busybox => missing,
+            Guest::Redis | Guest::Nginx => missing.or_else(disk_tools::missing),
         }
     }
 
@@ -149,12 +171,8 @@ impl Machine {
     pub fn options(&self, directory: &Path) -> ClusterOptions {
         let mut options = ClusterOptions::new(env!("CARGO_BIN_EXE_lockstep"), directory);
         let digest_ms = self.digest_ms.to_string();
-        let guest = match self.guest {
-            Guest::Minikv => "minikv",
-            Guest::Redis => "redis",
-        };
-        options.vm_options =
-            ["--guest", guest, "--engine", self.engine, "--digest-ms", &digest_ms].map(String::from).to_vec();
+        let words = ["--guest", self.guest.name(), "--engine", self.engine, "--digest-ms", &digest_ms];
+        options.vm_options = words.map(String::from).to_vec();
         if self.backup_reads {
             options.primary_options = vec!["--backup-reads".into()];
         }
@@ -186,6 +204,7 @@ impl Machine {
         match self.guest {
             Guest::Minikv => image::read(directory),
             Guest::Redis => aof::read(directory),
+            Guest::Nginx | Guest::Busybox => bail!("{} keeps no data set", self.name),
         }
     }
 

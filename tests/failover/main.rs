@@ -6,6 +6,8 @@
 //!   redundancy   a new backup by state transfer, again and again; transfers that are cut off or hang
 //!   backup_reads backups that read the disk themselves, one after the other; what the log is spared
 //!   redis_tools  Debian's redis-cli and redis-benchmark, across a failover
+//!   nginx        Linux with nginx, loaded by ab, wrk and curl across a failover
+//!   session      a shell on a TCP connection, across a failover
 //!   restart      everything killed at once and started again on the same disk
 //! ```
 //!
@@ -28,15 +30,19 @@
 
 mod aof;
 mod backup_reads;
+mod disk_tools;
 mod failovers;
 mod guest_time;
 mod image;
 mod load_run;
 mod machine;
+mod nginx;
 mod proxy;
 mod redis_tools;
 mod redundancy;
 mod restart;
+mod session;
 mod spin;
 mod summary;
 mod support;
+mod tools;

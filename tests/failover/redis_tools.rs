@@ -1,18 +1,18 @@
 //! Debian's own clients: redis-cli says what it says to Redis, redis-benchmark does not notice a failover.
 
-use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lockstep::cluster::{Cluster, Part};
 
 use crate::failovers::variable;
 use crate::machine::{LINUX, MINIKV_ON_KVM, Machine};
-use crate::support::{case, in_directory, number, on, one_live_copy, shut_down, wait_alone};
+use crate::support::{case, number, on, one_live_copy, shut_down, wait_alone};
+use crate::tools::{Tool, have, until_disturbed};
 
-/// Runs until the benchmark is disturbed in time.
-const MAX_ATTEMPTS: u32 = 3;
+/// Debian's package of both.
+const REDIS_TOOLS: &str = "redis-tools";
 
 /// Commands and what redis-cli prints for them.
 const COMMANDS: [(&str, &str); 16] = [
@@ -34,16 +34,6 @@ const COMMANDS: [(&str, &str); 16] = [
     ("INCR greeting", "ERR value is not an integer or out of range"),
 ];
 
-/// Whether `tool` is there; says so loudly if not.
-fn have(tool: &str, test: &str) -> bool {
-    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let found = found.is_ok_and(|status| status.success());
-    if !found {
-        eprintln!("SKIPPED {test}: no {tool} here: apt-get install redis-tools");
-    }
-    found
-}
-
 fn redis_cli(port: u16, command: &str) -> anyhow::Result<String> {
     let output =
         Command::new("redis-cli").args(["-p", &port.to_string()]).args(command.split(' ')).output()?;
@@ -54,7 +44,7 @@ fn redis_cli(port: u16, command: &str) -> anyhow::Result<String> {
 #[test]
 fn redis_cli_is_answered_as_by_redis_before_and_after_a_failover() {
     const NAME: &str = "redis_cli_is_answered_as_by_redis_before_and_after_a_failover";
-    if !have("redis-cli", NAME) {
+    if !have("redis-cli", REDIS_TOOLS, NAME) {
         return;
     }
     case(NAME, &MINIKV_ON_KVM, |directory| {
@@ -73,10 +63,9 @@ fn redis_cli_is_answered_as_by_redis_before_and_after_a_failover() {
     });
 }
 
-/// redis-benchmark under way, its output in a file.
+/// redis-benchmark under way.
 struct Benchmark {
-    child: Child,
-    directory: std::path::PathBuf,
+    tool: Tool,
     results: &'static [&'static str],
 }
 
@@ -103,31 +92,15 @@ impl Task {
 
 impl Benchmark {
     fn start(cluster: &Cluster, task: &Task) -> anyhow::Result<Self> {
-        let directory = cluster.directory().to_path_buf();
-        let child = Command::new("redis-benchmark")
-            .args(["-p", &cluster.port().to_string()])
-            .arg("-q")
-            .args(&task.arguments)
-            .stdin(Stdio::null())
-            .stdout(File::create(directory.join("benchmark.out"))?)
-            .stderr(File::create(directory.join("benchmark.err"))?)
-            .spawn()?;
-        Ok(Self { child, directory, results: task.results })
+        let mut arguments = ["-p", &cluster.port().to_string(), "-q"].map(String::from).to_vec();
+        arguments.extend(task.arguments.iter().cloned());
+        let tool = Tool::start(cluster, "benchmark", "redis-benchmark", &arguments)?;
+        Ok(Self { tool, results: task.results })
     }
 
-    /// Waits for its normal end: exit code 0, every result, no error. The results.
-    fn finish(mut self, cluster: &mut Cluster) -> anyhow::Result<Vec<String>> {
-        let mut status = None;
-        let waited = cluster.wait("redis-benchmark", |_| {
-            status = self.child.try_wait()?;
-            Ok(status.is_some())
-        });
-        let out = std::fs::read_to_string(self.directory.join("benchmark.out"))?;
-        let err = std::fs::read_to_string(self.directory.join("benchmark.err"))?;
-        let said = format!("{}\n{err}", out.replace('\r', "\n"));
-        waited.with_context(|| said.clone())?;
-        let status = status.context("it ended")?;
-        ensure!(status.success() && !said.to_lowercase().contains("error"), "{status}:\n{said}");
+    /// Waits for its normal end, with every result. The results.
+    fn finish(self, cluster: &mut Cluster) -> anyhow::Result<Vec<String>> {
+        let said = self.tool.finish(cluster)?;
         let results: Vec<String> =
             said.lines().filter(|line| line.contains("requests per second")).map(str::to_string).collect();
         let of = |test: &str| results.iter().filter(|line| line.starts_with(test)).count();
@@ -136,18 +109,10 @@ impl Benchmark {
     }
 }
 
-impl Drop for Benchmark {
-    fn drop(&mut self) {
-        // Not if it ended: it was waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn redis_benchmark_runs_through_a_pair() {
     const NAME: &str = "redis_benchmark_runs_through_a_pair";
-    if !have("redis-benchmark", NAME) {
+    if !have("redis-benchmark", REDIS_TOOLS, NAME) {
         return;
     }
     case(NAME, &MINIKV_ON_KVM, |directory| {
@@ -161,7 +126,7 @@ fn redis_benchmark_runs_through_a_pair() {
 #[test]
 fn redis_benchmark_does_not_notice_a_failover() {
     const NAME: &str = "redis_benchmark_does_not_notice_a_failover";
-    if !have("redis-benchmark", NAME) {
+    if !have("redis-benchmark", REDIS_TOOLS, NAME) {
         return;
     }
     // Early and late: its 200000 requests in batches of 16 are at least 12500 frames.
@@ -176,7 +141,7 @@ fn redis_benchmark_does_not_notice_a_failover() {
 #[test]
 fn redis_benchmark_of_linux_does_not_notice_a_failover() {
     const NAME: &str = "redis_benchmark_of_linux_does_not_notice_a_failover";
-    if !have("redis-benchmark", NAME) {
+    if !have("redis-benchmark", REDIS_TOOLS, NAME) {
         return;
     }
     let requests = variable("LOCKSTEP_BENCHMARK_REQUESTS", "a number").unwrap_or(1000);
@@ -184,15 +149,8 @@ fn redis_benchmark_of_linux_does_not_notice_a_failover() {
     on(&LINUX, NAME, || kill_one_in_the_middle(&LINUX, &Task::single(requests), requests * 2));
 }
 
-/// A host that pauses this test for long enough lets the benchmark end first: then again.
 fn kill_one_in_the_middle(machine: &Machine, task: &Task, frames: u64) -> anyhow::Result<()> {
-    let mut attempts = 0..MAX_ATTEMPTS;
-    let killed = attempts.try_fold(false, |killed, _| match killed {
-        true => Ok(true),
-        false => in_directory(|directory| kill_in_the_middle(machine, task, directory, frames)),
-    })?;
-    ensure!(killed, "redis-benchmark ended {MAX_ATTEMPTS} times before it could be disturbed");
-    Ok(())
+    until_disturbed(|directory| kill_in_the_middle(machine, task, directory, frames))
 }
 
 /// Whether the benchmark was still running when the primary was killed.
@@ -203,7 +161,7 @@ fn kill_in_the_middle(machine: &Machine, task: &Task, directory: &Path, frames: 
         Ok(number(&cluster.status(Part::Primary)?, "/live/outside/frames") > frames)
     })?;
     cluster.kill(Part::Primary)?;
-    let in_time = benchmark.child.try_wait()?.is_none();
+    let in_time = benchmark.tool.runs()?;
     let results = benchmark.finish(&mut cluster)?;
     println!("{} killed after {frames} frames: {}", machine.name, results.join("; "));
     wait_alone(&mut cluster, Part::Backup)?;

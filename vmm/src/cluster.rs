@@ -25,6 +25,8 @@ pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 /// Longest wait for anything where the options do not say, generous for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Of minikv, and of redis.
+const REDIS_PORT: u16 = 6379;
 
 /// Which process, by what it does at the moment: a backup that went live is the primary once the cluster was
 /// told so (`Cluster::promote_backup`).
@@ -52,6 +54,9 @@ impl Part {
     }
 }
 
+/// Asks the service behind a port of this host whether it answers; errors are no answer.
+pub type Probe = fn(u16) -> std::io::Result<bool>;
+
 /// What kind of cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -71,6 +76,10 @@ pub struct ClusterOptions {
     pub primary_options: Vec<String>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
+    /// TCP port of the guest's service, which a port of this host reaches.
+    pub guest_port: u16,
+    /// Whether the service behind a port of this host answers.
+    pub answers: Probe,
     /// Longest wait for anything; a guest's boot takes longest.
     pub patience: Duration,
 }
@@ -87,6 +96,8 @@ impl ClusterOptions {
             pair_options: Vec::new(),
             primary_options: Vec::new(),
             disk_options: Vec::new(),
+            guest_port: REDIS_PORT,
+            answers: ping,
             patience: PATIENCE,
         }
     }
@@ -163,8 +174,8 @@ impl Cluster {
     }
 
     fn start_lan(&mut self) -> anyhow::Result<()> {
-        let (listen, forward) = (self.lan_endpoint(), "127.0.0.1:0=10.77.0.2:6379");
-        self.spawn(Part::Lan, &words(&["lan", "--listen", &listen, "--forward", forward]))?;
+        let forward = format!("127.0.0.1:0=10.77.0.2:{}", self.options.guest_port);
+        self.spawn(Part::Lan, &words(&["lan", "--listen", &self.lan_endpoint(), "--forward", &forward]))?;
         let line = self.wait_for_line(Part::Lan, 0, "lan forwarding ")?;
         let address = line.split('=').next().unwrap_or_default();
         let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
@@ -233,10 +244,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the guest answers a PING.
+    /// Waits until the guest's service answers.
     pub fn wait_for_guest(&mut self) -> anyhow::Result<()> {
-        let port = self.port;
-        self.wait("the guest to answer", |_| Ok(ping(port).unwrap_or(false)))
+        let (port, answers) = (self.port, self.options.answers);
+        self.wait("the guest to answer", |_| Ok(answers(port).unwrap_or(false)))
     }
 
     /// Waits until `done`, and for no process to have ended meanwhile that should run.
@@ -253,11 +264,7 @@ impl Cluster {
             }
             for part in self.parts() {
                 if let Some(status) = self.ended(part)? {
-                    bail!(
-                        "{} ended ({status}) while waiting for {what}:\n{}",
-                        part.name(),
-                        self.log_tail(part)
-                    );
+                    bail!("{} ended ({status}) while waiting for {what}:{}", part.name(), self.tails(part));
                 }
             }
             ensure!(HostClock.now_ns() < end, "waited {} s for {what}", patience.as_secs());
@@ -336,6 +343,13 @@ impl Cluster {
         let text = self.log_text(part);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// The ends of a process' log and of the other half's, which may have had a hand in it.
+    fn tails(&self, part: Part) -> String {
+        let halves = [Part::Primary, Part::Backup].into_iter().filter(|half| *half != part);
+        let told = std::iter::once(part).chain(halves.filter(|half| self.children.contains_key(half)));
+        told.map(|part| format!("\n{}:\n{}", part.name(), self.log_tail(part))).collect()
     }
 
     /// A process' control socket.

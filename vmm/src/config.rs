@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -150,10 +151,11 @@ pub struct VmConfig {
     pub clock: ClockPolicy,
     /// Who looks into the guest.
     pub debugging: Debugging,
-    /// The kernel, or the whole guest where it has no other files.
-    pub image: Vec<u8>,
+    /// The kernel, or the whole guest where it has no other files. Shared, since copies of this are made when
+    /// a pair has formed, and from then on silence means death.
+    pub image: Arc<[u8]>,
     /// The initial RAM disk.
-    pub initrd: Option<Vec<u8>>,
+    pub initrd: Option<Arc<[u8]>>,
     /// The guest's command line.
     pub command_line: String,
     /// Guest memory, MiB.
@@ -177,7 +179,7 @@ impl VmConfig {
         ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
         let mut config = Self::guest(args, wall_base_ns)?;
         if let Some(path) = &args.initrd {
-            config.initrd = Some(read("--initrd", path)?);
+            config.initrd = Some(read("--initrd", path)?.into());
         }
         if let Some(line) = &args.cmdline {
             config.command_line.clone_from(line);
@@ -209,7 +211,7 @@ impl VmConfig {
             engine,
             clock,
             debugging: Debugging::default(),
-            image: Vec::new(),
+            image: Arc::default(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),
             memory_mib: DEFAULT_MEMORY_MIB,
@@ -219,9 +221,9 @@ impl VmConfig {
             backup_reads: false,
         };
         if let Some(path) = &args.kernel {
-            config.image = read("--kernel", path)?;
+            config.image = read("--kernel", path)?.into();
         } else if args.guest == MINIKV {
-            config.image = guest_images::MINIKV.to_vec();
+            config.image = guest_images::MINIKV.into();
         } else {
             let guest = Cache::new(args.cache.as_deref())?.find(&args.guest)?;
             if guest.is_outdated() {
@@ -232,8 +234,8 @@ impl VmConfig {
                 );
             }
             let manifest = &guest.manifest;
-            config.image = guest.read(&manifest.kernel)?;
-            config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?;
+            config.image = guest.read(&manifest.kernel)?.into();
+            config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?.map(Arc::from);
             config.command_line.clone_from(&manifest.command_line);
             config.memory_mib = manifest.memory_mib;
             if let Some(disk) = &manifest.disk {

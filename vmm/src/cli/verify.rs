@@ -7,7 +7,7 @@ use clap::Args;
 use crate::cli::replay::warn_of_tail;
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
 use crate::io::clock::{HostClock, wall_ns};
-use crate::recording::verify::{LastState, play, play_kicked, play_with_stops};
+use crate::recording::verify::{LastState, play, play_kicked, play_with_stops, to_compare};
 use crate::recording::{Recording, SessionError};
 
 /// Options of `lockstep verify`.
@@ -37,14 +37,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     let recording = Recording::open(&args.file)?;
     warn_of_tail(&recording);
     let seed = args.seed.unwrap_or_else(|| wall_ns() / 1000 % 1_000_000_000);
-    let (mut outputs, mut digests) = (0u64, 0u64);
-    for entry in recording.log() {
-        match entry?.event {
-            logchannel::Event::Output { .. } => outputs += 1,
-            logchannel::Event::Digest(_) => digests += 1,
-            _ => {}
-        }
-    }
+    let (outputs, digests) = to_compare(&recording)?;
     println!(
         "{} entries to position {}, {outputs} outputs and {digests} digests to compare; seed {seed}",
         recording.last_seq(),

@@ -10,20 +10,22 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use logchannel::{MachineDigest, Position};
+use logchannel::{Event, MachineDigest, Position};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::engine::{Engine as _, Kick};
 use crate::random::Random;
+use crate::recording::format::RecordingError;
+use crate::recording::reader::Recording;
 use crate::recording::session::{Arrival, Session, SessionError};
 
 /// Longest time between two kicks.
 const KICK_WITHIN_US: u64 = 2_000;
 
 /// Where a recording ends, by replaying it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LastState {
     /// Its last position.
     pub position: u64,
@@ -44,6 +46,19 @@ pub fn digest_fields<S: serde::Serializer>(digest: &MachineDigest, serializer: S
         fields.serialize_field(name, &format!("{value:016x}"))?;
     }
     fields.end()
+}
+
+/// How many outputs and digests of a recording a replay compares.
+pub fn to_compare(recording: &Recording) -> Result<(u64, u64), RecordingError> {
+    let (mut outputs, mut digests) = (0, 0);
+    for entry in recording.log() {
+        match entry?.event {
+            Event::Output { .. } => outputs += 1,
+            Event::Digest(_) => digests += 1,
+            _ => {}
+        }
+    }
+    Ok((outputs, digests))
 }
 
 /// Plays a session to the end of its log.

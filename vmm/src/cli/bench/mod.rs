@@ -2,6 +2,7 @@
 
 pub mod cpu;
 mod failover;
+pub mod recording;
 mod servers;
 mod service;
 
@@ -36,6 +37,8 @@ pub enum What {
     Failover,
     /// The software CPU beside the host's own and QEMU's: nine kernels, and boots. Not among `all`.
     Cpu,
+    /// Redis under load, recorded: bytes of a request, and how long the replay takes. Not among `all`.
+    Recording,
 }
 
 /// Options of `lockstep bench`.
@@ -47,6 +50,7 @@ pub enum What {
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
   lockstep bench failover --guest redis
   lockstep bench cpu --qemu --repeat 3    # the software CPU, about six minutes; needs guest images
+  lockstep bench recording                # a minute of redis, replayed five times: about six minutes
 
 Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
 pub struct BenchArgs {
@@ -80,6 +84,9 @@ pub struct BenchArgs {
     /// Of `cpu`.
     #[command(flatten)]
     pub cpu: cpu::CpuArgs,
+    /// Of `recording`.
+    #[command(flatten)]
+    pub recording: recording::RecordingArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +113,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     }
     if args.what == What::Service && args.guest != MINIKV {
         return servers::run(args);
+    }
+    if args.what == What::Recording {
+        return recording::run(&args.recording, args.json);
     }
     let host = crate::cli::doctor::examine();
     let mut results = Results { host, service: None, failover: None };
