@@ -8,6 +8,7 @@
 //!
 //! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer.
 
+mod backup;
 #[path = "../pair/client.rs"]
 #[allow(dead_code)]
 mod client;

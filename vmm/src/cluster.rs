@@ -67,6 +67,8 @@ pub struct ClusterOptions {
     pub vm_options: Vec<String>,
     /// More options of the pair, for both halves.
     pub pair_options: Vec<String>,
+    /// Variables in the environment of backups that are started.
+    pub backup_environment: Vec<(String, String)>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
     /// Longest wait for anything; a guest's boot takes longest.
@@ -83,6 +85,7 @@ impl ClusterOptions {
             die_with_parent: true,
             vm_options: Vec::new(),
             pair_options: Vec::new(),
+            backup_environment: Vec::new(),
             disk_options: Vec::new(),
             patience: PATIENCE,
         }
@@ -140,6 +143,9 @@ impl Cluster {
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.options.die_with_parent {
             command.env(DIE_WITH_PARENT, "1");
+        }
+        if part == Part::Backup {
+            command.envs(self.options.backup_environment.iter().cloned());
         }
         let child = command.spawn().with_context(|| {
             format!("cannot start {} {}", self.options.program.display(), arguments.join(" "))

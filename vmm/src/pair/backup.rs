@@ -24,16 +24,22 @@ use crate::pair::follower::{FollowEnd, FollowLink, Follower};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::outside::Outside;
+use crate::pair::primary::end_on_signal;
 use crate::pair::threads::{self, PeerIdentity, start};
 use crate::pair::transfer;
+use crate::recording::format::Header;
+use crate::recording::sink::{RecordOptions, Sink};
 
 /// How long a backup asks its disk server about a primary.
 const ASK_HOLDER: Duration = Duration::from_secs(2);
-/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must.
+
+/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must; with `record` its
+/// log goes into a file too.
 pub fn run_backup(
     mut config: VmConfig,
     pair: &PairArgs,
     listen: &str,
+    record: Option<&RecordOptions>,
     report: impl Fn(&replay::Divergence) -> anyhow::Result<()>,
 ) -> anyhow::Result<ProcessEnd> {
     let listener = Listener::bind(listen)?;
@@ -46,7 +52,14 @@ pub fn run_backup(
     let host = Host::new(config, "backup", claimant)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
-    let (replayer, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
+    let (mut replayer, log, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
+    let recording = match record {
+        Some(options) => {
+            let header = Header::new(&host.config, options.checkpoint_every_ns);
+            Some(Sink::create(&options.path, &header, log, replayer.machine_mut())?)
+        }
+        None => None,
+    };
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
     let (of_claims, successor) = (follower.clone(), slot.clone());
     start("claims", move || {
@@ -65,9 +78,15 @@ pub fn run_backup(
         );
     })?;
     host.status(|parts| parts.follower = Some(follower.clone()));
-    match follower.follow(replayer) {
-        FollowEnd::Halted { reason, divergence, mut replayer } => {
+    match follower.follow(replayer, recording) {
+        FollowEnd::Halted { reason, divergence, mut replayer, recording } => {
+            let file = recording.map(|sink| {
+                let path = sink.path().to_owned();
+                sink.end();
+                path
+            });
             if let Some(mut divergence) = divergence {
+                divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 match replayer.machine_mut().cpu() {
                     Ok(cpu) => divergence.notes.extend(cpu.describe()),
                     Err(error) => divergence.notes.push(format!("the registers cannot be read: {error}")),
@@ -76,7 +95,7 @@ pub fn run_backup(
             }
             Ok(ProcessEnd::Backup(reason))
         }
-        FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns } => {
+        FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
             let outside = Outside::new(net, host.console()?, generation);
             let leader = host.lead(backup.into_primary(), outside, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
@@ -94,6 +113,10 @@ pub fn run_backup(
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
             let mut live = host.live(recorder, leader, None);
+            if let Some(sink) = recording {
+                end_on_signal(host.control.0.clone())?;
+                live.record(sink);
+            }
             live.go_live(generation);
             Ok(ProcessEnd::Live(live.run()?))
         }
@@ -174,7 +197,7 @@ fn join(
     booted: Option<Vm>,
     claims: &Claims,
     heartbeats: &Arc<HeartbeatSocket>,
-) -> anyhow::Result<(Replayer<Vm>, Arc<Follower>)> {
+) -> anyhow::Result<(Replayer<Vm>, LogStart, Arc<Follower>)> {
     let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
     let (mut endpoint, writer, mut reader) = connection.split()?;
     let closer = writer.closer()?;
@@ -208,7 +231,7 @@ fn join(
         threads::heartbeats(&socket, peer, heard, || of_beats.next_tick_ns().is_some());
     })?;
     eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
-    Ok((Replayer::resume(machine, log.seq + 1), follower))
+    Ok((Replayer::resume(machine, log.seq + 1), log, follower))
 }
 
 /// Receives a running machine.
