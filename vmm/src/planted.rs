@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `host-clock` | the ACPI timer tells the host's time |
 //! | `stale-dma` | the last sector of what a disk read brings does not reach the guest's buffer |
-//! | `lost-invalidation` | code that the guest overwrites stays decoded as it was |
+//! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
 
 use std::sync::OnceLock;
 

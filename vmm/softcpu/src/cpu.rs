@@ -114,9 +114,8 @@ pub struct Cpu {
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
     kick: Arc<AtomicBool>,
-    /// From this position on, writes of the guest drop no decoded code.
     #[cfg(feature = "planted-faults")]
-    pub(crate) invalidations_lost_from: u64,
+    pub(crate) stale: crate::planted::StaleCode,
 }
 
 // SAFETY: the pointers inside lead to RAM, whose owner keeps others away during `run`, and to blocks that
@@ -186,7 +185,7 @@ impl Cpu {
             breakpoints: Breakpoints::default(),
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
-            invalidations_lost_from: u64::MAX,
+            stale: crate::planted::StaleCode::default(),
         });
         cpu.set_state(&State::default());
         cpu
@@ -292,13 +291,6 @@ impl Cpu {
     /// Whether RFLAGS.IF is set.
     pub fn interrupts_enabled(&self) -> bool {
         self.system_flags & flags::IF != 0
-    }
-
-    /// Plants a mistake: from a position on, writes of the guest drop no code that was decoded from the bytes
-    /// written.
-    #[cfg(feature = "planted-faults")]
-    pub fn lose_invalidations_from(&mut self, position: u64) {
-        self.invalidations_lost_from = position;
     }
 
     /// Queues an external interrupt: it is delivered before the next instruction, as one step.

@@ -480,7 +480,7 @@ impl Cpu {
         if flags & CODE != 0 && self.cache.covers(gpa, size) {
             self.must_be_alone()?;
             #[cfg(feature = "planted-faults")]
-            if self.retired >= self.invalidations_lost_from {
+            if self.loses_invalidation(gpa) {
                 self.ram.set_flags(gpa, DIRTY);
                 return Ok(());
             }

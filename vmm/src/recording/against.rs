@@ -200,18 +200,48 @@ impl Both<'_> {
         Ok(None)
     }
 
-    /// The last place at whose arrival both are equal, when they are at `lo`.
-    fn narrow(&mut self, mut lo: u64, mut hi: u64) -> Result<u64, AgainstError> {
+    /// Where both part, when they are equal on arrival at `lo`.
+    fn narrow(&mut self, mut lo: u64, mut hi: u64) -> Result<Parting, AgainstError> {
         let end = hi;
         while hi - lo > 1 {
             match self.pass(lo, hi)? {
                 Some(found) => (lo, hi) = found,
                 // What was seen at the end of the log, or at an entry there, came of an entry there.
-                None if hi == end => return Ok(hi),
-                None => return Err(AgainstError::NotAgain { position: hi }),
+                None if hi == end => return self.parting(hi),
+                None => return self.parting_unstopped(lo, hi),
             }
         }
-        Ok(lo)
+        self.parting(lo)
+    }
+
+    /// Plays straight from the checkpoint to the arrival at a position.
+    fn straight(&mut self, position: u64) -> Result<Answers, AgainstError> {
+        self.begin()?;
+        self.arrive(position)
+    }
+
+    /// Where both part when nothing stops them before: stops at other places hide what makes them differ.
+    fn parting_unstopped(&mut self, mut lo: u64, mut hi: u64) -> Result<Parting, AgainstError> {
+        if self.straight(hi)?.same() {
+            return Err(AgainstError::NotAgain { position: hi });
+        }
+        while hi - lo > 1 {
+            let mid = lo + (hi - lo) / 2;
+            if self.straight(mid)?.same() { lo = mid } else { hi = mid }
+        }
+        self.straight(lo)?;
+        let at = self.a.state(self.recording)?;
+        let instruction = name(&at.state.cpu, at.ram.as_slice());
+        self.straight(hi)?;
+        let difference = self.difference()?;
+        Ok(Parting {
+            agreed: lo,
+            position: hi,
+            instruction,
+            unstopped: true,
+            difference,
+            ..Parting::default()
+        })
     }
 
     fn difference(&mut self) -> Result<StateDifference, AgainstError> {
@@ -291,8 +321,7 @@ pub fn replays(
             }
         }
     };
-    let agreed = both.narrow(lo, hi)?;
-    Ok(Verdict::Parted(both.parting(agreed)?))
+    Ok(Verdict::Parted(both.narrow(lo, hi)?))
 }
 
 /// The command that starts this very program.

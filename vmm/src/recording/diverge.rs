@@ -58,6 +58,9 @@ pub struct Parting {
     pub instruction: String,
     /// The entry, the same in both, whose execution made them differ: no instruction did.
     pub entry: Option<String>,
+    /// With a stop shortly before, the difference does not show: what makes it may lie some instructions
+    /// earlier, in code that is decoded or fetched together.
+    pub unstopped: bool,
     /// Entries of the first log at that position that the second one does not have there.
     pub entries_a: Vec<String>,
     /// And the other way round.
@@ -312,7 +315,15 @@ fn bisect(a: &mut Session, b: &mut Session, mut lo: u64, mut hi: u64) -> Result<
         missing.map(|entry| format!("entry {}: {:?}", entry.seq, Brief(entry))).collect::<Vec<_>>()
     };
     let (entries_a, entries_b) = (only(&of_a, &of_b), only(&of_b, &of_a));
-    Ok(Parting { agreed: lo, position: hi, instruction, entry: None, entries_a, entries_b, difference })
+    Ok(Parting {
+        agreed: lo,
+        position: hi,
+        instruction,
+        entries_a,
+        entries_b,
+        difference,
+        ..Parting::default()
+    })
 }
 
 /// An event without most of its data.
@@ -370,6 +381,12 @@ impl Verdict {
                         format!("the instruction that follows it: {instruction}"),
                     ],
                 };
+                if parting.unstopped {
+                    out.push(
+                        "a stop before it hides the difference: the cause may lie some instructions earlier"
+                            .into(),
+                    );
+                }
                 let of = |name: &str, entries: &[String]| {
                     entries.iter().map(|entry| format!("only in {name}: {entry}")).collect::<Vec<_>>()
                 };
