@@ -8,8 +8,8 @@
 //!   lockstep diverge FILE --against 'env LOCKSTEP_PLANTED=... lockstep' ──▶ position, instruction
 //! ```
 //!
-//! One machine boots once, and gets a backup for each fault. The faults are in the program only as tests build
-//! it (feature `planted-faults`).
+//! One machine boots once, and gets a backup for each fault. The faults are in the program only as tests
+//! build it (feature `planted-faults`).
 
 #[path = "../pair/client.rs"]
 #[allow(dead_code)]
@@ -29,8 +29,8 @@ use serde_json::Value;
 
 use crate::harness::{DIVERGED, PROGRAM, Pair, wait_until};
 
-/// What the guest does: a disk that holds something, time from the ACPI timer; then reads of the disk, processes
-/// that come and go, and a switch that makes the kernel rewrite its own code.
+/// What the guest does: a disk that holds something, time from the ACPI timer; then reads of the disk,
+/// processes that come and go, and a switch that makes the kernel rewrite its own code.
 const WORK: &str = "\
     echo acpi_pm >/sys/devices/system/clocksource/clocksource0/current_clocksource; \
     dd if=/bin/busybox of=/dev/vda bs=64k 2>/dev/null; echo works-$((40 + 2)); \
@@ -38,10 +38,13 @@ const WORK: &str = "\
     dd if=/dev/vda of=/dev/null bs=4k count=1 2>/dev/null; i=0; \
     while [ $i -lt 1000 ]; do i=$((i+1)); done; done; done";
 const MEMORY_MIB: &str = "96";
+/// Recordings of the primary, and of a backup.
+const OF_PRIMARY: &str = "primary.lkr";
+const OF_BACKUP: &str = "backup.lkr";
 /// Where the first fault may act: after the boot, which takes 550 million instructions.
 const BOOTED: u64 = 900_000_000;
-/// Positions from the moment at which another backup is started to the moment at which its fault may act: long
-/// enough for it to join and to compare a digest.
+/// Positions from the moment at which another backup is started to the one at which its fault may act: time
+/// to join and to compare a digest.
 const HEAD_START: u64 = 300_000_000;
 /// A busy host may keep a process waiting for that long.
 const TIMEOUT_MS: &str = "20000";
@@ -49,13 +52,15 @@ const TIMEOUT_MS: &str = "20000";
 /// A fault, and how the place is to be named where it acts first.
 struct Fault {
     kind: &'static str,
+    /// Whether the backup records.
+    recorded: bool,
     named: fn(&Value),
 }
 
 const FAULTS: [Fault; 3] = [
-    Fault { kind: "host-clock", named: a_read_of_the_timer },
-    Fault { kind: "stale-dma", named: a_completion_of_the_disk },
-    Fault { kind: "lost-invalidation", named: code_that_was_rewritten },
+    Fault { kind: "host-clock", recorded: false, named: a_read_of_the_timer },
+    Fault { kind: "stale-dma", recorded: true, named: a_completion_of_the_disk },
+    Fault { kind: "lost-invalidation", recorded: false, named: code_that_was_rewritten },
 ];
 
 fn text<'a>(verdict: &'a Value, name: &str) -> &'a str {
@@ -86,6 +91,8 @@ fn code_that_was_rewritten(verdict: &Value) {
 /// What was seen of one fault in the pair.
 struct Caught {
     planted: String,
+    /// The command that the report names.
+    next: Option<String>,
     /// The last entry whose digest agreed; 0 for none.
     agreed: Seq,
     /// The entry at which the backup saw that it had diverged.
@@ -119,10 +126,24 @@ fn start_backup(pair: &mut Pair, fault: &Fault, from: u64) -> String {
     format!("LOCKSTEP_PLANTED={value}")
 }
 
+/// Starts something that records into a file of the name.
+fn recorded<T>(pair: &mut Pair, name: &str, every: &str, start: impl FnOnce(&mut Pair) -> T) -> T {
+    let path = pair.directory().join(name);
+    let others = pair.options_mut().vm_options.clone();
+    let record = ["--record", path.to_str().expect("UTF-8"), "--checkpoint-every", every];
+    pair.options_mut().vm_options.extend(record.map(String::from));
+    let started = start(pair);
+    pair.options_mut().vm_options = others;
+    started
+}
+
 /// Gives a machine that runs alone a backup with a fault.
 fn replicate(pair: &mut Pair, recording: &Path, fault: &Fault) -> String {
     let from = Recording::open(recording).expect("a recording under way").end().count + HEAD_START;
-    let planted = start_backup(pair, fault, from);
+    let planted = match fault.recorded {
+        true => recorded(pair, OF_BACKUP, "0", |pair| start_backup(pair, fault, from)),
+        false => start_backup(pair, fault, from),
+    };
     let request = format!("replicate {}", pair.backup_address());
     let asked = control::ask(&pair.control(Part::Primary), &request);
     assert_eq!(asked.expect("an answer").trim(), "{}");
@@ -145,7 +166,9 @@ fn catch(pair: &mut Pair, fault: &Fault, planted: String, generation: u64) -> Ca
     let agreed = number_after(&report, "the state agreed last at entry ");
     println!("{}: {}", fault.kind, report.lines().next().unwrap_or_default());
     assert!(agreed > 0 && agreed < at, "{report}");
-    Caught { planted, agreed, at }
+    let next = report.split_once("replay with: ").map(|(_, command)| command.trim().to_string());
+    assert_eq!(next.is_some(), fault.recorded, "{report}");
+    Caught { planted, next, agreed, at }
 }
 
 /// `diverge` of the machine's own replay against one with the fault.
@@ -159,13 +182,26 @@ fn diverge(recording: &Path, caught: &Caught, from: u64) -> Value {
         "--against",
         &against,
     ]);
+    verdict(command)
+}
+
+fn verdict(mut command: Command) -> Value {
     let output = command.output().expect("the program runs");
     assert_eq!(output.status.code(), Some(DIVERGED), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("a verdict")
 }
 
-/// The fault acted after the digest that agreed, and no digest lies between the fault and the check that caught
-/// it.
+/// What the report told to type shows what differs in the backup that diverged, from what its log leads to.
+fn follow_the_report(next: &str) {
+    let words: Vec<&str> = next.split(' ').collect();
+    let mut command = Command::new(PROGRAM);
+    command.args(words.strip_prefix(&["lockstep"]).expect("a lockstep")).arg("--json");
+    let verdict = verdict(command);
+    assert_eq!(verdict["verdict"], "astray", "{verdict}");
+    assert!(verdict["difference"]["pages"].as_u64() > Some(0), "{verdict}");
+}
+
+/// The fault acted after the digest that agreed, and no digest lies between it and the check that caught it.
 fn check_interval(log: &[LogEntry], caught: &Caught, verdict: &Value) {
     let acted = verdict["agreed"].as_u64().expect("a position");
     let of = |seq: Seq| &log[seq as usize - 1];
@@ -191,13 +227,9 @@ fn planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named() {
         cluster.pair_options.extend(["--timeout-ms", TIMEOUT_MS].map(String::from));
     })
     .expect("it needs no KVM");
-    let recording = pair.directory().join("run.lkr");
+    let recording = pair.directory().join(OF_PRIMARY);
     let mut planted = start_backup(&mut pair, &FAULTS[0], BOOTED);
-    let of_both = pair.options_mut().vm_options.clone();
-    let record = ["--record", recording.to_str().expect("UTF-8"), "--checkpoint-every", "0.5"];
-    pair.options_mut().vm_options.extend(record.map(String::from));
-    pair.start_primary().expect("the primary");
-    pair.options_mut().vm_options = of_both;
+    recorded(&mut pair, OF_PRIMARY, "0.5", |pair| pair.start_primary().expect("the primary"));
     wait_until("the guest to work", || pair.log_text(Part::Primary).contains("works-42"));
     let mut caught = Vec::new();
     for (number, fault) in FAULTS.iter().enumerate() {
@@ -219,6 +251,7 @@ fn planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named() {
         println!("{}: {verdict}", fault.kind);
         assert_eq!(verdict["verdict"], "parted", "{verdict}");
         (fault.named)(&verdict);
+        caught.next.iter().for_each(|next| follow_the_report(next));
         check_interval(&log, caught, &verdict);
     }
 }

@@ -5,11 +5,14 @@ use std::path::Path;
 use lockstep::cluster::Part;
 use lockstep::io::control;
 use lockstep::recording::Recording;
+use logchannel::message::Batch;
+use logchannel::{Event, MachineDigest, Message};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::harness::{Pair, wait_until};
-use crate::recorded::{json, load, succeeds};
+use crate::crafted;
+use crate::harness::{DIVERGED, Pair, VM, wait_until};
+use crate::recorded::{json, load, lockstep, succeeds};
 
 /// Starts a backup that records into `path`; the primary does not.
 fn start_recording_backup(pair: &mut Pair, path: &Path) {
@@ -57,6 +60,41 @@ fn a_backup_records_and_goes_on_when_it_goes_live() {
     load(pair.port(), 200);
     fail_over_and_end(&mut pair);
     check(&path, 1);
+}
+
+/// A backup whose log has a digest that its machine does not have.
+#[test]
+fn a_backup_that_diverges_names_the_command_that_compares() {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("diverged.lkr");
+    let machine = ["--disk-size", "16", "--engine", "soft"];
+    let options = |options: &mut lockstep::cluster::ClusterOptions| {
+        options.vm_options = machine.map(String::from).to_vec();
+    };
+    let Some(mut pair) = Pair::services("a diverged backup's recording", options) else { return };
+    start_recording_backup(&mut pair, &path);
+    let (generation, _disk) = crafted::win(&pair, VM);
+    let hello = crafted::hello(crafted::pair_config(&machine), generation);
+    let mut channel = crafted::connect(pair.backup_address(), &hello).expect("a handshake");
+    let mut log = crafted::entries(1, 1000, vec![Event::Clock { now_ns: 1_000_000 }]);
+    log.extend(crafted::entries(2, 20_000, vec![Event::Digest(MachineDigest::default())]));
+    let batch = Batch { first: 1, released: 0, base: 0, entries: log };
+    assert!(channel.send(&Message::Entries(batch)), "the backup listens");
+    assert_eq!(pair.exit_code(Part::Backup), DIVERGED, "{}", pair.log_text(Part::Backup));
+    let report = std::fs::read_to_string(pair.directory().join("divergence-vm0-2.txt")).expect("a report");
+    let name = path.to_str().expect("a name in UTF-8");
+    assert!(report.contains(&format!("replay with: lockstep diverge {name}")), "{report}");
+    // The same machine follows the log no better here: it is the log that is wrong.
+    let output = lockstep(&["diverge", name]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.code() == Some(DIVERGED) && said.contains("entry 2: state of the machine"),
+        "{said}"
+    );
+    assert_eq!(
+        Recording::open(&path).expect("a recording").checkpoints().last().expect("one").at.count,
+        20_000
+    );
 }
 
 #[test]

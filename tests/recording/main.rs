@@ -13,6 +13,9 @@ mod backup;
 #[allow(dead_code)]
 mod client;
 mod commands;
+#[path = "../pair/crafted.rs"]
+#[allow(dead_code)]
+mod crafted;
 mod crash;
 #[path = "../pair/harness.rs"]
 #[allow(dead_code)]

@@ -19,7 +19,7 @@ use replay::Replayer;
 use crate::assemble::{self, Vm};
 use crate::config::{PairArgs, VmConfig};
 use crate::memory::Ram;
-use crate::pair::claims::{Claims, claims};
+use crate::pair::claims::{ClaimServer, Claims, claims};
 use crate::pair::follower::{FollowEnd, FollowLink, Follower};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
@@ -33,8 +33,8 @@ use crate::recording::sink::{RecordOptions, Sink};
 /// How long a backup asks its disk server about a primary.
 const ASK_HOLDER: Duration = Duration::from_secs(2);
 
-/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must; with `record` its
-/// log goes into a file too.
+/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must. With `record` its
+/// log goes into a file.
 pub fn run_backup(
     mut config: VmConfig,
     pair: &PairArgs,
@@ -53,44 +53,20 @@ pub fn run_backup(
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
     let (mut replayer, log, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
-    let recording = match record {
-        Some(options) => {
-            let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Some(Sink::create(&options.path, &header, log, replayer.machine_mut())?)
-        }
-        None => None,
-    };
+    let recording = record.map(|options| begin_recording(&host, options, log, replayer.machine_mut()));
+    let recording = recording.transpose()?;
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
-    let (of_claims, successor) = (follower.clone(), slot.clone());
-    start("claims", move || {
-        let leader = || successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        claim_server.serve(
-            |expect, answer| match leader() {
-                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
-                None => of_claims.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
-            },
-            // A backup needs no word of it: it asks when its primary is gone.
-            |generation| {
-                if let Some(leader) = leader() {
-                    leader.event(ft::PrimaryEvent::Fenced { generation });
-                }
-            },
-        );
-    })?;
+    serve_claims(claim_server, follower.clone(), slot.clone())?;
     host.status(|parts| parts.follower = Some(follower.clone()));
     match follower.follow(replayer, recording) {
         FollowEnd::Halted { reason, divergence, mut replayer, recording } => {
-            let file = recording.map(|sink| {
-                let path = sink.path().to_owned();
-                sink.end();
-                path
-            });
+            let file = recording.map(Sink::end);
             if let Some(mut divergence) = divergence {
-                divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 match replayer.machine_mut().cpu() {
                     Ok(cpu) => divergence.notes.extend(cpu.describe()),
                     Err(error) => divergence.notes.push(format!("the registers cannot be read: {error}")),
                 }
+                divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 report(&divergence)?;
             }
             Ok(ProcessEnd::Backup(reason))
@@ -121,6 +97,41 @@ pub fn run_backup(
             Ok(ProcessEnd::Live(live.run()?))
         }
     }
+}
+
+/// Starts the thread that asks for generations: first for the follower, then for the live copy in the slot.
+fn serve_claims(
+    server: ClaimServer,
+    follower: Arc<Follower>,
+    slot: Arc<Mutex<Option<Arc<Leader>>>>,
+) -> anyhow::Result<()> {
+    start("claims", move || {
+        let leader = || slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        server.serve(
+            |expect, answer| match leader() {
+                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+                None => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
+            },
+            // A backup needs no word of it: it asks when its primary is gone.
+            |generation| {
+                if let Some(leader) = leader() {
+                    leader.event(ft::PrimaryEvent::Fenced { generation });
+                }
+            },
+        );
+    })?;
+    Ok(())
+}
+
+/// Begins the recording of a backup that has joined after `log`.
+fn begin_recording(
+    host: &Host,
+    options: &RecordOptions,
+    log: LogStart,
+    machine: &mut Vm,
+) -> anyhow::Result<Sink> {
+    let header = Header::new(&host.config, options.checkpoint_every_ns);
+    Sink::create(&options.path, &header, log, machine)
 }
 
 /// Waits for a primary with the same machine; refuses others and says why. The machine before its first

@@ -325,7 +325,7 @@ impl Follower {
         }
     }
 
-    /// The vCPU thread: replays until this process goes live or stops; what it executes goes into `recording`.
+    /// The vCPU thread: replays until this process goes live or stops, and records what it executes.
     pub fn follow<M: Transferable>(
         &self,
         mut replayer: Replayer<M>,
@@ -408,9 +408,12 @@ fn record<M: Transferable>(
     let executed = entries.partition_point(|entry| entry.seq <= replayer.executed());
     let rest = entries.split_off(executed);
     sink.append_entries(entries);
-    let recorded = if replayer.divergence().is_some() {
+    let recorded = if !replayer.is_settled() {
+        // Outputs that wait for their entries are not in the state.
+        Ok(())
+    } else if replayer.divergence().is_some() {
         sink.checkpoint_now(replayer.machine_mut())
-    } else if rest.is_empty() && replayer.is_settled() {
+    } else if rest.is_empty() {
         sink.checkpoint_if_due(replayer.machine_mut())
     } else {
         Ok(())

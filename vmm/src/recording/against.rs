@@ -2,8 +2,8 @@
 //! asked for digests at the same places, closer and closer.
 //!
 //! ```text
-//!   checkpoint ──────── lo ─┬─┬─┬─┬─┬─ hi      both play straight from the checkpoint to each place between,
-//!                      equal           differ  the first that differs and the one before are the next hi and lo
+//!   checkpoint ──────── lo ─┬─┬─┬─┬─┬─ hi      both play from the checkpoint to each place between; the
+//!                      equal           differ  first that differs and the one before are the next hi and lo
 //! ```
 //!
 //! The first difference is then an instruction, or an entry that was executed between two. No replay begins
@@ -267,15 +267,15 @@ impl Both<'_> {
         parting.instruction = name(&at.state.cpu, at.ram.as_slice());
         parting.position = agreed + 1;
         if self.arrive(agreed + 1)?.same() {
-            return Err(AgainstError::NotAgain { position: agreed + 1 });
+            return self.parting_unstopped(agreed, agreed + 1);
         }
         parting.difference = self.difference()?;
         Ok(parting)
     }
 }
 
-/// Plays `recording` by `ours` and by `theirs`, commands that are a lockstep each, from the last checkpoint at
-/// or before `from`, and finds where they part.
+/// Plays `recording` by `ours` and by `theirs`, commands that are a lockstep each, from the last checkpoint
+/// at or before `from`, and finds where they part.
 pub fn replays(
     recording: &Recording,
     ours: &str,

@@ -1,5 +1,5 @@
-//! A replay that is asked from outside: `lockstep replay FILE --serve`, one question a line on standard input,
-//! one answer a line on standard output, both JSON. `diverge --against` asks two of them the same questions.
+//! A replay that is asked from outside: `lockstep replay FILE --serve`, one question a line on standard
+//! input, one answer a line on standard output, both JSON. `diverge --against` asks two of them the same.
 //!
 //! ```text
 //!   {"begin":{"checkpoint":3}}      {"at":{"position":5000,"digest":{...}}}

@@ -123,13 +123,14 @@ impl Sink {
     }
 
     /// Writes out what is left, ends the file as a whole recording, and says on standard error what became of
-    /// it.
-    pub fn end(self) {
+    /// it. The file.
+    pub fn end(self) -> PathBuf {
         let path = self.path().to_owned();
         match self.finish() {
             Ok(written) => eprintln!("lockstep: recorded {}: {} bytes", path.display(), written.bytes),
             Err(error) => eprintln!("lockstep: {}: {error}", path.display()),
         }
+        path
     }
 
     fn finish(mut self) -> Result<Written, RecordingError> {
