@@ -213,6 +213,24 @@ fn check_interval(log: &[LogEntry], caught: &Caught, verdict: &Value) {
     assert_eq!(missed.count(), 0, "digests after position {acted} and before entry {}", caught.at);
 }
 
+/// The features that cargo gives the crates of the program when dependencies of these kinds count.
+fn features(edges: &str) -> String {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["tree", "--offline", "--package", "lockstep", "--prefix", "none", "--format", "{p} {f}"]);
+    let output = command.args(["--edges", edges]).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn faults_are_in_what_is_built_for_tests_and_in_nothing_else() {
+    assert!(features("normal,build,dev").contains("planted-faults"));
+    let of_use = features("normal,build");
+    assert!(of_use.contains("lockstep-softcpu") && !of_use.contains("planted-faults"), "{of_use}");
+}
+
 #[test]
 fn planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named() {
     let name = "planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named";

@@ -33,8 +33,8 @@ use crate::recording::sink::{RecordOptions, Sink};
 /// How long a backup asks its disk server about a primary.
 const ASK_HOLDER: Duration = Duration::from_secs(2);
 
-/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must. With `record` its
-/// log goes into a file.
+/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must; with `record`
+/// its log goes into a file too.
 pub fn run_backup(
     mut config: VmConfig,
     pair: &PairArgs,
