@@ -28,8 +28,10 @@ const LINUX_COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=t cryptomgr.note
 /// The network as `lockstep lan` has it.
 const NETWORK: &str = "ip=10.77.0.2/24 gw=10.77.0.1";
 
-/// Drivers of the machine's devices.
-const DRIVERS: [&str; 5] = ["virtio_mmio", "virtio_rng", "virtio_console", "virtio_net", "virtio_blk"];
+/// Drivers of the machine's devices; the last one for machines that have them on PCI, as QEMU's `pc` does:
+/// one image starts in both, so that they can be compared.
+const DRIVERS: [&str; 6] =
+    ["virtio_mmio", "virtio_rng", "virtio_console", "virtio_net", "virtio_blk", "virtio_pci"];
 
 /// Why an image cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -1,14 +1,14 @@
 //! Names of the places where a network is: parsed from and printed for the command line.
 
 use std::fmt;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Where a network is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// `tcp:ADDRESS:PORT`: a switch's port over TCP.
+    /// `tcp:HOST:PORT`: a switch's port over TCP.
     Tcp(SocketAddr),
     /// `unix:PATH`: a switch's port over a Unix stream socket.
     Unix(PathBuf),
@@ -20,23 +20,42 @@ pub enum Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// Not an endpoint.
-    #[error("{0:?} is no network endpoint: write tcp:ADDRESS:PORT, unix:PATH or tap:NAME")]
+    #[error("{0:?} is no network endpoint: write tcp:HOST:PORT, unix:PATH or tap:NAME")]
     Endpoint(String),
+    /// The name of a host that has no address.
+    #[error("{host:?} has no address: {why}")]
+    Host {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        why: String,
+    },
     /// Not a forward.
-    #[error(
-        "{0:?} is no forward: write HOST_ADDRESS:PORT=GUEST_ADDRESS:PORT, as 127.0.0.1:6379=10.77.0.2:6379"
-    )]
+    #[error("{0:?} is no forward: write HOST:PORT=GUEST_ADDRESS:PORT, as 127.0.0.1:6379=10.77.0.2:6379")]
     Forward(String),
+}
+
+/// An address with its port; a host's name is looked up. None when the text is neither.
+fn address(text: &str) -> Result<Option<SocketAddr>, EndpointError> {
+    if let Ok(address) = text.parse() {
+        return Ok(Some(address));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else { return Ok(None) };
+    let named = !host.is_empty() && !host.contains([':', '/', '[', '=']);
+    let (true, Ok(port)) = (named, port.parse::<u16>()) else { return Ok(None) };
+    let fails = |why: String| EndpointError::Host { host: host.to_owned(), why };
+    let mut found = (host, port).to_socket_addrs().map_err(|error| fails(error.to_string()))?;
+    found.next().map(Some).ok_or_else(|| fails("the resolver found none".into()))
 }
 
 impl FromStr for Endpoint {
     type Err = EndpointError;
 
-    /// The prefix may be left out of an address with a port, and of a path that contains a slash.
+    /// The prefix may be left out of a host with a port, and of a path that contains a slash.
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let bad = || EndpointError::Endpoint(text.to_owned());
-        if let Some(address) = text.strip_prefix("tcp:") {
-            return address.parse().map(Endpoint::Tcp).map_err(|_| bad());
+        if let Some(host) = text.strip_prefix("tcp:") {
+            return address(host)?.map(Endpoint::Tcp).ok_or_else(bad);
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return if path.is_empty() { Err(bad()) } else { Ok(Endpoint::Unix(path.into())) };
@@ -44,10 +63,10 @@ impl FromStr for Endpoint {
         if let Some(name) = text.strip_prefix("tap:") {
             return if name.is_empty() { Err(bad()) } else { Ok(Endpoint::Tap(name.to_owned())) };
         }
-        match text.parse() {
-            Ok(address) => Ok(Endpoint::Tcp(address)),
-            Err(_) if text.contains('/') => Ok(Endpoint::Unix(text.into())),
-            Err(_) => Err(bad()),
+        match address(text)? {
+            Some(address) => Ok(Endpoint::Tcp(address)),
+            None if text.contains('/') => Ok(Endpoint::Unix(text.into())),
+            None => Err(bad()),
         }
     }
 }
@@ -77,8 +96,8 @@ impl FromStr for Forward {
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let bad = || EndpointError::Forward(text.to_owned());
         let (listen, target) = text.split_once('=').ok_or_else(bad)?;
-        let forward =
-            Self { listen: listen.parse().map_err(|_| bad())?, target: target.parse().map_err(|_| bad())? };
+        let listen = address(listen)?.ok_or_else(bad)?;
+        let forward = Self { listen, target: target.parse().map_err(|_| bad())? };
         if forward.target.port() == 0 { Err(bad()) } else { Ok(forward) }
     }
 }
@@ -100,9 +119,16 @@ mod tests {
         }
         assert_eq!("127.0.0.1:0".parse::<Endpoint>().unwrap().to_string(), "tcp:127.0.0.1:0");
         assert_eq!("./lan.sock".parse::<Endpoint>().unwrap(), Endpoint::Unix("./lan.sock".into()));
-        for text in ["", "tcp:", "unix:", "tap:", "localhost", "tcp:host:port"] {
+        for text in ["", "tcp:", "unix:", "tap:", "localhost", "tcp:host:port", ":1", "::1:80000"] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn hosts_may_be_named() {
+        let Endpoint::Tcp(address) = "localhost:7800".parse().unwrap() else { panic!("it is TCP") };
+        assert!(address.ip().is_loopback() && address.port() == 7800);
+        assert!("localhost:0=10.77.0.2:80".parse::<Forward>().unwrap().listen.ip().is_loopback());
     }
 
     #[test]

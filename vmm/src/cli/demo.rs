@@ -19,7 +19,7 @@ use crate::engine::EngineKind;
 use crate::io::clock::{HostClock, wall_ns};
 
 /// Guests that speak the Redis protocol, as the load does.
-const GUESTS: [&str; 2] = [MINIKV, "redis"];
+pub const GUESTS: [&str; 2] = [MINIKV, "redis"];
 /// Something that must not happen happened.
 const EXIT_VIOLATION: u8 = 7;
 

@@ -4,8 +4,9 @@
 //!   advance ──▶ append + flush ──▶ clock, inputs ──▶ (waits? flush, block until input or due) ──▶ advance
 //! ```
 //!
-//! A batch goes to the channel when it holds an output, when enough is pending, and before blocking: no timer
-//! lies on the path of an output.
+//! A batch goes to the channel when it holds an output, when enough is pending, and when the guest stands
+//! still with entries that are not quite new: no timer lies on the path of an output, and an idle guest's
+//! timer ticks share frames.
 //!
 //! With a virtual clock nothing that the host's speed decides may enter: a guest that waits is given the time
 //! it waits for at once, a disk request completes where it was made, the guest standing still meanwhile, and
@@ -29,6 +30,9 @@ use crate::recording::Sink;
 
 /// Longest block without a look around.
 const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// Longest that entries without an output wait for company while the guest stands still: less than the lag
+/// above which it would be slowed, more than the 27 ms that Linux sets the PIT to at most.
+const COMPANY_NS: u64 = 45_000_000;
 /// Most inputs applied at one position, so that a flood cannot keep the guest from running.
 const MAX_INPUTS: usize = 512;
 
@@ -72,6 +76,8 @@ pub struct Live<M: Transferable> {
     typed: VecDeque<u8>,
     recorded: Vec<Recorded>,
     bytes: Vec<u8>,
+    /// When the oldest entry was made that no frame was made for yet.
+    unsent_since_ns: Option<u64>,
     digests: Digests,
     paused_ns: u64,
     period_start_ns: u64,
@@ -108,6 +114,7 @@ impl<M: Transferable> Live<M> {
             typed: VecDeque::new(),
             recorded: Vec::new(),
             bytes: Vec::new(),
+            unsent_since_ns: None,
             digests,
             paused_ns: 0,
             period_start_ns: now,
@@ -187,7 +194,18 @@ impl<M: Transferable> Live<M> {
             self.disk.extend(requests);
         }
         self.leader.append(&mut self.recorded, flush, &mut self.bytes);
+        self.unsent_since_ns = match (flush || self.writer.is_none(), self.unsent_since_ns) {
+            (true, _) => None,
+            (false, None) => Some(self.leader.clock().now_ns()),
+            (false, since) => since,
+        };
         write_channel(&self.leader, &mut self.writer, &mut self.bytes);
+    }
+
+    /// How much longer entries that were not sent may wait for others, if there are any.
+    fn company_ns(&self) -> Option<u64> {
+        let since_ns = self.unsent_since_ns?;
+        Some((since_ns + COMPANY_NS).saturating_sub(self.leader.clock().now_ns()))
     }
 
     /// Stalls while buffers are full or the protocol waits; says why when this process must stop.
@@ -263,7 +281,10 @@ impl<M: Transferable> Live<M> {
             if self.leader.halted().is_some() || self.transfer.is_some() {
                 return Ok(());
             }
-            self.submit(true);
+            self.submit(false);
+            if self.company_ns() == Some(0) {
+                self.submit(true);
+            }
             self.recorder.machine_mut().attend()?;
             self.block()?;
             if self.transfer.is_some() {
@@ -381,7 +402,8 @@ impl<M: Transferable> Live<M> {
         let now = self.leader.clock().now_ns();
         let deadline =
             self.recorder.host_deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
-        let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND);
+        let company = self.company_ns().map_or(LOOK_AROUND, Duration::from_nanos);
+        let wait = deadline.unwrap_or(LOOK_AROUND).min(LOOK_AROUND).min(company);
         let Inputs { net, console, control } = self.inputs.clone();
         // What was typed before comes first; only the guest can make room for it.
         let console = if self.typed.is_empty() { console } else { crossbeam_channel::never() };

@@ -24,6 +24,7 @@ struct Kind {
 /// Everything measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failovers {
+    guest: String,
     sigkill: Kind,
     sigstop: Kind,
     heartbeat_timeout_ms: u64,
@@ -32,18 +33,20 @@ pub struct Failovers {
 /// Measures.
 pub fn measure(args: &BenchArgs) -> anyhow::Result<Failovers> {
     Ok(Failovers {
-        sigkill: kind(args.kills, Signal::SIGKILL)?,
-        sigstop: kind(args.pauses, Signal::SIGSTOP)?,
+        guest: args.guest.clone(),
+        sigkill: kind(args, args.kills, Signal::SIGKILL)?,
+        sigstop: kind(args, args.pauses, Signal::SIGSTOP)?,
         heartbeat_timeout_ms: 500,
     })
 }
 
-fn kind(count: u32, signal: Signal) -> anyhow::Result<Kind> {
+fn kind(bench: &BenchArgs, count: u32, signal: Signal) -> anyhow::Result<Kind> {
     let mut reports = Vec::new();
     for run in 1..=count {
         say(&format!("{signal} {run} of {count}"));
-        let Bench { cluster, _directory } = Bench::start(true)?;
-        let args = DemoArgs { seconds: 2.0, signal, clients: 4, ..DemoArgs::quiet() };
+        let guest = bench.guest.clone();
+        let args = DemoArgs { seconds: 2.0, signal, clients: 4, guest, ..DemoArgs::quiet() };
+        let Bench { cluster, _directory } = Bench::start(|options| options.vm_options = args.vm_options())?;
         reports.push(pull_the_plug(&args, cluster, u64::from(run))?);
     }
     let column = |field: &dyn Fn(&crate::cli::demo::DemoReport) -> f64, q: f64| {
@@ -68,7 +71,10 @@ fn kind(count: u32, signal: Signal) -> anyhow::Result<Kind> {
 impl Failovers {
     /// For people.
     pub fn print(&self) {
-        println!("\nFailover, from the signal to the first answer after it, on connections that stay");
+        println!(
+            "\nFailover of {}, from the signal to the first answer after it, on connections that stay",
+            self.guest
+        );
         for (name, kind) in [("SIGKILL", &self.sigkill), ("SIGSTOP", &self.sigstop)] {
             println!(
                 "  {name} × {}: first answer p50 {:.1} ms p99 {:.1} ms; every connection p50 {:.1} ms \

@@ -2,21 +2,35 @@
 
 pub mod cpu;
 mod failover;
+mod servers;
 mod service;
 
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::process::Child;
+use std::time::Duration;
 
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::cluster::{Cluster, ClusterOptions};
+use crate::cluster::{Cluster, ClusterOptions, Part};
+use crate::config::MINIKV;
+
+/// The program that the software CPU is measured beside.
+const QEMU: &str = "qemu-system-x86_64";
+/// IPv4 and UDP headers of a heartbeat.
+const DATAGRAM_OVERHEAD: f64 = 28.0;
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// Everything about replication.
     All,
-    /// Requests, latency, CPU and log, unreplicated against replicated; the idle log; exits per request.
+    /// Requests, latency, CPU and log, unreplicated against replicated; the idle log. Of minikv also half
+    /// loads and exits per request; of Linux also native, recorded and QEMU's.
     Service,
     /// Kills and pauses of the primary.
     Failover,
@@ -29,7 +43,9 @@ pub enum What {
 #[command(after_help = "Examples:
   lockstep bench                          # everything, about five minutes
   lockstep bench service --seconds 2
+  lockstep bench service --guest redis --qemu --aims       # about eight minutes
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
+  lockstep bench failover --guest redis
   lockstep bench cpu --qemu --repeat 3    # the software CPU, about six minutes; needs guest images
 
 Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
@@ -37,6 +53,15 @@ pub struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value = "all")]
     pub what: What,
+    /// The guest of `service` and `failover`.
+    #[arg(long, default_value = MINIKV, value_parser = crate::cli::demo::GUESTS)]
+    pub guest: String,
+    /// Measure QEMU (qemu-system-x86_64) on the same images too: `cpu`, and `service` of Linux.
+    #[arg(long)]
+    pub qemu: bool,
+    /// Exit with 1 when an aim of docs/performance.md is missed: `cpu`, and `service` of Linux.
+    #[arg(long)]
+    pub aims: bool,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
@@ -69,7 +94,18 @@ struct Results {
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     if args.what == What::Cpu {
-        return cpu::run(&args.cpu, args.json);
+        return cpu::run(args);
+    }
+    if args.guest != MINIKV {
+        ensure!(
+            args.what != What::All,
+            "which: lockstep bench service, or failover, --guest {}?",
+            args.guest
+        );
+        crate::cli::guest::build_if_missing(&args.guest)?;
+    }
+    if args.what == What::Service && args.guest != MINIKV {
+        return servers::run(args);
     }
     let host = crate::cli::doctor::examine();
     let mut results = Results { host, service: None, failover: None };
@@ -99,12 +135,46 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(replicated: bool) -> anyhow::Result<Self> {
+    /// Starts one; `change` may have other options.
+    fn start(change: impl FnOnce(&mut ClusterOptions)) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("lockstep-bench-").tempdir()?;
-        let program: PathBuf = std::env::current_exe()?;
-        let options = ClusterOptions { replicated, ..ClusterOptions::new(program, directory.path()) };
+        let mut options = ClusterOptions::new(std::env::current_exe()?, directory.path());
+        change(&mut options);
         Ok(Self { cluster: Cluster::start(options, |_| ())?, _directory: directory })
     }
+}
+
+/// A process that is ended when it is left.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// CPU time that a process has used, nanoseconds; of one that is gone, 0.
+fn cpu_ns(pid: u32) -> u64 {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
+    clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
+/// A TCP port of loopback that nobody uses.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Bytes that the primary of a pair has logged.
+fn log_bytes(cluster: &Cluster) -> anyhow::Result<u64> {
+    let status = cluster.status(Part::Primary)?;
+    status.pointer("/live/log_bytes").and_then(Value::as_u64).context("no log bytes in the status")
+}
+
+/// Heartbeats of both directions at the default interval.
+fn heartbeat_bytes_per_s() -> f64 {
+    const PER_S: f64 = 1000.0 / 50.0;
+    2.0 * PER_S * (logchannel::heartbeat::HEARTBEAT_LEN as f64 + DATAGRAM_OVERHEAD)
 }
 
 /// A line of progress on standard error.

@@ -8,16 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 use load::{Load, Pace, Throughput};
 use serde::Serialize;
-use serde_json::Value;
 
-use super::{Bench, BenchArgs, quantile, say};
+use super::{Bench, BenchArgs, cpu_ns, heartbeat_bytes_per_s, log_bytes, quantile, say};
 use crate::cli::doctor::Report;
-use crate::cluster::{Cluster, Part};
+use crate::cluster::Cluster;
 use crate::io::clock::HostClock;
 
 const VALUE_BYTES: usize = 16;
-/// IPv4 and UDP headers of a heartbeat.
-const DATAGRAM_OVERHEAD: f64 = 28.0;
 
 /// One measurement of one system.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -64,7 +61,7 @@ pub struct Service {
 /// Measures.
 pub fn measure(args: &BenchArgs) -> anyhow::Result<Service> {
     say("starting an unreplicated machine and a pair");
-    let systems = [Bench::start(false)?, Bench::start(true)?];
+    let systems = [Bench::start(|options| options.replicated = false)?, Bench::start(|_| ())?];
     let (mut saturation, mut half_load) = (Vec::new(), Vec::new());
     for (command, set_percent) in [("GET", 0), ("SET", 100)] {
         for (connections, pipeline) in [(1, 1), (1, 16), (50, 1), (50, 16)] {
@@ -165,24 +162,10 @@ fn one(cluster: &Cluster, load: &Load) -> anyhow::Result<Measured> {
     })
 }
 
-fn log_bytes(cluster: &Cluster) -> anyhow::Result<u64> {
-    let status = cluster.status(Part::Primary)?;
-    status.pointer("/live/log_bytes").and_then(Value::as_u64).context("no log bytes in the status")
-}
-
 /// CPU seconds that each process used so far.
 fn cpu(cluster: &Cluster) -> BTreeMap<&'static str, f64> {
-    const TICKS_PER_S: f64 = 100.0;
-    [Part::Primary, Part::Backup, Part::DiskServer, Part::Lan]
-        .into_iter()
-        .filter_map(|part| {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", cluster.pid(part)?)).ok()?;
-            // Fields 14 and 15, counted after the name in parentheses: user and system time.
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
-            Some((part.name(), (ticks(11)? + ticks(12)?) / TICKS_PER_S))
-        })
-        .collect()
+    let parts = cluster.parts().into_iter();
+    parts.filter_map(|part| Some((part.name(), cpu_ns(cluster.pid(part)?) as f64 / 1e9))).collect()
 }
 
 /// Exits per request of one idle connection, as the guest counts them.
@@ -233,12 +216,6 @@ fn idle(cluster: &Cluster) -> anyhow::Result<(u64, f64)> {
     let (before, start) = (log_bytes(cluster)?, HostClock.now_ns());
     std::thread::sleep(LENGTH);
     Ok((log_bytes(cluster)? - before, (HostClock.now_ns() - start) as f64 / 1e9))
-}
-
-/// Heartbeats of both directions at the default interval.
-fn heartbeat_bytes_per_s() -> f64 {
-    const PER_S: f64 = 1000.0 / 50.0;
-    2.0 * PER_S * (logchannel::heartbeat::HEARTBEAT_LEN as f64 + DATAGRAM_OVERHEAD)
 }
 
 /// Median round trip of a small message over loopback TCP between two threads.

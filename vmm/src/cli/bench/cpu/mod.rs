@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use super::{quantile, say};
+use super::{BenchArgs, quantile, say};
 use images::Images;
 use report::{Boot, CpuReport, Host, Row};
 use systems::{Kernel, System, Systems, Work};
@@ -25,19 +25,12 @@ use systems::{Kernel, System, Systems, Work};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of bench cpu")]
 pub struct CpuArgs {
-    /// Measure QEMU (qemu-system-x86_64) on the same images too: plain, and recording.
-    #[arg(long)]
-    pub qemu: bool,
     /// How many times everything runs, the systems in turn; medians count.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub repeat: u32,
     /// One fast kernel with a twentieth of its work, and no boot of its own: shows that it works.
     #[arg(long)]
     pub quick: bool,
-    /// Exit with 1 when an aim is missed: 150 million instructions per second (geometric mean), a boot of
-    /// either guest in 4 s, random reads three times as fast as QEMU that records.
-    #[arg(long)]
-    pub aims: bool,
     /// One kernel only, by name.
     #[arg(long, value_name = "KERNEL")]
     pub only: Option<String>,
@@ -66,13 +59,14 @@ struct Measured {
 }
 
 /// Runs the command.
-pub fn run(args: &CpuArgs, json: bool) -> anyhow::Result<u8> {
+pub fn run(bench: &BenchArgs) -> anyhow::Result<u8> {
+    let args = &bench.cpu;
     ensure!(args.repeat >= 1, "--repeat 0 measures nothing");
     let images = Images::new(args.cache.as_deref(), !args.quick)?;
     let host = Host::new();
     let systems = Systems::new(&images, args.work())?;
-    let qemu = args.qemu.then(systems::qemu_version).flatten();
-    if args.qemu && qemu.is_none() {
+    let qemu = bench.qemu.then(systems::qemu_version).flatten();
+    if bench.qemu && qemu.is_none() {
         say("SKIPPED QEMU: there is no qemu-system-x86_64 here (Debian's package qemu-system-x86)");
     }
     let mut who = vec![System::Native, System::Soft];
@@ -91,11 +85,11 @@ pub fn run(args: &CpuArgs, json: bool) -> anyhow::Result<u8> {
     }
     let instructions = if args.quick { None } else { Some(systems.boot_instructions()?) };
     let report = judge(host, qemu, args.repeat, &measured, instructions)?;
-    match json {
+    match bench.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => report.print(),
     }
-    let missed = if args.aims { report.missed() } else { Vec::new() };
+    let missed = if bench.aims { report.missed() } else { Vec::new() };
     missed.iter().for_each(|aim| say(&format!("MISSED: {aim}")));
     Ok(u8::from(!missed.is_empty()))
 }

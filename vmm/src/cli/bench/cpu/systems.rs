@@ -1,21 +1,19 @@
 //! The systems that are compared, each a process whose lines are timed as they come.
 
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use guest_images::cache::Guest;
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
 
 use super::images::Images;
+use crate::cli::bench::{QEMU, Running, cpu_ns};
 use crate::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
 use crate::io::clock::HostClock;
 use crate::recording::Recording;
 
-const QEMU: &str = "qemu-system-x86_64";
 /// The guests whose boots are measured.
 pub const GUESTS: [&str; 2] = ["cpubench", "busybox"];
 /// First words of user space in them.
@@ -250,22 +248,12 @@ impl Said {
     }
 }
 
-/// Ends a process that was left early.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Runs a process to its end.
 fn listen(mut command: Command, system: System) -> anyhow::Result<Said> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let started_ns = HostClock.now_ns();
     let child = command.spawn().with_context(|| format!("cannot start {}", system.name()))?;
-    let mut process = Process(child);
+    let mut process = Running(child);
     let (sender, lines) = crossbeam_channel::bounded(LINES);
     let stdout = process.0.stdout.take().context("its output is piped")?;
     let pid = process.0.id();
@@ -316,12 +304,6 @@ fn read_lines(mut stream: impl Read + Send + 'static, pid: u32, into: Sender<Lin
     };
     std::thread::Builder::new().name("lines".into()).spawn(read)?;
     Ok(())
-}
-
-/// CPU time that a process has used; of one that is gone, 0.
-fn cpu_ns(pid: u32) -> u64 {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
-    clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
 /// Reads what `cpubench` said.
