@@ -8,10 +8,14 @@
 //!
 //! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer.
 
+mod backup;
 #[path = "../pair/client.rs"]
 #[allow(dead_code)]
 mod client;
 mod commands;
+#[path = "../pair/crafted.rs"]
+#[allow(dead_code)]
+mod crafted;
 mod crash;
 #[path = "../pair/harness.rs"]
 #[allow(dead_code)]

@@ -10,7 +10,8 @@ use logchannel::{Event, LogEntry, codec};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::recorded::{lockstep, shared, shared_soft};
+use crate::harness::PROGRAM;
+use crate::recorded::{json, lockstep, shared, shared_soft};
 
 /// Where checkpoint number `from` and all later ones have another byte.
 struct OtherByte {
@@ -67,6 +68,26 @@ fn equal_recordings_are_said_to_be() {
     for arguments in [&[path][..], &[path, &other]] {
         let (code, verdict) = diverge(arguments);
         assert_eq!((code, &verdict["verdict"]), (Some(0), &"same".into()), "{verdict}");
+    }
+}
+
+#[test]
+fn replays_by_two_processes_are_equal() {
+    for path in [shared(), shared_soft()].into_iter().flatten() {
+        let recording = Recording::open(path).expect("a recording");
+        let middle = recording.checkpoints()[recording.checkpoints().len() / 2].at.count;
+        let name = path.to_str().expect("a name in UTF-8");
+        for from in [0, middle] {
+            let verdict =
+                json(&["diverge", name, "--json", "--against", PROGRAM, "--from", &from.to_string()]);
+            assert_eq!(
+                (&verdict["verdict"], &verdict["position"]),
+                (&"same".into(), &recording.end().count.into())
+            );
+        }
+        let output = lockstep(&["diverge", name, "--against", "false"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("false: no answer"), "{output:?}");
     }
 }
 

@@ -74,6 +74,8 @@ pub struct ClusterOptions {
     pub pair_options: Vec<String>,
     /// More options for the primary.
     pub primary_options: Vec<String>,
+    /// Variables in the environment of backups that are started.
+    pub backup_environment: Vec<(String, String)>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
     /// TCP port of the guest's service, which a port of this host reaches.
@@ -95,6 +97,7 @@ impl ClusterOptions {
             vm_options: Vec::new(),
             pair_options: Vec::new(),
             primary_options: Vec::new(),
+            backup_environment: Vec::new(),
             disk_options: Vec::new(),
             guest_port: REDIS_PORT,
             answers: ping,
@@ -154,6 +157,9 @@ impl Cluster {
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.options.die_with_parent {
             command.env(DIE_WITH_PARENT, "1");
+        }
+        if part == Part::Backup {
+            command.envs(self.options.backup_environment.iter().cloned());
         }
         let child = command.spawn().with_context(|| {
             format!("cannot start {} {}", self.options.program.display(), arguments.join(" "))

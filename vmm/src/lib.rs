@@ -14,5 +14,7 @@ pub mod io;
 pub mod machine;
 pub mod memory;
 pub mod pair;
+#[cfg(feature = "planted-faults")]
+mod planted;
 pub mod random;
 pub mod recording;

@@ -340,6 +340,8 @@ impl<E: Engine> Machine<E> {
     }
 
     fn handle(&mut self, exit: VmExit) {
+        #[cfg(feature = "planted-faults")]
+        crate::planted::in_devices(&mut self.devices, self.engine.position());
         let ram = self.ram.map();
         let mut bytes = [0; 8];
         match exit {
@@ -432,6 +434,8 @@ impl<E: Engine> replay::Machine for Machine<E> {
             | Event::Clock { .. }
             | Event::Trap { .. } => {
                 let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
+                #[cfg(feature = "planted-faults")]
+                crate::planted::in_devices(&mut self.devices, at);
                 let applied = self.devices.apply(self.ram.map(), input);
                 applied.map_err(|source| MachineError::Apply { at, source })?;
                 self.engine.skip_time(self.devices.now_ns() - before_ns);

@@ -51,6 +51,8 @@ impl Devices {
             }
             (PM_TIMER_PORT, data) if data.len() == 4 => {
                 let now_ns = self.time_read();
+                #[cfg(feature = "planted-faults")]
+                let now_ns = self.planted.timer_ns(now_ns);
                 data.copy_from_slice(&Power::timer(now_ns).to_le_bytes());
                 self.sync_lines();
             }

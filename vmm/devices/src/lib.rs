@@ -32,6 +32,8 @@ mod event_port;
 mod machine;
 mod pic;
 mod pit;
+#[cfg(feature = "planted-faults")]
+mod planted;
 mod power;
 mod rtc;
 mod state;
@@ -44,6 +46,8 @@ pub mod layout;
 mod testing;
 
 pub use machine::{ApplyError, ConsoleInput, Devices, DevicesConfig};
+#[cfg(feature = "planted-faults")]
+pub use planted::Planted;
 pub use power::Ending;
 pub use state::{DevicesState, RestoreError, STATE_VERSION};
 

@@ -118,6 +118,8 @@ pub struct Devices {
     pub(crate) outputs: VecDeque<Output>,
     /// No state: refilled whenever it is used.
     pub(crate) scratch: Chain,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) planted: crate::planted::Planted,
 }
 
 impl Devices {
@@ -140,7 +142,13 @@ impl Devices {
     }
 
     pub(crate) fn from_parts(parts: Parts, outputs: VecDeque<Output>) -> Self {
-        let mut devices = Self { parts, outputs, scratch: Chain::default() };
+        let mut devices = Self {
+            parts,
+            outputs,
+            scratch: Chain::default(),
+            #[cfg(feature = "planted-faults")]
+            planted: crate::planted::Planted::default(),
+        };
         devices.sync_lines();
         devices
     }
@@ -284,7 +292,11 @@ impl Devices {
                 ApplyError::DataLength { request, expected, found: data.len() as u64 }
             }
         })?;
+        #[cfg(feature = "planted-faults")]
+        let stale = self.planted.stale_sector(mem, blk.buffers(request));
         blk.done(mem, &mut self.scratch, &mut self.outputs, (request, status, data));
+        #[cfg(feature = "planted-faults")]
+        crate::planted::put_back(mem, stale);
         Ok(())
     }
 

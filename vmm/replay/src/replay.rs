@@ -136,6 +136,11 @@ impl<M: Machine> Replayer<M> {
         self.pushed
     }
 
+    /// Whether the machine's state says all that there is to go on with: no output waits for its entry.
+    pub fn is_settled(&self) -> bool {
+        self.made.is_empty()
+    }
+
     /// The divergence, once there was one.
     pub fn divergence(&self) -> Option<&Divergence> {
         self.diverged.as_deref()

@@ -259,6 +259,8 @@ impl Cpu {
     /// Drops the decoded code of the page of `gpa`.
     pub(crate) fn drop_code(&mut self, gpa: u64) {
         self.cache.drop_page(gpa);
+        #[cfg(feature = "planted-faults")]
+        self.stale.forget(gpa);
         self.ram.clear_flags(gpa, crate::ram::CODE);
         self.update_space();
     }

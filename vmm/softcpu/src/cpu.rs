@@ -114,6 +114,8 @@ pub struct Cpu {
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
     kick: Arc<AtomicBool>,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) stale: crate::planted::StaleCode,
 }
 
 // SAFETY: the pointers inside lead to RAM, whose owner keeps others away during `run`, and to blocks that
@@ -182,6 +184,8 @@ impl Cpu {
             cache,
             breakpoints: Breakpoints::default(),
             kick: Arc::default(),
+            #[cfg(feature = "planted-faults")]
+            stale: crate::planted::StaleCode::default(),
         });
         cpu.set_state(&State::default());
         cpu

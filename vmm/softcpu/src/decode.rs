@@ -322,12 +322,19 @@ impl Cpu {
         !insn.is_invalid() || insn.len() == LONGEST
     }
 
+    /// Reads code inside one page; beyond the end of RAM nothing is read.
+    fn read_code(&self, gpa: u64, into: &mut [u8]) {
+        self.ram.read(gpa, into);
+        #[cfg(feature = "planted-faults")]
+        self.stale.show(gpa, into);
+    }
+
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
     /// the next page.
     pub(crate) fn decode_block(&self, gpa: u64) -> Option<(Vec<Op>, u64)> {
         let mut page = [0; PAGE as usize];
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
-        self.ram.read(gpa, bytes);
+        self.read_code(gpa, bytes);
         let mut builder = self.builder(vec![Op::new(stop)], true);
         let bytes = &*bytes;
         let mut decoder = self.decoder(bytes, self.rip);
@@ -400,12 +407,12 @@ impl Cpu {
         let gpa = self.translate_code(rip)?;
         let here = ((PAGE - rip % PAGE) as usize).min(LONGEST);
         bytes.fill(0xff);
-        self.ram.read(gpa, &mut bytes[..here]);
+        self.read_code(gpa, &mut bytes[..here]);
         let mut decoder = self.decoder(&bytes[..here], rip);
         decoder.decode_out(insn);
         if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
             let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
-            self.ram.read(gpa, &mut bytes[here..]);
+            self.read_code(gpa, &mut bytes[here..]);
             let mut decoder = self.decoder(&bytes[..], rip);
             decoder.decode_out(insn);
         }
@@ -421,10 +428,10 @@ impl Cpu {
         let here = ((PAGE - rip % PAGE) as usize).min(length);
         bytes[..length].fill(0xff);
         let gpa = self.translate_code(rip)?;
-        self.ram.read(gpa, &mut bytes[..here]);
+        self.read_code(gpa, &mut bytes[..here]);
         if here < length {
             let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
-            self.ram.read(gpa, &mut bytes[here..length]);
+            self.read_code(gpa, &mut bytes[here..length]);
         }
         Ok(bytes)
     }

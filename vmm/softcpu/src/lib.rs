@@ -24,6 +24,8 @@ mod interrupt;
 mod mem;
 mod op;
 mod paging;
+#[cfg(feature = "planted-faults")]
+mod planted;
 mod ram;
 mod state;
 mod word;

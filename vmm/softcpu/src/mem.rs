@@ -479,6 +479,11 @@ impl Cpu {
         }
         if flags & CODE != 0 && self.cache.covers(gpa, size) {
             self.must_be_alone()?;
+            #[cfg(feature = "planted-faults")]
+            if self.loses_invalidation(gpa) {
+                self.ram.set_flags(gpa, DIRTY);
+                return Ok(());
+            }
             self.drop_code(gpa);
         }
         self.ram.set_flags(gpa, DIRTY);

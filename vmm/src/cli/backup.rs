@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
 use crate::pair::backup::run_backup;
@@ -23,6 +24,9 @@ pub struct BackupArgs {
     /// Times of the pair.
     #[command(flatten)]
     pub pair: PairArgs,
+    /// The recording.
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// Where to wait for the primary, host:port; port 0 takes any, and a line on standard output says which.
     #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
     pub listen: String,
@@ -34,7 +38,7 @@ pub struct BackupArgs {
 /// Runs the command.
 pub fn run(args: &BackupArgs) -> anyhow::Result<u8> {
     let config = VmConfig::new(&args.vm, Some(&args.pair), 0)?;
-    let end = run_backup(config, &args.pair, &args.listen, |divergence| {
+    let end = run_backup(config, &args.pair, &args.listen, args.record.options().as_ref(), |divergence| {
         let name = format!("divergence-{}-{}.txt", args.vm.vm, divergence.seq);
         let path = args.reports.join(name);
         std::fs::write(&path, divergence.to_string())

@@ -206,11 +206,12 @@ fn stat(args: &StatArgs) -> anyhow::Result<()> {
     let recording = Recording::open(&args.file)?;
     warn_of_tail(&recording);
     let mut counts: BTreeMap<EventKind, Count> = BTreeMap::new();
-    let mut encoder = BatchEncoder::new(LogStart::default());
+    let first = &recording.checkpoints()[0];
+    let mut encoder = BatchEncoder::new(LogStart { seq: first.seq, count: first.at.count });
     let mut time = VirtualTime {
         by_position: recording.header().machine.clock == "instructions",
-        at: recording.checkpoints()[0].at,
-        now_ns: 0,
+        at: first.at,
+        now_ns: first.now_ns,
     };
     for entry in recording.log() {
         let entry = entry?;

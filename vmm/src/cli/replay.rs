@@ -11,6 +11,7 @@ use logchannel::{Event, Output, Position, Seq};
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
 use crate::debug::{self, DebugArgs, Debugging};
 use crate::recording::reader::Tail;
+use crate::recording::serve::serve;
 use crate::recording::verify::LastState;
 use crate::recording::{Arrival, Recording, Session, SessionError};
 
@@ -42,6 +43,9 @@ pub struct ReplayArgs {
     /// Who looks into the guest.
     #[command(flatten)]
     pub debug: DebugArgs,
+    /// Answer questions on standard input, for `diverge --against`.
+    #[arg(long, conflicts_with_all = ["from", "to", "to_output", "gdb", "trace_from"])]
+    pub serve: bool,
     /// Do not show the guest's console.
     #[arg(long)]
     pub no_console: bool,
@@ -148,6 +152,10 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
     let recording = Recording::open(&args.file)?;
     warn_of_tail(&recording);
     let mut session = Session::debugged(recording, &debugging)?;
+    if args.serve {
+        serve(&mut session, std::io::stdin().lock(), std::io::stdout().lock())?;
+        return Ok(0);
+    }
     let outcome = replay(&mut session, args, &debugging);
     match outcome {
         Ok(code) => Ok(code),

@@ -19,22 +19,28 @@ use replay::Replayer;
 use crate::assemble::{self, Vm};
 use crate::config::{PairArgs, VmConfig};
 use crate::memory::Ram;
-use crate::pair::claims::{Claims, claims};
+use crate::pair::claims::{ClaimServer, Claims, claims};
 use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::outside::Outside;
+use crate::pair::primary::end_on_signal;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer;
+use crate::recording::format::Header;
+use crate::recording::sink::{RecordOptions, Sink};
 
 /// How long a backup asks its disk server about a primary.
 const ASK_HOLDER: Duration = Duration::from_secs(2);
-/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must.
+
+/// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must; with `record`
+/// its log goes into a file too.
 pub fn run_backup(
     mut config: VmConfig,
     pair: &PairArgs,
     listen: &str,
+    record: Option<&RecordOptions>,
     report: impl Fn(&replay::Divergence) -> anyhow::Result<()>,
 ) -> anyhow::Result<ProcessEnd> {
     let listener = Listener::bind(listen)?;
@@ -47,37 +53,26 @@ pub fn run_backup(
     let host = Host::new(config, "backup", claimant)?;
     let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
     let net = host.network()?;
-    let (replayer, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
+    let (mut replayer, log, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
+    let recording = record.map(|options| begin_recording(&host, options, log, replayer.machine_mut()));
+    let recording = recording.transpose()?;
     let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
-    let (of_claims, successor) = (follower.clone(), slot.clone());
-    start("claims", move || {
-        let leader = || successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        claim_server.serve(
-            |expect, answer| match leader() {
-                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
-                None => of_claims.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
-            },
-            // A backup needs no word of it: it asks when its primary is gone.
-            |generation| {
-                if let Some(leader) = leader() {
-                    leader.event(ft::PrimaryEvent::Fenced { generation });
-                }
-            },
-        );
-    })?;
+    serve_claims(claim_server, follower.clone(), slot.clone())?;
     host.status(|parts| parts.follower = Some(follower.clone()));
-    match follower.follow(replayer) {
-        FollowEnd::Halted { reason, divergence, mut replayer } => {
+    match follower.follow(replayer, recording) {
+        FollowEnd::Halted { reason, divergence, mut replayer, recording } => {
+            let file = recording.map(Sink::end);
             if let Some(mut divergence) = divergence {
                 match replayer.machine_mut().cpu() {
                     Ok(cpu) => divergence.notes.extend(cpu.describe()),
                     Err(error) => divergence.notes.push(format!("the registers cannot be read: {error}")),
                 }
+                divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 report(&divergence)?;
             }
             Ok(ProcessEnd::Backup(reason))
         }
-        FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns } => {
+        FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
             let outside = Outside::new(net, host.console()?, generation);
             let leader = host.lead(backup.into_primary(), outside, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
@@ -95,10 +90,49 @@ pub fn run_backup(
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
             let mut live = host.live(recorder, leader, None);
+            if let Some(sink) = recording {
+                end_on_signal(host.control.0.clone())?;
+                live.record(sink);
+            }
             live.go_live(generation);
             Ok(ProcessEnd::Live(live.run()?))
         }
     }
+}
+
+/// Starts the thread that asks for generations: first for the follower, then for the live copy in the slot.
+fn serve_claims(
+    server: ClaimServer,
+    follower: Arc<Follower>,
+    slot: Arc<Mutex<Option<Arc<Leader>>>>,
+) -> anyhow::Result<()> {
+    start("claims", move || {
+        let leader = || slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        server.serve(
+            |expect, answer| match leader() {
+                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+                None => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
+            },
+            // A backup needs no word of it: it asks when its primary is gone.
+            |generation| {
+                if let Some(leader) = leader() {
+                    leader.event(ft::PrimaryEvent::Fenced { generation });
+                }
+            },
+        );
+    })?;
+    Ok(())
+}
+
+/// Begins the recording of a backup that has joined after `log`.
+fn begin_recording(
+    host: &Host,
+    options: &RecordOptions,
+    log: LogStart,
+    machine: &mut Vm,
+) -> anyhow::Result<Sink> {
+    let header = Header::new(&host.config, options.checkpoint_every_ns);
+    Sink::create(&options.path, &header, log, machine)
 }
 
 /// Waits for a primary with the same machine; refuses others and says why. The machine before its first
@@ -176,7 +210,7 @@ fn join(
     booted: Option<Vm>,
     claims: &Claims,
     heartbeats: &Arc<HeartbeatSocket>,
-) -> anyhow::Result<(Replayer<Vm>, Arc<Follower>)> {
+) -> anyhow::Result<(Replayer<Vm>, LogStart, Arc<Follower>)> {
     let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
     let (mut endpoint, writer, mut reader) = connection.split()?;
     let closer = writer.closer()?;
@@ -219,7 +253,7 @@ fn join(
         threads::heartbeats(&socket, peer, heard, || of_beats.next_tick_ns().is_some());
     })?;
     eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
-    Ok((Replayer::resume(machine, log.seq + 1), follower))
+    Ok((Replayer::resume(machine, log.seq + 1), log, follower))
 }
 
 /// Receives a running machine.

@@ -19,6 +19,8 @@ use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
 use crate::pair::fetch::{self, Fetch, FetchCounts, Fetched};
 use crate::pair::leader::{HeartbeatLink, send_heartbeat};
+use crate::pair::transfer::Transferable;
+use crate::recording::sink::Sink;
 
 /// Most entries taken at once by the vCPU thread.
 const BATCH: usize = 1024;
@@ -139,6 +141,8 @@ pub enum FollowEnd<M> {
         status: Box<FollowerStatus>,
         /// When the last entry arrived, host nanoseconds.
         entry_ns: u64,
+        /// The recording, which goes on.
+        recording: Option<Sink>,
     },
     /// This process stops.
     Halted {
@@ -148,6 +152,8 @@ pub enum FollowEnd<M> {
         divergence: Option<Box<Divergence>>,
         /// The machine, to look at.
         replayer: Box<Replayer<M>>,
+        /// The recording, to be ended.
+        recording: Option<Sink>,
     },
 }
 
@@ -419,8 +425,12 @@ impl Follower {
         }
     }
 
-    /// The vCPU thread: replays until this process goes live or stops.
-    pub fn follow<M: Machine>(&self, mut replayer: Replayer<M>) -> FollowEnd<M> {
+    /// The vCPU thread: replays until this process goes live or stops, and records what it executes.
+    pub fn follow<M: Transferable>(
+        &self,
+        mut replayer: Replayer<M>,
+        mut recording: Option<Sink>,
+    ) -> FollowEnd<M> {
         let (mut entries, mut executed, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         let mut divergence = None;
         loop {
@@ -428,14 +438,23 @@ impl Follower {
                 Some(Verdict::Halt(reason)) => {
                     let replayer = Box::new(replayer);
                     let divergence = divergence.or_else(|| self.lock().divergence.take());
-                    return FollowEnd::Halted { reason, divergence, replayer };
+                    return FollowEnd::Halted { reason, divergence, replayer, recording };
                 }
                 Some(Verdict::Live { generation, resend }) => {
                     let status = Box::new(self.status());
                     let mut inner = self.lock();
                     let backup = Box::new(inner.backup.take().expect("the backup that went live"));
                     let (times, entry_ns, replayer) = (inner.times, inner.entry_ns, Box::new(replayer));
-                    return FollowEnd::Live { backup, replayer, generation, resend, times, status, entry_ns };
+                    return FollowEnd::Live {
+                        backup,
+                        replayer,
+                        generation,
+                        resend,
+                        times,
+                        status,
+                        entry_ns,
+                        recording,
+                    };
                 }
                 None => {}
             }
@@ -444,7 +463,14 @@ impl Follower {
                 Event::Digest(digest) => Some((entry.seq, digest)),
                 _ => None,
             }));
-            match replay_batch(&mut replayer, &mut entries, &mut executed) {
+            let copies = recording.is_some().then(|| entries.clone());
+            let replayed = replay_batch(&mut replayer, &mut entries, &mut executed);
+            if let (Some(sink), Some(copies)) = (&mut recording, copies)
+                && let Err(error) = record(sink, &mut replayer, copies)
+            {
+                tracing::error!(%error, "no checkpoint for the recording");
+            }
+            match replayed {
                 Ok(()) => self.executed(&mut executed, &digests),
                 Err(ReplayError::Machine(error)) => {
                     // An input that its state excludes, or a failing host: it does not follow the log any
@@ -471,6 +497,30 @@ fn write(inner: &mut Inner) {
         *writer = None;
     }
     bytes.clear();
+}
+
+/// Records entries, and the machine where that is due; of one that diverged, the state in which it was found,
+/// before the entry that it did not follow.
+fn record<M: Transferable>(
+    sink: &mut Sink,
+    replayer: &mut Replayer<M>,
+    mut entries: Vec<LogEntry>,
+) -> Result<(), M::Error> {
+    let executed = entries.partition_point(|entry| entry.seq <= replayer.executed());
+    let rest = entries.split_off(executed);
+    sink.append_entries(entries);
+    let recorded = if !replayer.is_settled() {
+        // Outputs that wait for their entries are not in the state.
+        Ok(())
+    } else if replayer.divergence().is_some() {
+        sink.checkpoint_now(replayer.machine_mut())
+    } else if rest.is_empty() {
+        sink.checkpoint_if_due(replayer.machine_mut())
+    } else {
+        Ok(())
+    };
+    sink.append_entries(rest);
+    recorded
 }
 
 /// Executes every entry given.

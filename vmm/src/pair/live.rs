@@ -126,7 +126,7 @@ impl<M: Transferable> Live<M> {
         }
     }
 
-    /// Has the log go into a recording too, which begins with the machine as it is.
+    /// Has the log go into a recording too, which begins with the machine as it is, or goes on with it.
     pub fn record(&mut self, sink: Sink) {
         self.recording = Some(sink);
     }
@@ -145,11 +145,7 @@ impl<M: Transferable> Live<M> {
     pub fn run(mut self) -> Result<LiveEnd, M::Error> {
         let end = self.run_guest();
         if let Some(sink) = self.recording.take() {
-            let path = sink.path().to_owned();
-            match sink.finish() {
-                Ok(written) => eprintln!("lockstep: recorded {}: {} bytes", path.display(), written.bytes),
-                Err(error) => eprintln!("lockstep: {}: {error}", path.display()),
-            }
+            sink.end();
         }
         end
     }

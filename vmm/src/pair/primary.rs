@@ -50,7 +50,7 @@ pub fn run_live(
     let sink = match record {
         Some(options) => {
             let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Some(Sink::create(&options.path, &header, &mut machine)?)
+            Some(Sink::create(&options.path, &header, LogStart::default(), &mut machine)?)
         }
         None => None,
     };
@@ -105,7 +105,7 @@ fn power_on_ns(host: &Host) -> u64 {
 }
 
 /// Has SIGINT and SIGTERM power the machine off, so that its recording ends as a whole one.
-fn end_on_signal(control: Sender<Control>) -> anyhow::Result<()> {
+pub(super) fn end_on_signal(control: Sender<Control>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);

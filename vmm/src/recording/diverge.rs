@@ -15,11 +15,13 @@
 use logchannel::{LogEntry, Position};
 use serde::Serialize;
 
+use crate::debug::symbols::Symbols;
+use crate::engine::CpuState;
 use crate::machine::MachineState;
 use crate::memory::Ram;
 use crate::recording::compare::StateDifference;
 use crate::recording::disassemble::next_instruction;
-use crate::recording::format::CheckpointRef;
+use crate::recording::format::{CheckpointRef, RecordingError};
 use crate::recording::reader::Recording;
 use crate::recording::session::{Arrival, Session, SessionError};
 
@@ -46,14 +48,19 @@ pub enum Verdict {
 }
 
 /// The first step in which two runs differ.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Parting {
     /// The last position at which both were equal.
     pub agreed: u64,
     /// The first at which they differ.
     pub position: u64,
-    /// The instruction executed from one to the other.
+    /// The instruction executed from one to the other; with `entry`, the one that comes next there.
     pub instruction: String,
+    /// The entry, the same in both, whose execution made them differ: no instruction did.
+    pub entry: Option<String>,
+    /// With a stop shortly before, the difference does not show: what makes it may lie some instructions
+    /// earlier, in code that is decoded or fetched together.
+    pub unstopped: bool,
     /// Entries of the first log at that position that the second one does not have there.
     pub entries_a: Vec<String>,
     /// And the other way round.
@@ -63,7 +70,7 @@ pub struct Parting {
 }
 
 /// A run that does not follow from its log.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Astray {
     /// Which recording.
     pub recording: String,
@@ -80,9 +87,11 @@ pub struct Astray {
 }
 
 /// A machine's state with its memory.
-struct Whole {
-    state: MachineState,
-    ram: Ram,
+pub struct Whole {
+    /// Everything but the memory.
+    pub state: MachineState,
+    /// The memory.
+    pub ram: Ram,
 }
 
 fn recorded(recording: &Recording, checkpoint: usize) -> Result<Whole, SessionError> {
@@ -105,7 +114,17 @@ fn between(a: &mut Session, b: &mut Session) -> Result<StateDifference, SessionE
 
 fn instruction(session: &mut Session) -> Result<String, SessionError> {
     let cpu = session.machine_mut().cpu()?;
-    Ok(next_instruction(&cpu, session.machine().ram().as_slice()))
+    Ok(name(&cpu, session.machine().ram().as_slice()))
+}
+
+/// The next instruction of a vCPU, and where in a Linux kernel it is, if it is in one.
+pub(super) fn name(cpu: &CpuState, ram: &[u8]) -> String {
+    let instruction = next_instruction(cpu, ram);
+    let symbols = Symbols::of_memory(ram).unwrap_or_default();
+    match symbols.lookup(cpu.rip) {
+        Some(_) => format!("{instruction}  <{}>", symbols.describe(cpu.rip)),
+        None => instruction,
+    }
 }
 
 /// Compares a recording with what its log leads to.
@@ -296,11 +315,19 @@ fn bisect(a: &mut Session, b: &mut Session, mut lo: u64, mut hi: u64) -> Result<
         missing.map(|entry| format!("entry {}: {:?}", entry.seq, Brief(entry))).collect::<Vec<_>>()
     };
     let (entries_a, entries_b) = (only(&of_a, &of_b), only(&of_b, &of_a));
-    Ok(Parting { agreed: lo, position: hi, instruction, entries_a, entries_b, difference })
+    Ok(Parting {
+        agreed: lo,
+        position: hi,
+        instruction,
+        entries_a,
+        entries_b,
+        difference,
+        ..Parting::default()
+    })
 }
 
 /// An event without most of its data.
-struct Brief<'a>(&'a LogEntry);
+pub(super) struct Brief<'a>(pub &'a LogEntry);
 
 impl std::fmt::Debug for Brief<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -315,7 +342,7 @@ impl std::fmt::Debug for Brief<'_> {
 }
 
 /// The entries at a position.
-fn entries_at(recording: &Recording, count: u64) -> Result<Vec<LogEntry>, SessionError> {
+pub(super) fn entries_at(recording: &Recording, count: u64) -> Result<Vec<LogEntry>, RecordingError> {
     let first = recording.batches().partition_point(|batch| batch.last_count < count);
     let mut found = Vec::new();
     for batch in first..recording.batches().len() {
@@ -343,10 +370,23 @@ impl Verdict {
             }
             Verdict::Unrelated { why } => vec![format!("nothing to bisect: {why}")],
             Verdict::Parted(parting) => {
-                let mut out = vec![
-                    format!("equal up to position {}, different at {}", parting.agreed, parting.position),
-                    format!("the instruction in between: {}", parting.instruction),
-                ];
+                let Parting { agreed, position, instruction, entry, .. } = parting;
+                let mut out = match entry {
+                    None => vec![
+                        format!("equal up to position {agreed}, different at {position}"),
+                        format!("the instruction in between: {instruction}"),
+                    ],
+                    Some(entry) => vec![
+                        format!("equal on arrival at position {position}, different after {entry}"),
+                        format!("the instruction that follows it: {instruction}"),
+                    ],
+                };
+                if parting.unstopped {
+                    out.push(
+                        "a stop before it hides the difference: the cause may lie some instructions earlier"
+                            .into(),
+                    );
+                }
                 let of = |name: &str, entries: &[String]| {
                     entries.iter().map(|entry| format!("only in {name}: {entry}")).collect::<Vec<_>>()
                 };

@@ -182,15 +182,17 @@ pub struct Index {
 }
 
 impl Index {
-    /// The last entry; 0 if there is none.
+    /// The last entry; if there is none, the one before the first.
     pub fn last_seq(&self) -> Seq {
-        self.batches.last().map_or(0, |batch| batch.first + u64::from(batch.entries) - 1)
+        let before = self.checkpoints.first().map_or(0, |first| first.seq);
+        self.batches.last().map_or(before, |batch| batch.first + u64::from(batch.entries) - 1)
     }
 
     /// Whether numbers and positions ascend as they must, and every reference is inside `file_len`.
     pub fn is_sound(&self, file_len: u64) -> bool {
-        let mut next = 1;
-        let mut count = 0;
+        let Some(start) = self.checkpoints.first() else { return false };
+        let Some(mut next) = start.seq.checked_add(1) else { return false };
+        let mut count = start.at.count;
         for batch in &self.batches {
             if batch.first != next || batch.entries == 0 || batch.last_count < count {
                 return false;
@@ -204,9 +206,8 @@ impl Index {
             .all(|pair| pair[0].seq <= pair[1].seq && pair[0].at.count <= pair[1].at.count);
         let frames = self.checkpoints.iter().flat_map(|c| c.pages.iter().chain([&c.state]));
         let mut frames = frames.chain(self.batches.iter().map(|batch| &batch.frame));
-        let first = self.checkpoints.first().is_some_and(|first| first.seq == 0 && first.whole);
         let last = self.checkpoints.last().is_some_and(|last| last.seq < next);
-        first && last && ascending && frames.all(|frame| frame.offset < file_len)
+        start.whole && last && ascending && frames.all(|frame| frame.offset < file_len)
     }
 }
 

@@ -12,11 +12,13 @@
 //! image. The bytes are in docs/recordings.md. Nothing here depends on an engine: whatever `assemble` can
 //! restore, a session can replay.
 
+pub mod against;
 pub mod compare;
 pub mod disassemble;
 pub mod diverge;
 pub mod format;
 pub mod reader;
+pub mod serve;
 pub mod session;
 pub mod sink;
 pub mod snapshot;

@@ -93,7 +93,7 @@ impl Recording {
         &self.tail
     }
 
-    /// The last entry; 0 if there is none.
+    /// The last entry; if there is none, the one before the first.
     pub fn last_seq(&self) -> Seq {
         self.index.last_seq()
     }
@@ -137,6 +137,25 @@ impl Recording {
             return Err(at(Damage::Order { due: found.first, found: first }));
         }
         Ok(entries)
+    }
+
+    /// The last entry that lies before a position; the one before the first, if none does.
+    pub fn last_before(&self, at: Position) -> Result<Seq, RecordingError> {
+        let batch = self.index.batches.partition_point(|batch| batch.last_count < at.count);
+        let Some(found) = self.index.batches.get(batch) else { return Ok(self.last_seq()) };
+        let entries = self.entries(batch)?;
+        let before = entries.partition_point(|entry| entry.at.count < at.count);
+        Ok(found.first - 1 + before as u64)
+    }
+
+    /// Where an entry lies; `None` for one that it does not have.
+    pub fn position_of(&self, seq: Seq) -> Result<Option<Position>, RecordingError> {
+        let batch = self.batch_of(seq);
+        if batch >= self.index.batches.len() {
+            return Ok(None);
+        }
+        let found = self.entries(batch)?.into_iter().find(|entry| entry.seq == seq);
+        Ok(found.map(|entry| entry.at))
     }
 
     /// All entries, in order.
@@ -274,6 +293,10 @@ impl Recording {
                 let (head, _) = decode_state_head(payload)?;
                 let first = self.index.checkpoints.is_empty();
                 let before = self.index.checkpoints.last().map_or(0, |before| before.at.count);
+                if first && log.seq == 0 && head.seq < Seq::MAX {
+                    // A run that was joined on its way has its log from there on.
+                    *log = LogStart { seq: head.seq, count: head.at.count };
+                }
                 if head.seq != log.seq || head.at.count < before || (first && !head.whole) {
                     return Err(Damage::Misplaced("a checkpoint at another place than it says"));
                 }

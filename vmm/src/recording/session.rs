@@ -104,10 +104,11 @@ impl Session {
         let mut ram = Ram::new(recording.header().machine.memory_bytes)?;
         recording.load_memory(0, &mut ram)?;
         let machine = assemble::restore_debugged(engine, debugging, ram, recording.state(0)?)?;
+        let first = recording.checkpoints()[0].seq + 1;
         Ok(Self {
             recording,
             engine,
-            replayer: Some(Replayer::new(machine)),
+            replayer: Some(Replayer::resume(machine, first)),
             batch: 0,
             snapshots: Snapshots::default(),
             interrupt: Arc::default(),
@@ -182,6 +183,12 @@ impl Session {
     /// none of the entries there that come after.
     pub fn run_to_point(&mut self, seq: Seq, to: Position) -> Result<Arrival, SessionError> {
         self.run(Some(to), seq)
+    }
+
+    /// Plays the log on to the arrival at a position: every entry before it is executed, and none there.
+    pub fn arrive(&mut self, at: Position) -> Result<Arrival, SessionError> {
+        let seq = self.recording.last_before(at)?;
+        self.run_to_point(seq, at)
     }
 
     /// Plays the log on until entry `seq` is executed; more entries may lie where the machine is then.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use logchannel::batch::LogStart;
 use logchannel::{LogEntry, Position};
 use replay::Recorded;
 
@@ -51,11 +52,17 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Makes the file and records `machine` as it is: before its first instruction.
-    pub fn create<M: Transferable>(path: &Path, header: &Header, machine: &mut M) -> anyhow::Result<Self> {
+    /// Makes the file and records `machine` as it is after `log`: before its first instruction, or where it
+    /// was joined.
+    pub fn create<M: Transferable>(
+        path: &Path,
+        header: &Header,
+        log: LogStart,
+        machine: &mut M,
+    ) -> anyhow::Result<Self> {
         let created = File::create_new(path);
         let file = created.map_err(|source| RecordingError::Create { path: path.to_owned(), source })?;
-        let writer = Writer::new(file, header)?;
+        let writer = Writer::joining(file, header, log)?;
         let (queue, jobs) = bounded(QUEUE);
         let (answer, result) = bounded(1);
         start("recording", move || {
@@ -75,15 +82,25 @@ impl Sink {
 
     /// Takes entries as the recorder made them.
     pub fn append(&mut self, recorded: &[Recorded]) {
-        if !recorded.is_empty() {
-            self.send(Job::Entries(recorded.iter().map(|recorded| recorded.entry.clone()).collect()));
+        self.append_entries(recorded.iter().map(|recorded| recorded.entry.clone()).collect());
+    }
+
+    /// Takes entries.
+    pub fn append_entries(&mut self, entries: Vec<LogEntry>) {
+        if !entries.is_empty() {
+            self.send(Job::Entries(entries));
         }
     }
 
     /// Records the machine as it is after the last entry appended, if that is due and it can be saved here.
     pub fn checkpoint_if_due<M: Transferable>(&mut self, machine: &mut M) -> Result<(), M::Error> {
         let due = self.every_ns != 0 && machine.now_ns() >= self.next_ns && self.queue.is_some();
-        if due && machine.is_movable()? { self.checkpoint(machine) } else { Ok(()) }
+        if due { self.checkpoint_now(machine) } else { Ok(()) }
+    }
+
+    /// Records the machine as it is after the last entry appended, if it can be saved here.
+    pub fn checkpoint_now<M: Transferable>(&mut self, machine: &mut M) -> Result<(), M::Error> {
+        if machine.is_movable()? { self.checkpoint(machine) } else { Ok(()) }
     }
 
     fn checkpoint<M: Transferable>(&mut self, machine: &mut M) -> Result<(), M::Error> {
@@ -105,8 +122,18 @@ impl Sink {
         }
     }
 
-    /// Writes out what is left and ends the file as a whole recording.
-    pub fn finish(mut self) -> Result<Written, RecordingError> {
+    /// Writes out what is left, ends the file as a whole recording, and says on standard error what became of
+    /// it. The file.
+    pub fn end(self) -> PathBuf {
+        let path = self.path().to_owned();
+        match self.finish() {
+            Ok(written) => eprintln!("lockstep: recorded {}: {} bytes", path.display(), written.bytes),
+            Err(error) => eprintln!("lockstep: {}: {error}", path.display()),
+        }
+        path
+    }
+
+    fn finish(mut self) -> Result<Written, RecordingError> {
         self.queue = None;
         self.result.recv().unwrap_or(Err(RecordingError::GivenUp))
     }

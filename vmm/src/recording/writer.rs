@@ -102,14 +102,19 @@ fn encode<T: serde::Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a recording. The first thing it must be given is a checkpoint.
+    /// Begins a recording of a run from its first entry on. The first thing it must be given is a checkpoint.
     pub fn new(inner: W, header: &Header) -> Result<Self, RecordingError> {
+        Self::joining(inner, header, LogStart::default())
+    }
+
+    /// Begins a recording of a run of which `log` has passed.
+    pub fn joining(inner: W, header: &Header, log: LogStart) -> Result<Self, RecordingError> {
         let mut writer = Self {
             inner,
             frames: FrameWriter::new(RECORDING),
             number: 0,
             written: Written::default(),
-            encoder: BatchEncoder::new(LogStart::default()),
+            encoder: BatchEncoder::new(log),
             index: Index::default(),
             out: Vec::new(),
         };

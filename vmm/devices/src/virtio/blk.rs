@@ -161,6 +161,13 @@ impl Blk {
             && ids.clone().zip(ids.skip(1)).all(|(a, b)| a < b)
     }
 
+    /// Where the answer to a request in flight goes, if it is a read.
+    #[cfg(feature = "planted-faults")]
+    pub(crate) fn buffers(&self, id: u64) -> &[Segment] {
+        let request = self.in_flight.iter().find(|request| request.id == id);
+        request.and_then(|request| request.reply.as_ref()).map_or(&[], |reply| &reply.buffers)
+    }
+
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 24];
         config[..8].copy_from_slice(&(self.disk_bytes / SECTOR_BYTES).to_le_bytes());

@@ -14,4 +14,6 @@ pub(crate) use blk::{Blk, DoneError};
 pub(crate) use console::Console;
 pub(crate) use net::Net;
 pub(crate) use ring::Chain;
+#[cfg(feature = "planted-faults")]
+pub(crate) use ring::Segment;
 pub(crate) use rng::Rng;

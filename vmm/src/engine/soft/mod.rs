@@ -73,6 +73,8 @@ impl SoftEngine {
         // SAFETY: the mapping is that long and outlives the engine (see above); devices and digests access it
         // only between runs, on the thread that runs.
         let cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
+        #[cfg(feature = "planted-faults")]
+        let cpu = crate::planted::in_processor(cpu);
         let writes = ram.device_writes();
         Self { cpu, writes, ram_bytes: bytes, asked: false, next: None }
     }

@@ -1,0 +1,76 @@
+//! Faults that tests plant in one half of a pair, to see that digests catch them and `diverge` finds them.
+//!
+//! Only in what is built for tests (feature `planted-faults`). A process reads `LOCKSTEP_PLANTED` =
+//! `KIND@POSITION` once; the fault acts from that position on, wherever a replay begins:
+//!
+//! | kind | from the position on |
+//! |---|---|
+//! | `host-clock` | the ACPI timer tells the host's time |
+//! | `stale-dma` | the last sector of what a disk read brings does not reach the guest's buffer |
+//! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
+
+use std::sync::OnceLock;
+
+use devices::{Devices, Planted};
+use logchannel::Position;
+use softcpu::Cpu;
+
+use crate::io::clock::HostClock;
+
+const VARIABLE: &str = "LOCKSTEP_PLANTED";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    HostClock,
+    StaleDma,
+    LostInvalidation,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    kind: Kind,
+    from: u64,
+}
+
+fn parse(text: &str) -> Option<Fault> {
+    let (kind, from) = text.split_once('@')?;
+    let kind = match kind {
+        "host-clock" => Kind::HostClock,
+        "stale-dma" => Kind::StaleDma,
+        "lost-invalidation" => Kind::LostInvalidation,
+        _ => return None,
+    };
+    Some(Fault { kind, from: from.parse().ok()? })
+}
+
+/// The fault of this process, if it has one.
+fn fault() -> Option<Fault> {
+    static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
+    *FAULT.get_or_init(|| {
+        let text = std::env::var(VARIABLE).ok()?;
+        let fault = parse(&text);
+        assert!(fault.is_some(), "{VARIABLE}={text:?}: it is KIND@POSITION");
+        eprintln!("lockstep: a fault is planted here: {text}");
+        fault
+    })
+}
+
+/// Plants it in the devices, once the guest is there.
+pub fn in_devices(devices: &mut Devices, at: Position) {
+    if let Some(Fault { kind, from }) = fault() {
+        let on = |of: Kind| kind == of && at.count >= from;
+        let host_ns: fn() -> u64 = || HostClock.now_ns();
+        devices.plant(Planted {
+            host_clock: on(Kind::HostClock).then_some(host_ns),
+            stale_dma: on(Kind::StaleDma),
+        });
+    }
+}
+
+/// Plants it in a processor.
+pub fn in_processor(mut cpu: Box<Cpu>) -> Box<Cpu> {
+    if let Some(Fault { kind: Kind::LostInvalidation, from }) = fault() {
+        cpu.lose_invalidations_from(from);
+    }
+    cpu
+}
