@@ -47,7 +47,6 @@ fn cases(pair: &Pair) -> Vec<Case> {
             ["52:4c:4b:00:00:09", "52:4c:4b:00:00:02"],
         ),
         case("disk", &["--disk", "other"], "disk", ["\"other\"", "\"disk0\""]),
-        case("disk-size", &["--disk-size", "32"], "disk size", ["32 MiB", "16 MiB"]),
         case("name", &["--vm", "other"], "virtual machine", ["\"other\"", "\"vm0\""]),
         case(
             "image",
@@ -75,9 +74,7 @@ fn different_machines_are_told_apart_and_the_right_primary_is_welcome() {
     for case in cases(&pair) {
         let mut words = vec!["primary", "--backup", pair.backup_address()];
         words.extend(["--disk-server", pair.disk_address(), "--net", &network]);
-        if !case.options.iter().any(|option| option == "--disk-size") {
-            words.extend(MACHINE);
-        }
+        words.extend(MACHINE);
         words.extend(case.options.iter().map(String::as_str));
         let mut primary = pair.spawn(case.name, &words);
         assert_eq!(primary.exit_code(), 1, "{}: {}", case.name, primary.output());
