@@ -126,7 +126,9 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
         return None;
     }
     if form.prefix == Prefix::None && !decoded.is_ip_rel_memory_operand() && random.one_in(24) {
-        more_prefixes(&mut bytes, random);
+        // LOCK with a control register: one vendor's CPUs refuse it, the other's take CR0 for CR8 then.
+        let may_lock = !matches!(form.code, Code::Mov_cr_r64 | Code::Mov_r64_cr);
+        more_prefixes(&mut bytes, may_lock, random);
     }
     Some(Encoded { instruction: decoded, bytes, at, shape, short })
 }
@@ -139,7 +141,7 @@ fn alias(code: Code, decoded: Code) -> bool {
 
 /// Prefixes in front: segments that 64-bit mode ignores, up to the longest instruction and one byte beyond
 /// (#GP); or LOCK, which most forms refuse (#UD).
-fn more_prefixes(bytes: &mut Vec<u8>, random: &mut Random) {
+fn more_prefixes(bytes: &mut Vec<u8>, may_lock: bool, random: &mut Random) {
     if matches!(bytes[0], 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0) {
         return;
     }
@@ -151,7 +153,7 @@ fn more_prefixes(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..count {
         bytes.insert(0, random.pick(&[0x26, 0x2e, 0x36, 0x3e]));
     }
-    if bytes.len() < 15 && random.one_in(4) {
+    if bytes.len() < 15 && random.one_in(4) && may_lock {
         bytes.insert(0, 0xf0);
     }
 }
