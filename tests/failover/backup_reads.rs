@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use lockstep::cluster::{Cluster, Part, ping};
 
 use crate::machine::{LINUX, LINUX_READS, Machine};
-use crate::redundancy::replicate;
+use crate::redundancy::replace_primary;
 use crate::support::{
     case, in_directory, number, on, one_live_copy, shut_down, wait_alone, wait_for_status, wait_replicating,
 };
@@ -87,12 +87,7 @@ fn twice_in_a_boot(directory: &Path) -> anyhow::Result<bool> {
     cluster.start_primary()?;
     let has_read = |least| move |status: &_| number(status, "/backup/disk_reads/reads") >= least;
     wait_for_status(&mut cluster, Part::Backup, "the first backup to read", has_read(FEW))?;
-    cluster.kill(Part::Primary)?;
-    wait_alone(&mut cluster, Part::Backup)?;
-    cluster.promote_backup()?;
-    cluster.start_backup()?;
-    replicate(&cluster, cluster.backup_address())?;
-    wait_replicating(&mut cluster, 0)?;
+    replace_primary(&mut cluster)?;
     let (port, mut reads) = (cluster.port(), 0);
     cluster.wait("the second backup to read, or the guest to answer", |cluster| {
         reads = number(&cluster.status(Part::Backup)?, "/backup/disk_reads/reads");

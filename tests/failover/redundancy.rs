@@ -100,18 +100,24 @@ fn rounds(machine: &Machine, directory: &Path, rounds: u64) -> anyhow::Result<()
     finish(machine, cluster, load, directory)
 }
 
+/// The primary dies; the backup goes live and gets a backup by state transfer.
+pub fn replace_primary(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.kill(Part::Primary)?;
+    wait_alone(cluster, Part::Backup)?;
+    cluster.promote_backup()?;
+    cluster.start_backup()?;
+    replicate(cluster, cluster.backup_address())?;
+    wait_replicating(cluster, 0)?;
+    Ok(())
+}
+
 #[test]
 fn a_new_backup_of_a_machine_without_work_lives_on_heartbeats() {
     case("a_new_backup_of_a_machine_without_work_lives_on_heartbeats", &MINIKV_ON_KVM, |directory| {
         let mut options = MINIKV_ON_KVM.options(directory);
         options.pair_options = vec!["--timeout-ms".into(), "1000".into()];
         let mut cluster = Cluster::start(options, |_| {})?;
-        cluster.kill(Part::Primary)?;
-        wait_alone(&mut cluster, Part::Backup)?;
-        cluster.promote_backup()?;
-        cluster.start_backup()?;
-        replicate(&cluster, cluster.backup_address())?;
-        wait_replicating(&mut cluster, 0)?;
+        replace_primary(&mut cluster)?;
         // Three times the timeout: nothing but heartbeats says that the other half is there.
         let end = HostClock.now_ns() + 3_000_000_000;
         cluster.wait("the pair to outlast its timeout", |cluster| {

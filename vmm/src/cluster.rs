@@ -66,6 +66,8 @@ pub struct ClusterOptions {
     pub directory: PathBuf,
     /// With a backup.
     pub replicated: bool,
+    /// With a cable from the guest's network card to the network.
+    pub networked: bool,
     /// Whether the processes end with the one that started them.
     pub die_with_parent: bool,
     /// More options for both halves.
@@ -93,6 +95,7 @@ impl ClusterOptions {
             program: program.into(),
             directory: directory.into(),
             replicated: true,
+            networked: true,
             die_with_parent: true,
             vm_options: Vec::new(),
             pair_options: Vec::new(),
@@ -195,14 +198,10 @@ impl Cluster {
 
     fn vm_arguments(&self, part: Part) -> Vec<String> {
         let control = self.control(part).display().to_string();
-        let mut arguments = words(&[
-            "--disk-server",
-            &self.disk_address,
-            "--net",
-            &self.lan_endpoint(),
-            "--control",
-            &control,
-        ]);
+        let mut arguments = words(&["--disk-server", &self.disk_address, "--control", &control]);
+        if self.options.networked {
+            arguments.extend(words(&["--net", &self.lan_endpoint()]));
+        }
         arguments.extend(self.options.vm_options.iter().cloned());
         if self.options.replicated {
             arguments.extend(self.options.pair_options.iter().cloned());

@@ -2,7 +2,7 @@
 //! done.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ pub struct LeaderStatus {
     pub outside: crate::pair::outside::OutsideCounts,
     /// Disk requests in flight.
     pub disk_in_flight: usize,
+    /// The guest stands still until an input comes or its timer is due.
+    pub waiting: bool,
 }
 
 struct Inner {
@@ -119,6 +121,7 @@ pub struct Leader {
     control: Queue<Control>,
     claims: Claims,
     throttle_ns: AtomicU64,
+    waiting: AtomicBool,
 }
 
 impl Leader {
@@ -145,8 +148,9 @@ impl Leader {
             digest: None,
             digests: 0,
         };
-        let throttle_ns = AtomicU64::new(0);
-        Self { inner: Mutex::new(inner), changed: Condvar::new(), clock, control, claims, throttle_ns }
+        let (inner, changed) = (Mutex::new(inner), Condvar::new());
+        let (throttle_ns, waiting) = Default::default();
+        Self { inner, changed, clock, control, claims, throttle_ns, waiting }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -386,7 +390,13 @@ impl Leader {
             digests: inner.digests,
             outside: inner.outside.counts(),
             disk_in_flight: inner.outside.in_flight(),
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
+    }
+
+    /// The guest stands still, or goes on: for `status`.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Relaxed);
     }
 }
 

@@ -286,7 +286,9 @@ impl<M: Transferable> Live<M> {
                 self.submit(true);
             }
             self.recorder.machine_mut().attend()?;
+            self.leader.set_waiting(true);
             self.block()?;
+            self.leader.set_waiting(false);
             if self.transfer.is_some() {
                 return Ok(());
             }
