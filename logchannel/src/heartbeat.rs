@@ -2,11 +2,11 @@
 //! (`ft`).
 //!
 //! ```text
-//!  0      4         6      7      8     16           24         40         48         56         64       68
-//!  +------+---------+------+------+-----+------------+----------+----------+----------+----------+--------+
-//!  | LKHB | version | role | zero | vm  | generation | claimant | sequence | received | executed | CRC-32 |
-//!  +------+---------+------+------+-----+------------+----------+----------+----------+----------+--------+
-//!    4 B    u16       u8     u8     u64   u64          u128       u64        u64        u64        u32
+//!  0      4         6      7      8     16           24         40         48       52
+//!  +------+---------+------+------+-----+------------+----------+----------+--------+
+//!  | LKHB | version | role | zero | vm  | generation | claimant | sequence | CRC-32 |
+//!  +------+---------+------+------+-----+------------+----------+----------+--------+
+//!    4 B    u16       u8     u8     u64   u64          u128       u64        u32
 //! ```
 //!
 //! All little endian. The CRC (IEEE) covers everything before it. A datagram of another length, or with
@@ -15,11 +15,11 @@
 use twox_hash::XxHash3_64;
 
 use crate::LOG_VERSION;
-use crate::entry::{Generation, Seq};
+use crate::entry::Generation;
 use crate::message::Claimant;
 
 /// Bytes of a heartbeat.
-pub const HEARTBEAT_LEN: usize = 68;
+pub const HEARTBEAT_LEN: usize = 52;
 
 const MAGIC: [u8; 4] = *b"LKHB";
 const CRC_AT: usize = HEARTBEAT_LEN - 4;
@@ -51,10 +51,6 @@ pub struct Heartbeat {
     pub claimant: Claimant,
     /// Counts up with every heartbeat of this sender.
     pub sequence: u64,
-    /// Last entry received (backup) or appended (primary).
-    pub received: Seq,
-    /// Last entry executed.
-    pub executed: Seq,
 }
 
 /// Why a datagram is no heartbeat.
@@ -106,8 +102,6 @@ impl Heartbeat {
         bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.claimant.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[48..56].copy_from_slice(&self.received.to_le_bytes());
-        bytes[56..64].copy_from_slice(&self.executed.to_le_bytes());
         let crc = crc32fast::hash(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -142,8 +136,6 @@ impl Heartbeat {
             role,
             claimant: u128::from_le_bytes(bytes[24..40].try_into().expect("sixteen bytes")),
             sequence: word(40),
-            received: word(48),
-            executed: word(56),
         })
     }
 }

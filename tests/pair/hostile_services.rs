@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 
 use lockstep::cluster::Part;
-use logchannel::heartbeat::{Heartbeat, Role, vm_hash};
+use logchannel::heartbeat::{HEARTBEAT_LEN, Heartbeat, Role, vm_hash};
 
 use crate::client::{Client, Reply};
 use crate::crafted::{CLAIMANT, Noise};
@@ -76,9 +76,9 @@ fn strange_datagrams_on_the_heartbeat_ports() {
                 throw(&forged(sequence, VM, CLAIMANT));
                 throw(&forged(sequence, "another", CLAIMANT));
                 let mut damaged = forged(sequence, VM, CLAIMANT);
-                damaged[noise.next() as usize % 68] ^= 1;
+                damaged[noise.next() as usize % HEARTBEAT_LEN] ^= 1;
                 throw(&damaged);
-                throw(&damaged[..noise.next() as usize % 68]);
+                throw(&damaged[..noise.next() as usize % HEARTBEAT_LEN]);
             }
         }
         assert!(sent > 0);
@@ -89,9 +89,7 @@ fn strange_datagrams_on_the_heartbeat_ports() {
 fn forged(sequence: u64, vm: &str, claimant: u128) -> Vec<u8> {
     let role = if sequence.is_multiple_of(2) { Role::Primary } else { Role::Backup };
     let (vm, generation) = (vm_hash(vm), 1 + sequence % 3);
-    Heartbeat { vm, generation, role, claimant, sequence, received: sequence, executed: sequence }
-        .encode()
-        .into()
+    Heartbeat { vm, generation, role, claimant, sequence }.encode().into()
 }
 
 /// The network's socket takes frames, each with its length before it: here come lengths that cannot be,

@@ -334,7 +334,7 @@ impl Follower {
             }
             BackupAction::SendHeartbeat(beat) => {
                 if let Some(link) = &inner.heartbeat {
-                    send_heartbeat(link, Role::Backup, beat, backup.received(), backup.executed());
+                    send_heartbeat(link, Role::Backup, beat);
                 }
             }
             BackupAction::SendLeft { reason } => {

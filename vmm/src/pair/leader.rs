@@ -264,9 +264,8 @@ impl Leader {
                 self.poke();
             }
             PrimaryAction::SendHeartbeat(beat) => {
-                let (received, executed) = (inner.primary.appended(), inner.primary.released());
                 if let Some(link) = &inner.link {
-                    send_heartbeat(&link.heartbeat, Role::Primary, beat, received, executed);
+                    send_heartbeat(&link.heartbeat, Role::Primary, beat);
                 }
             }
             PrimaryAction::Claim { expect, claimant } => self.claims.ask(expect, claimant),
@@ -401,15 +400,13 @@ impl Leader {
 }
 
 /// Sends the protocol's heartbeat as a datagram.
-pub fn send_heartbeat(link: &HeartbeatLink, role: Role, beat: ft::Heartbeat, received: Seq, executed: Seq) {
+pub fn send_heartbeat(link: &HeartbeatLink, role: Role, beat: ft::Heartbeat) {
     let heartbeat = Heartbeat {
         vm: link.vm,
         generation: beat.generation,
         role,
         claimant: link.claimant,
         sequence: beat.number,
-        received,
-        executed,
     };
     if let Err(error) = link.socket.send(&heartbeat, link.to) {
         tracing::debug!(%error, "heartbeat");
