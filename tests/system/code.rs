@@ -161,6 +161,18 @@ fn changing(cpl: u8) -> Vec<Case> {
             .done()
             .leaves(RSI, 0x0403_0201)
             .leaves(RAX, 0x0403_0209),
+        across(case("it becomes one that ends before its second page"))
+            .probe(|a| {
+                a.call(rdi)?;
+                a.mov(esi, eax)?;
+                a.mov(word_ptr(rdi), 0x09b0)?;
+                a.mov(byte_ptr(rdi + 2), 0xc3u32 as i32)?;
+                a.call(rdi)?;
+                a.call(rdi)
+            })
+            .done()
+            .leaves(RSI, 0x0403_0201)
+            .leaves(RAX, 0x0403_0209),
         across(case("jump into the middle of an instruction"))
             .probe(|a| {
                 a.call(rdi)?;
