@@ -208,7 +208,7 @@ impl FrameReader {
             return Err(FrameError::Crc { protocol, sequence, found, computed });
         }
         self.start += HEADER_LEN + length;
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         Ok(Some((header[6], payload)))
     }
 

@@ -14,8 +14,8 @@ pub struct PairConfig {
     pub clock: String,
     /// The CPU model that the guest sees.
     pub cpu_model: String,
-    /// The host's CPU, where the engine runs guest code on it: vendor, family, model, stepping, microcode
-    /// and a digest of the feature leaves. Empty for an engine that does not.
+    /// The host's CPU. Where it runs guest code: vendor, family, model, stepping, microcode and a digest of
+    /// the feature leaves. Else a digest of what it computes for the engine.
     pub host_cpu: String,
     /// The machine model and its version: devices, addresses, interrupts.
     pub machine_model: String,

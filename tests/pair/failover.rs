@@ -141,3 +141,20 @@ fn a_short_pause_of_either_half_changes_nothing() {
     pair.wait_for_state(Part::Primary, "Replicating");
     pair.wait_for_state(Part::Backup, "Following");
 }
+
+#[test]
+fn a_network_that_comes_back_is_found_by_both_halves() {
+    let Some(mut pair) = Pair::start("a_network_that_comes_back") else { return };
+    let incr = |pair: &mut Pair| {
+        pair.wait_for_guest().expect("the guest answers");
+        pair.client().incr(COUNTER).expect("an answer")
+    };
+    assert_eq!(incr(&mut pair), 1);
+    pair.kill(Part::Lan).unwrap();
+    pair.start_lan().unwrap();
+    assert_eq!(incr(&mut pair), 2);
+    assert_eq!(pair.state(Part::Primary).as_deref(), Some("Replicating"));
+    pair.kill(Part::Primary).unwrap();
+    assert_eq!(incr(&mut pair), 3);
+    pair.assert_one_live(Part::Backup, 2);
+}

@@ -182,10 +182,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn start_lan(&mut self) -> anyhow::Result<()> {
+    /// Starts the network, at the same address each time; the port for clients is another.
+    pub fn start_lan(&mut self) -> anyhow::Result<()> {
+        let from = self.log_len(Part::Lan);
         let forward = format!("127.0.0.1:0=10.77.0.2:{}", self.options.guest_port);
         self.spawn(Part::Lan, &words(&["lan", "--listen", &self.lan_endpoint(), "--forward", &forward]))?;
-        let line = self.wait_for_line(Part::Lan, 0, "lan forwarding ")?;
+        let line = self.wait_for_line(Part::Lan, from, "lan forwarding ")?;
         let address = line.split('=').next().unwrap_or_default();
         let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
         self.port = port.with_context(|| format!("no port in {line:?}"))?;

@@ -9,8 +9,8 @@ use crate::op::Op;
 use crate::ram::PAGE;
 use crate::{Cpu, Fault};
 
-/// A request to a server that runs on Linux goes through some five thousand targets of branches; a target that
-/// is not found here costs six or more misses of the host's caches.
+/// A request to a server on Linux goes through some five thousand targets of branches; one that is not found
+/// here costs six or more misses of the host's caches.
 const JUMPS: usize = 32768;
 /// `scale` of a branch that may remember the block it leads to.
 pub const LINKS: u8 = 1;
@@ -55,9 +55,10 @@ impl Block {
     }
 }
 
-/// A block's ops as they are kept. What fills the last line is never executed: the op before it calls no next.
+/// A block's ops as they are kept. What fills the last line is never executed: the op before it calls no
+/// next.
 fn lines(mut ops: Vec<Op>) -> Box<[Line]> {
-    if let Some(last) = ops.last().filter(|_| ops.len() % 2 != 0) {
+    if let Some(last) = ops.last().filter(|_| !ops.len().is_multiple_of(2)) {
         ops.push(last.clone());
     }
     let mut ops = ops.into_iter();
@@ -293,12 +294,14 @@ impl Cpu {
         Ok(Crossing { rip: self.rip, mode: self.mode, bytes, length, ops })
     }
 
-    /// Drops the decoded code of the page of `gpa`.
+    /// Drops the decoded code of the page of `gpa`. The privilege of the access under way stays.
     pub(crate) fn drop_code(&mut self, gpa: u64) {
+        let space = self.space;
         self.cache.drop_page(gpa);
         #[cfg(feature = "planted-faults")]
         self.stale.forget(gpa);
         self.ram.clear_flags(gpa, crate::ram::CODE);
         self.update_space();
+        self.restore_privilege(space);
     }
 }

@@ -526,6 +526,8 @@ impl Cpu {
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
             self.tlb.read[read_slot(address)] = entry;
             if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE) == 0 {
+                // Stores that hit say nothing, and this one may fault on its other page.
+                self.ram.set_flags(page.gpa, DIRTY);
                 self.tlb.write[write_slot(address)] = entry;
             }
         }

@@ -193,7 +193,8 @@ struct VirtualTime {
 impl VirtualTime {
     fn pass(&mut self, entry: &LogEntry) {
         if self.by_position {
-            self.now_ns += entry.at.count - self.at.count.min(entry.at.count);
+            let passed = entry.at.count.saturating_sub(self.at.count);
+            self.now_ns = self.now_ns.saturating_add(passed);
             self.at = entry.at;
         }
         if let Event::Clock { now_ns } = entry.event {

@@ -61,6 +61,14 @@ pub enum AgainstError {
         /// Why.
         why: String,
     },
+    /// What a replay says of itself contradicts what it said before.
+    #[error("a replay that agreed with the log up to position {agreed} says that it parted at {position}")]
+    Backwards {
+        /// Up to where it agreed.
+        agreed: u64,
+        /// Where it says that it parted.
+        position: u64,
+    },
     /// What differed once does not differ again.
     #[error("the replays differed at position {position}, and not when they were repeated")]
     NotAgain {
@@ -187,6 +195,7 @@ impl Both<'_> {
 
     /// One pass: the last of the places that is equal and the first that is not; `None` if all are equal.
     fn pass(&mut self, lo: u64, hi: u64) -> Result<Option<(u64, u64)>, AgainstError> {
+        ascending(lo, hi)?;
         self.begin()?;
         let step = (hi - lo).div_ceil(PLACES).max(1);
         let mut equal = lo;
@@ -202,6 +211,7 @@ impl Both<'_> {
 
     /// Where both part, when they are equal on arrival at `lo`.
     fn narrow(&mut self, mut lo: u64, mut hi: u64) -> Result<Parting, AgainstError> {
+        ascending(lo, hi)?;
         let end = hi;
         while hi - lo > 1 {
             match self.pass(lo, hi)? {
@@ -272,6 +282,13 @@ impl Both<'_> {
         parting.difference = self.difference()?;
         Ok(parting)
     }
+}
+
+fn ascending(agreed: u64, position: u64) -> Result<(), AgainstError> {
+    if position < agreed {
+        return Err(AgainstError::Backwards { agreed, position });
+    }
+    Ok(())
 }
 
 /// Plays `recording` by `ours` and by `theirs`, commands that are a lockstep each, from the last checkpoint

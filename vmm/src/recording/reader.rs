@@ -136,6 +136,13 @@ impl Recording {
         if first != found.first || entries.len() != found.entries as usize {
             return Err(at(Damage::Order { due: found.first, found: first }));
         }
+        let before = match batch {
+            0 => self.index.checkpoints[0].at.count,
+            batch => self.index.batches[batch - 1].last_count,
+        };
+        if entries.first().is_some_and(|entry| entry.at.count < before) {
+            return Err(at(Damage::Misplaced("entries from before the last position")));
+        }
         Ok(entries)
     }
 
@@ -221,7 +228,7 @@ impl Recording {
         let (last, at) = (word(0)?, FrameRef { offset: word(1)?, number: word(2)? });
         let (kind::INDEX, payload, _) = read_frame(&self.file, offset, at).ok()?.ok()? else { return None };
         let index: Index = codec::decode(&payload).ok()?;
-        (index.last_seq() == last && index.is_sound(offset)).then_some(index)
+        (index.is_sound(offset) && index.last_seq() == last).then_some(index)
     }
 
     /// Goes through the whole file.

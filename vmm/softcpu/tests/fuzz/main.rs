@@ -5,7 +5,8 @@
 //! - with stops at other positions, and kicks, in between;
 //! - one step at a time, with all caches dropped before every step.
 //!
-//! No way may panic, and guest RAM lies between guard regions: an access outside ends the process.
+//! Every page that changed is among those that the processor says it wrote. No way may panic, and guest RAM
+//! lies between guard regions: an access outside ends the process.
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -97,9 +98,13 @@ impl Case {
         let mut exits = Vec::new();
         let mut events = self.events.iter().peekable();
         let mut pending = false;
+        let mut told = ram.bytes().to_vec();
         while cpu.retired() < self.steps {
             while let Some((_, event)) = events.next_if(|(at, _)| *at <= cpu.retired()) {
-                apply(event, &mut cpu, ram);
+                if way == Way::Again {
+                    assert_told(&mut cpu, ram, &mut told);
+                }
+                apply(event, &mut cpu, ram, &mut told);
             }
             let next = events.peek().map_or(self.steps, |(at, _)| *at).min(self.steps);
             let until = match way {
@@ -128,6 +133,7 @@ impl Case {
                 }
             }
         }
+        assert_told(&mut cpu, ram, &mut told);
         Ended { retired: cpu.retired(), state: cpu.state(), exits, ram: ram.bytes().to_vec() }
     }
 
@@ -197,12 +203,25 @@ fn event(random: &mut Random) -> Event {
     }
 }
 
-fn apply(event: &Event, cpu: &mut Cpu, ram: &mut Ram) {
+/// `told` is RAM as it was when the processor was last asked what it wrote.
+fn assert_told(cpu: &mut Cpu, ram: &mut Ram, told: &mut [u8]) {
+    const PAGE: usize = 4096;
+    let dirty = cpu.take_dirty();
+    for (number, (before, after)) in told.chunks(PAGE).zip(ram.bytes().chunks(PAGE)).enumerate() {
+        let said = dirty[number / 64] >> (number % 64) & 1 != 0;
+        assert!(said || before == after, "page {number} was written, and not said so");
+    }
+    told.copy_from_slice(ram.bytes());
+}
+
+/// What a device writes is for the device to tell.
+fn apply(event: &Event, cpu: &mut Cpu, ram: &mut Ram, told: &mut [u8]) {
     match event {
         Event::Interrupt(vector) => cpu.inject(*vector),
         Event::Window => cpu.request_window(true),
         Event::DeviceWrite(at, bytes) => {
             ram.bytes()[*at as usize..][..bytes.len()].copy_from_slice(bytes);
+            told[*at as usize..][..bytes.len()].copy_from_slice(bytes);
             cpu.ram_written(*at, bytes.len());
         }
     }
