@@ -130,3 +130,16 @@ proptest! {
         prop_assert!(found.is_empty() && error.is_some());
     }
 }
+
+#[test]
+fn the_highest_number_is_one_like_any_other() {
+    let mut bytes = frames(&[b"one"]);
+    bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    bytes[20..24].fill(0);
+    let crc = crc32fast::hash(&bytes);
+    bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    let mut reader = FrameReader::starting_at(SMALL, u64::MAX);
+    reader.push(&bytes);
+    let frame = reader.next_frame().unwrap().expect("a frame");
+    assert_eq!(frame.payload, b"one");
+}

@@ -4,10 +4,10 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use devices::{Devices, DevicesConfig};
-use logchannel::batch::MAX_BATCH_ENTRIES;
+use logchannel::batch::{BatchEncoder, MAX_BATCH_ENTRIES};
 use logchannel::frame::{FrameWriter, HEADER_LEN};
 use logchannel::pair::PairConfig;
-use logchannel::{Event, LOG_VERSION, LogEntry, Position, codec};
+use logchannel::{Event, LOG_VERSION, LogEntry, LogStart, Position, codec};
 use tempfile::TempDir;
 
 use super::{Recording, Tail};
@@ -15,7 +15,7 @@ use crate::engine::CpuState;
 use crate::machine::MachineState;
 use crate::memory::{PAGE_BYTES, Ram};
 use crate::random::Random;
-use crate::recording::format::{Header, RECORDING, RecordingError};
+use crate::recording::format::{Header, Index, RECORDING, RecordingError, kind};
 use crate::recording::writer::{PageTracker, Writer};
 
 const RAM_BYTES: u64 = 4 << 20;
@@ -250,6 +250,47 @@ fn hostile_frames_with_good_checksums_are_refused() {
         }
     }
     const { assert!(MAX_BATCH_ENTRIES > 120) };
+}
+
+#[test]
+fn an_index_with_absurd_numbers_is_not_believed() {
+    let directory = TempDir::new().expect("a directory");
+    let written = write(120);
+    for first in [0, 5, u64::MAX] {
+        let mut frames = frames(&written.bytes);
+        let (_, payload) = frames.iter_mut().find(|(kind, _)| *kind == kind::INDEX).expect("an index");
+        let mut index: Index = codec::decode(payload).expect("an index");
+        let last = index.batches.last_mut().expect("a batch");
+        (last.first, last.entries) = (first, if first == 0 { 0 } else { 5 });
+        *payload = codec::encode(&index).expect("an index");
+        let recording = Recording::open(&file(&directory, &assemble(&frames)));
+        if let Ok(recording) = &recording {
+            read_all(recording);
+        }
+        // Without an index that can be believed the entries themselves count.
+        assert!(recording.is_err() || recording.is_ok_and(|recording| log(&recording) == written.entries));
+    }
+}
+
+#[test]
+fn a_batch_that_goes_back_is_damage() {
+    let directory = TempDir::new().expect("a directory");
+    let mut frames = frames(&write(0).bytes);
+    frames.retain(|(kind, _)| !matches!(*kind, kind::INDEX | kind::END));
+    for (seq, counts) in [(1, [10, 20]), (3, [5, 30])] {
+        let mut encoder = BatchEncoder::new(LogStart { seq: seq - 1, count: 0 });
+        for (seq, count) in (seq..).zip(counts) {
+            let entry = LogEntry { seq, at: Position::at(count), event: Event::Clock { now_ns: count } };
+            encoder.append(&entry).expect("an entry");
+        }
+        let mut bytes = Vec::new();
+        encoder.flush(kind::ENTRIES, 0, &mut FrameWriter::new(RECORDING), &mut bytes);
+        frames.extend(self::frames(&bytes));
+    }
+    let recording = Recording::open(&file(&directory, &assemble(&frames))).expect("a torn recording");
+    assert_eq!(recording.entries(0).expect("sound").len(), 2);
+    let error = recording.entries(1).expect_err("it goes back").to_string();
+    assert!(error.contains("before the last position"), "{error}");
 }
 
 #[test]
