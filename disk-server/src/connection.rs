@@ -242,7 +242,8 @@ impl<'a> Connection<'a> {
             }
             RequestBody::Write { disk, generation, offset, durable } => {
                 let open = self.disk(disk)?;
-                let ticket = open.admitted(generation, |disk| Ok(disk.write(self.number, offset, data)?))?;
+                let ticket =
+                    open.admitted(generation, |disk| Ok(disk.write(self.number, offset, data)?))?;
                 if durable {
                     return Ok(Pending::Commit(Arc::clone(&open.disk), ticket));
                 }

@@ -37,7 +37,8 @@ fn every_state_is_kept_and_any_changed_bit_is_seen() {
 
 #[test]
 fn a_disk_without_a_record_is_new_only_if_nothing_was_written() {
-    for (written, expected) in [(None, Content::New), (Some(0), Content::Filled), (Some(1), Content::Filled)] {
+    for (written, expected) in [(None, Content::New), (Some(0), Content::Filled), (Some(1), Content::Filled)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let file = disk(dir.path());
         if let Some(byte) = written {

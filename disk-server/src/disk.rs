@@ -136,14 +136,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// The disk in `file`, whose size the caller has checked.
-    pub(crate) fn new(
-        vm: &str,
-        name: &str,
-        file: File,
-        bytes: u64,
-        fill: Fill,
-        faults: Arc<Faults>,
-    ) -> Self {
+    pub(crate) fn new(vm: &str, name: &str, file: File, bytes: u64, fill: Fill, faults: Arc<Faults>) -> Self {
         // A server before this one may have answered writes that are still in the page cache only: the first
         // commit must sync even if nothing is written before it.
         let sync = Sync { written: 1, synced: 0, running: false, failed: None };
@@ -215,15 +208,19 @@ impl Disk {
         }
         self.in_service()?;
         tracing::info!(vm = %self.vm, disk = %self.name, bytes = image, "the disk is being filled");
-        self.fill.begin(who, || content::clear(&self.file, self.bytes)).map_err(|source| self.fill_error(source))
+        self.fill
+            .begin(who, || content::clear(&self.file, self.bytes))
+            .map_err(|source| self.fill_error(source))
     }
 
     /// Connection `who` has filled the disk. When this returns, that is durable, and for good.
     pub(crate) fn end_fill(&self, who: Number) -> Result<(), DiskError> {
-        self.fill.end(who, || self.commit(self.now()).map_err(EndError::Disk)).map_err(|error| match error {
-            EndError::Disk(error) => error,
-            EndError::Fill(error) => self.fill_error(error),
-        })?;
+        self.fill.end(who, || self.commit(self.now()).map_err(EndError::Disk)).map_err(
+            |error| match error {
+                EndError::Disk(error) => error,
+                EndError::Fill(error) => self.fill_error(error),
+            },
+        )?;
         tracing::info!(vm = %self.vm, disk = %self.name, "the disk is filled");
         Ok(())
     }

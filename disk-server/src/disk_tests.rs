@@ -38,7 +38,7 @@ fn bounds() {
         assert_eq!(disk.read(1, offset, len).unwrap_err().code(), ErrorCode::Invalid, "{offset} {len}");
         assert_eq!(disk.write(1, offset, &vec![1; len as usize]).unwrap_err().code(), ErrorCode::Invalid);
     }
-    let long = MAX_TRANSFER as u32 + 512;
+    let long = u32::try_from(MAX_TRANSFER).unwrap() + 512;
     assert!(matches!(disk.read(1, 0, long), Err(DiskError::TooLong { .. })));
     assert!(matches!(disk.read(1, 0, !511), Err(DiskError::TooLong { .. })));
     assert!(matches!(disk.write(1, 0, &vec![0; long as usize]), Err(DiskError::TooLong { .. })));

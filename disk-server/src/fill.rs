@@ -195,7 +195,11 @@ mod tests {
         assert!(matches!(fill.writing(2, ok), Err(FillError::Filling)));
         assert!(matches!(fill.reading(2, ok), Err(FillError::Filling)));
         let mut cleared = 0;
-        fill.begin(2, || Ok(cleared += 1)).unwrap();
+        let clear = || {
+            cleared += 1;
+            Ok(())
+        };
+        fill.begin(2, clear).unwrap();
         assert_eq!(cleared, 1, "begun anew");
         assert!(matches!(fill.writing(1, ok), Err(FillError::Filling)), "the first filler comes too late");
         assert!(matches!(fill.end(1, ok), Err(FillError::NotFilling)));

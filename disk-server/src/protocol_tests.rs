@@ -25,8 +25,7 @@ fn layout_of_version_2_is_fixed() {
     assert_eq!(bytes, [8, 0, 1, 4, 2, 3, 251, 0, 2, 1, b'd', b'a', b't', b'a']);
     encode(&Answer { tag: 1, body: AnswerBody::Won { generation: 4 } }, &[], &mut bytes).unwrap();
     assert_eq!(bytes, [3, 0, 1, 1, 4]);
-    let body =
-        RequestBody::TestAndSet { vm: "v".into(), expect: 3, claimant: 5, purpose: Purpose::Start };
+    let body = RequestBody::TestAndSet { vm: "v".into(), expect: 3, claimant: 5, purpose: Purpose::Start };
     encode(&Request { tag: 1, body }, &[], &mut bytes).unwrap();
     assert_eq!(bytes, [7, 0, 1, 1, 1, b'v', 3, 5, 1]);
     let body = RequestBody::BeginFill { disk: 2, generation: 3, bytes: 512 };

@@ -158,7 +158,12 @@ fn every_kind_of_request_is_fenced() {
 fn what_was_read_before_a_claim_is_not_told_after_it() {
     let site = Site::new();
     let server = site.start(&[]);
-    let claim = |expect, claimant| RequestBody::TestAndSet { vm: "vm".into(), expect, claimant, purpose: Purpose::Failover };
+    let claim = |expect, claimant| RequestBody::TestAndSet {
+        vm: "vm".into(),
+        expect,
+        claimant,
+        purpose: Purpose::Failover,
+    };
     let requests = [
         RequestBody::Open { vm: "vm".into(), disk: "disk".into(), create_bytes: Some(BYTES), claimant: A },
         claim(0, A),

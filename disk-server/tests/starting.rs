@@ -42,7 +42,10 @@ fn a_start_waits_for_a_holder_that_is_connected_or_may_return() {
     let mut live = holder(&server);
     assert_eq!(live.start("vm", 0, A, false).unwrap(), Start::Won(1));
     let state = held(start(&server, 1));
-    assert!(state.holder_connected && state.may_return_ms == 0 && state.holding.holder == Some(A), "{state:?}");
+    assert!(
+        state.holder_connected && state.may_return_ms == 0 && state.holding.holder == Some(A),
+        "{state:?}"
+    );
     drop(live);
     gone(&server);
     let state = held(start(&server, 1));

@@ -61,7 +61,8 @@ impl Site {
             None => ["--data", &data],
         };
         let socket = self.path("machine.sock");
-        let words = ["run", "--console-input", "none", "--control", &socket, "--disk", disk, "--disk-size", &mib];
+        let words =
+            ["run", "--console-input", "none", "--control", &socket, "--disk", disk, "--disk-size", &mib];
         Process::spawn(self.directory.path(), "machine", &[], &[&words[..], &store, more].concat())
     }
 
@@ -102,7 +103,12 @@ fn a_machine_that_is_started_again_finds_its_disk_as_it_left_it() {
         let pid = machine.pid();
         run_until(&mut machine, "the machine to run", || site.is_up(pid));
         assert_eq!(site.state("root"), Some(2));
-        assert_eq!(machine.output().contains("a new disk"), start == 0, "start {start}: {}", machine.output());
+        assert_eq!(
+            machine.output().contains("a new disk"),
+            start == 0,
+            "start {start}: {}",
+            machine.output()
+        );
         machine.kill();
         let disk = File::options().read(true).write(true).open(site.disk("root")).unwrap();
         let mut found = vec![0; expected.len()];

@@ -48,7 +48,10 @@ fn a_machine_needs_no_disk_server_and_is_started_once() {
     assert_eq!(generation(directory.path(), "a"), Some(1));
 
     let refused = control::ask(&directory.path().join("a.sock"), "replicate 127.0.0.1:9").unwrap();
-    assert!(refused.contains("keeps its disk itself") && refused.contains("lockstep disk-server"), "{refused}");
+    assert!(
+        refused.contains("keeps its disk itself") && refused.contains("lockstep disk-server"),
+        "{refused}"
+    );
 
     first.signal(Signal::SIGTERM);
     assert_eq!(first.exit_code(), 0, "{}", first.output());

@@ -37,5 +37,7 @@ fn default_directory() -> anyhow::Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || set("HOME").map(|home| home.join(".local/share"));
     let data = set("XDG_DATA_HOME").or_else(home);
-    Ok(data.context("neither XDG_DATA_HOME nor HOME is set: --data DIR says where to keep the disk")?.join("lockstep"))
+    Ok(data
+        .context("neither XDG_DATA_HOME nor HOME is set: --data DIR says where to keep the disk")?
+        .join("lockstep"))
 }

@@ -18,8 +18,8 @@ pub mod run;
 pub mod status;
 pub mod verify;
 
-use ::replay::Ending;
 use ::disk_server::{ServerError, StoreError};
+use ::replay::Ending;
 use ft::HaltReason;
 
 use crate::engine::EngineError;

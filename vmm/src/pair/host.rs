@@ -229,7 +229,9 @@ impl Host {
                     leader.disk_completed(request);
                 }
                 Ok(_) if !left.is_zero() => {}
-                _ => return tracing::warn!("the disk server does not answer: the generation is not released"),
+                _ => {
+                    return tracing::warn!("the disk server does not answer: the generation is not released");
+                }
             }
         }
         if let Err(error) = generation::release(&self.disk_address(), leader.status().generation) {
