@@ -14,9 +14,11 @@
 
 mod channel;
 mod client;
+mod control;
 mod crafted;
 mod disk;
 mod failover;
+mod families;
 mod harness;
 mod hostile_backup;
 mod hostile_primary;
@@ -27,3 +29,5 @@ mod mismatch;
 mod namespaces;
 mod reads;
 mod relay;
+mod start;
+mod strangers;

@@ -110,6 +110,7 @@ impl Answers {
             pid: std::process::id(),
             engine: config.engine.to_string(),
             uptime_s: (self.clock.now_ns() - self.started_ns) as f64 / 1e9,
+            policy: config.policy,
             starting: parts.starting.clone(),
             live: None,
             backup: parts.backup.clone(),

@@ -1,5 +1,6 @@
 //! What a process says of itself: one JSON object per question on its control socket.
 
+use logchannel::Policy;
 use serde::Serialize;
 
 use crate::pair::disk_health::DiskServerStatus;
@@ -20,6 +21,8 @@ pub struct Status {
     pub engine: String,
     /// Seconds since this process started.
     pub uptime_s: f64,
+    /// Times and clock; of a pair, the primary's.
+    pub policy: Policy,
     /// What a process that is to be a live copy does before it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starting: Option<String>,
