@@ -9,8 +9,8 @@
 //!           (a backup is greeted) ─▶ claim ─▶ run ─▶ the guest ends ─▶ release
 //! ```
 //!
-//! The claim is decided by the disk server, which looks again: what was seen before is for people, and so that
-//! nobody waits in the middle of forming a pair.
+//! The claim is decided by the disk server, which looks again: what was seen before is for people, and so
+//! that nobody waits in the middle of forming a pair.
 
 use std::time::Duration;
 
