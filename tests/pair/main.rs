@@ -27,3 +27,4 @@ mod mismatch;
 mod namespaces;
 mod reads;
 mod relay;
+mod stalled_disk;

@@ -90,6 +90,14 @@ pub struct VmArgs {
     /// File for the guest's console; standard output without it.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Size in MiB at which the console's file is put aside as FILE.1, in the place of an earlier one; 0 for
+    /// never.
+    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    pub console_size: u64,
+    /// KiB a second that the guest may print, and eight seconds' worth of it at once; what is more is dropped
+    /// and counted. 0 for no limit.
+    #[arg(long, default_value_t = 1024, value_name = "KIB", value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    pub console_rate: u64,
     /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
     #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
     pub console_input: String,

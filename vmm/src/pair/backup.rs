@@ -24,7 +24,7 @@ use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
-use crate::pair::outside::Outside;
+use crate::pair::egress::Egress;
 use crate::pair::primary::end_on_signal;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer;
@@ -73,8 +73,8 @@ pub fn run_backup(
             Ok(ProcessEnd::Backup(reason))
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
-            let outside = Outside::new(net, host.console()?, generation);
-            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            let egress = Egress::start(net, host.console()?, generation, host.clock)?;
+            let leader = host.lead(backup.into_primary(), egress, claims, None)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
             announce(&host, &leader)?;
             // The guest's time is as the last entry left it: what has passed since, it catches up.

@@ -18,7 +18,7 @@ use replay::Recorded;
 
 use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
-use crate::pair::outside::Outside;
+use crate::pair::egress::{Egress, EgressCounts};
 use crate::pair::transfer::Joining;
 
 /// What reaches the vCPU thread besides network frames.
@@ -90,7 +90,7 @@ pub struct LeaderStatus {
     /// Digests logged.
     pub digests: u64,
     /// What went out.
-    pub outside: crate::pair::outside::OutsideCounts,
+    pub egress: EgressCounts,
     /// Disk requests in flight.
     pub disk_in_flight: usize,
     /// The guest stands still until an input comes or its timer is due.
@@ -101,7 +101,6 @@ struct Inner {
     primary: Primary<Output>,
     link: Option<Link>,
     pairing: Pairing,
-    outside: Outside,
     /// Which reads a backup may repeat, if backups are to read the disk themselves.
     reads: Option<ReadTracker>,
     actions: Vec<PrimaryAction<Output>>,
@@ -117,6 +116,7 @@ struct Inner {
 pub struct Leader {
     inner: Mutex<Inner>,
     changed: Condvar,
+    egress: Arc<Egress>,
     clock: HostClock,
     control: Queue<Control>,
     claims: Claims,
@@ -128,7 +128,7 @@ impl Leader {
     /// A leader without a backup; with `backup_reads`, its backups read the disk themselves.
     pub fn new(
         primary: Primary<Output>,
-        outside: Outside,
+        egress: Arc<Egress>,
         clock: HostClock,
         control: Queue<Control>,
         claims: Claims,
@@ -138,7 +138,6 @@ impl Leader {
             primary,
             link: None,
             pairing: 0,
-            outside,
             reads: backup_reads.then(ReadTracker::default),
             actions: Vec::new(),
             tell_released: false,
@@ -150,7 +149,7 @@ impl Leader {
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
         let (throttle_ns, waiting) = Default::default();
-        Self { inner, changed, clock, control, claims, throttle_ns, waiting }
+        Self { inner, changed, egress, clock, control, claims, throttle_ns, waiting }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -159,13 +158,21 @@ impl Leader {
 
     /// Starts replicating to the backup at the end of `link`, which has everything appended so far.
     pub fn join(&self, link: Link) -> Pairing {
-        let mut inner = self.lock();
-        inner.pairing += 1;
-        inner.tell_released = false;
-        let seq = inner.primary.appended();
-        inner.link = Some(link);
-        self.step(&mut inner, PrimaryEvent::BackupJoined { seq });
-        inner.pairing
+        self.with(|inner| {
+            inner.pairing += 1;
+            inner.tell_released = false;
+            let seq = inner.primary.appended();
+            inner.link = Some(link);
+            self.step(inner, PrimaryEvent::BackupJoined { seq });
+            inner.pairing
+        })
+    }
+
+    /// Does something with the lock, and then, without it, sends what was let go.
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        let result = act(&mut self.lock());
+        self.egress.pump();
+        result
     }
 
     /// Host time.
@@ -175,41 +182,51 @@ impl Leader {
 
     /// Takes in an event from any thread.
     pub fn event(&self, event: PrimaryEvent<Output>) {
-        self.step(&mut self.lock(), event);
+        self.with(|inner| self.step(inner, event));
     }
 
     /// Takes in an event that concerns one backup, unless there is another one by now.
     pub fn event_of(&self, pairing: Pairing, event: PrimaryEvent<Output>) {
-        let mut inner = self.lock();
-        if inner.pairing == pairing {
-            self.step(&mut inner, event);
-        }
+        self.with(|inner| {
+            if inner.pairing == pairing {
+                self.step(inner, event);
+            }
+        });
     }
 
     /// Takes in an ack from the thread that reads them.
     pub fn acked(&self, pairing: Pairing, ack: logchannel::message::Ack) {
-        let mut inner = self.lock();
-        if inner.pairing != pairing {
-            return;
-        }
-        let taken = inner.link.as_mut().map(|link| link.sender.on_ack(ack));
-        match taken {
-            Some(Ok(())) => {
-                let event = PrimaryEvent::Acked { received: ack.received, executed: ack.executed };
-                self.step(&mut inner, event);
+        self.with(|inner| {
+            if inner.pairing != pairing {
+                return;
             }
-            Some(Err(error)) => {
-                tracing::error!(%error, "the backup's acks");
-                self.step(&mut inner, PrimaryEvent::ChannelBroken);
+            match inner.link.as_mut().map(|link| link.sender.on_ack(ack)) {
+                Some(Ok(())) => {
+                    let event = PrimaryEvent::Acked { received: ack.received, executed: ack.executed };
+                    self.step(inner, event);
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the backup's acks");
+                    self.step(inner, PrimaryEvent::ChannelBroken);
+                }
+                None => {}
             }
-            None => {}
-        }
+        });
     }
 
     /// Appends what the recorder made. With `flush`, or when enough is pending, `bytes` then holds what the
     /// vCPU thread must write to the channel.
     pub fn append(&self, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
-        let mut inner = self.lock();
+        self.with(|inner| self.append_with(inner, recorded, flush, bytes));
+    }
+
+    fn append_with(
+        &self,
+        inner: &mut Inner,
+        recorded: &mut Vec<Recorded>,
+        flush: bool,
+        bytes: &mut Vec<u8>,
+    ) {
         for Recorded { entry, output } in recorded.drain(..) {
             if let logchannel::Event::Digest(digest) = &entry.event {
                 inner.digest = Some((entry.seq, *digest));
@@ -222,16 +239,16 @@ impl Leader {
                 let short = on_disk.map(|offset| without_data(&entry, offset));
                 if let Err(error) = link.sender.append(short.as_ref().unwrap_or(&entry)) {
                     tracing::error!(%error, seq = entry.seq, "log entry");
-                    self.step(&mut inner, PrimaryEvent::ChannelBroken);
+                    self.step(inner, PrimaryEvent::ChannelBroken);
                 } else {
                     size = link.sender.buffer().bytes() - before;
                 }
             }
-            self.step(&mut inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
+            self.step(inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
         }
         let released = inner.primary.released();
         let tell = std::mem::take(&mut inner.tell_released);
-        let Inner { link, log_bytes, goodbye, .. } = &mut *inner;
+        let Inner { link, log_bytes, goodbye, .. } = inner;
         let Some(link) = link else { return };
         if flush || link.sender.should_flush() || tell {
             let written = match tell {
@@ -258,7 +275,7 @@ impl Leader {
 
     fn perform(&self, inner: &mut Inner, action: PrimaryAction<Output>) {
         match action {
-            PrimaryAction::Release { output, .. } => inner.outside.send(output),
+            PrimaryAction::Release { output, .. } => self.egress.push(output),
             PrimaryAction::SendReleased { .. } => {
                 inner.tell_released = true;
                 self.poke();
@@ -271,7 +288,7 @@ impl Leader {
             PrimaryAction::Claim { expect, claimant } => self.claims.ask(expect, claimant),
             PrimaryAction::GoLive { generation } => {
                 tracing::info!(generation, "going on alone");
-                inner.outside.set_generation(generation);
+                self.egress.set_generation(generation);
                 let _ = self.control.try_send(Control::GoLive(generation));
             }
             PrimaryAction::CloseChannel => {
@@ -320,33 +337,42 @@ impl Leader {
 
     /// Uses a new connection to the disk server.
     pub fn connect_disk(&self, disk: disk_server::client::RequestSender) {
-        self.lock().outside.connect_disk(disk);
+        self.egress.connect_disk(disk);
+        self.egress.pump();
     }
 
     /// A disk request completed; whether it was in flight.
     pub fn disk_completed(&self, id: u64) -> bool {
-        self.lock().outside.completed(id)
+        self.egress.completed(id)
     }
 
     /// Sends a frame that no guest made, an announcement of its address; unless another copy may be live.
     pub fn announce(&self, frame: &[u8]) {
-        let mut inner = self.lock();
-        // Whoever slept learns it now, not after this frame.
-        self.step(&mut inner, PrimaryEvent::Tick);
-        if matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::Alone) {
-            inner.outside.frame(frame);
-        }
+        self.with(|inner| {
+            // Whoever slept learns it now, not after this frame.
+            self.step(inner, PrimaryEvent::Tick);
+            if matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::Alone) {
+                self.egress.push_frame(frame);
+            }
+        });
     }
 
     /// Sends outputs again that the dead primary may not have let go.
     pub fn resend(&self, outputs: impl IntoIterator<Item = Output>) {
-        let mut inner = self.lock();
-        for output in outputs {
-            if let (Output::Disk(request), Some(reads)) = (&output, &mut inner.reads) {
-                reads.inherit(request);
+        self.with(|inner| {
+            for output in outputs {
+                if let (Output::Disk(request), Some(reads)) = (&output, &mut inner.reads) {
+                    reads.inherit(request);
+                }
+                self.egress.push(output);
             }
-            inner.outside.send(output);
-        }
+        });
+    }
+
+    /// Waits a little until everything that was let go is on its way: before the process ends.
+    pub fn drain(&self) {
+        const LONGEST: Duration = Duration::from_secs(2);
+        self.egress.drain(LONGEST, self.clock);
     }
 
     /// When `Tick` is due.
@@ -368,6 +394,7 @@ impl Leader {
 
     /// Numbers for people.
     pub fn status(&self) -> LeaderStatus {
+        let (egress, disk) = (self.egress.counts(), self.egress.disk_wait());
         let inner = self.lock();
         let lag = inner.primary.lag();
         let kinds = inner.link.as_ref().map(|link| {
@@ -387,8 +414,8 @@ impl Leader {
             log_kinds: kinds.unwrap_or_default(),
             digest: inner.digest,
             digests: inner.digests,
-            outside: inner.outside.counts(),
-            disk_in_flight: inner.outside.in_flight(),
+            egress,
+            disk_in_flight: disk.in_flight,
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }

@@ -144,6 +144,7 @@ impl<M: Transferable> Live<M> {
     /// Runs until the guest ends or the protocol stops this process; a recording ends with it.
     pub fn run(mut self) -> Result<LiveEnd, M::Error> {
         let end = self.run_guest();
+        self.leader.drain();
         if let Some(sink) = self.recording.take() {
             sink.end();
         }

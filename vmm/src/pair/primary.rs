@@ -19,7 +19,7 @@ use crate::io::clock::wall_ns;
 use crate::pair::claims::claims;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
 use crate::pair::leader::{Control, Leader};
-use crate::pair::outside::Outside;
+use crate::pair::egress::Egress;
 use crate::pair::threads::start;
 use crate::pair::transfer::{Joined, Joining};
 use crate::recording::format::Header;
@@ -44,7 +44,7 @@ pub fn run_live(
         None => PairArgs::default().protocol(host.claimant),
     };
     let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
-    let outside = Outside::new(host.network()?, host.console()?, generation);
+    let egress = Egress::start(host.network()?, host.console()?, generation, host.clock)?;
     // Before the pair forms: a large guest takes its time, and from then on silence means death.
     let mut machine = assemble::boot(&host.config)?;
     let sink = match record {
@@ -69,7 +69,7 @@ pub fn run_live(
         channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
     }
     let recorder = Recorder::new(machine, host.config.clock, power_on_ns(&host));
-    let leader = host.lead(primary, outside, claims, Some(disk))?;
+    let leader = host.lead(primary, egress, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
         claim_server.serve(

@@ -17,7 +17,7 @@ use logchannel::{DiskStatus, Event};
 
 use crate::pair::follower::Follower;
 use crate::pair::leader::{Control, Leader, Pairing};
-use crate::pair::outside::NetWriter;
+use crate::pair::egress::NetWriter;
 
 const RECONNECT_EVERY: Duration = Duration::from_millis(20);
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result
 pub struct Network {
     /// Where it is.
     pub endpoint: lan::Endpoint,
-    /// Where frames go, for `Outside`.
+    /// Where frames go, for `Egress`.
     pub writer: NetWriter,
     /// Where frames come to.
     pub queue: Queue<Vec<u8>>,
