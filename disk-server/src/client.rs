@@ -315,12 +315,8 @@ impl DiskClient {
     }
 
     fn new(link: Link, deadline: Duration) -> Self {
-        let send = SendHalf {
-            writer: FrameWriter::new(PROTOCOL),
-            payload: Vec::new(),
-            out: Vec::new(),
-            written: 0,
-        };
+        let send =
+            SendHalf { writer: FrameWriter::new(PROTOCOL), payload: Vec::new(), out: Vec::new(), written: 0 };
         let receive = ReceiveHalf { reader: FrameReader::new(PROTOCOL), chunk: vec![0; READ_CHUNK] };
         Self { link, send, receive, next_tag: 0, deadline }
     }

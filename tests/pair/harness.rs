@@ -299,6 +299,12 @@ impl Process {
         status.code().unwrap_or_else(|| panic!("{status}:\n{}", self.output()))
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process number");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a process of ours");
+    }
+
     /// Whether it runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("a child can be asked").is_none()

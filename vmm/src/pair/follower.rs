@@ -87,7 +87,10 @@ struct Inner {
     /// Found in them, not in replay.
     divergence: Option<Box<Divergence>>,
     actions: Vec<BackupAction<Output>>,
+    /// What the channel has not taken yet.
     bytes: Vec<u8>,
+    /// The ack to be sent when it has.
+    ack: Option<(Seq, Seq)>,
     verdict: Option<Verdict>,
     ended: bool,
     times: FailoverTimes,
@@ -207,6 +210,7 @@ impl Follower {
             divergence: None,
             actions: Vec::new(),
             bytes: Vec::new(),
+            ack: None,
             verdict: None,
             ended: false,
             times: FailoverTimes::default(),
@@ -322,14 +326,19 @@ impl Follower {
         }
         inner.actions = actions;
         inner.backup = Some(backup);
+        // What found no room before.
+        write(inner);
+        if let Some(fetch) = &mut inner.fetch {
+            fetch.retry();
+        }
         self.changed.notify_all();
     }
 
     fn perform(&self, inner: &mut Inner, backup: &Backup<Output>, now: u64, action: BackupAction<Output>) {
         match action {
             BackupAction::SendAck { received, executed } => {
-                let Inner { receiver, bytes, .. } = inner;
-                receiver.ack_up_to(received, executed, bytes);
+                // Acks are cumulative: while the socket is full, the last one is enough.
+                inner.ack = Some((received, executed));
                 write(inner);
             }
             BackupAction::SendHeartbeat(beat) => {
@@ -339,6 +348,7 @@ impl Follower {
             }
             BackupAction::SendLeft { reason } => {
                 let Inner { receiver, bytes, .. } = inner;
+                // Behind what is left of an ack, if anything is: the channel closes next.
                 receiver.goodbye(&reason.to_string(), bytes).expect("a short text fits a message");
                 write(inner);
             }
@@ -489,13 +499,27 @@ impl Follower {
     }
 }
 
+/// Writes to the channel what it takes at once. The rest waits for the next ack, or tick: the primary gives up
+/// a backup whose acks do not come.
 fn write(inner: &mut Inner) {
-    let Inner { writer, bytes, .. } = inner;
-    if let Some(Err(error)) = writer.as_mut().map(|writer| writer.write_all(bytes)) {
-        // The reader of the same connection sees it break, and says so to the protocol.
-        tracing::debug!(%error, "ack");
-        *writer = None;
+    let Inner { receiver, writer, bytes, ack, .. } = inner;
+    loop {
+        if let (true, Some((received, executed))) = (bytes.is_empty(), *ack) {
+            receiver.ack_up_to(received, executed, bytes);
+            *ack = None;
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let Some(Ok(written)) = writer.as_mut().map(|writer| writer.write_now(bytes)) else { break };
+        bytes.drain(..written);
+        if !bytes.is_empty() {
+            return;
+        }
     }
+    // The reader of the same connection sees it break, and says so to the protocol.
+    tracing::debug!("an ack found the channel closed");
+    (*writer, *ack) = (None, None);
     bytes.clear();
 }
 

@@ -220,13 +220,7 @@ impl Leader {
         self.with(|inner| self.append_with(inner, recorded, flush, bytes));
     }
 
-    fn append_with(
-        &self,
-        inner: &mut Inner,
-        recorded: &mut Vec<Recorded>,
-        flush: bool,
-        bytes: &mut Vec<u8>,
-    ) {
+    fn append_with(&self, inner: &mut Inner, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
         for Recorded { entry, output } in recorded.drain(..) {
             if let logchannel::Event::Digest(digest) = &entry.event {
                 inner.digest = Some((entry.seq, *digest));

@@ -15,9 +15,10 @@ use logchannel::tcp::ChannelReader;
 use logchannel::udp::HeartbeatSocket;
 use logchannel::{DiskStatus, Event};
 
+use crate::io::repeated::Repeated;
+use crate::pair::egress::NetWriter;
 use crate::pair::follower::Follower;
 use crate::pair::leader::{Control, Leader, Pairing};
-use crate::pair::egress::NetWriter;
 
 const RECONNECT_EVERY: Duration = Duration::from_millis(20);
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -46,11 +47,13 @@ pub struct Network {
 impl Network {
     /// Receives frames until the guest is gone; connects anew when the network went away.
     pub fn receive(self, mut reader: lan::backend::FrameReader) {
-        let mut batch = FrameBatch::default();
+        let (mut batch, mut lost) = (FrameBatch::default(), Repeated::default());
         loop {
             batch.clear();
             if let Err(error) = reader.read(&mut batch) {
-                tracing::warn!(%error, "the network is gone; connecting again");
+                if let Some(times) = lost.happened() {
+                    tracing::warn!(%error, times, "the network is gone; connecting again");
+                }
                 reader = self.reconnect();
                 continue;
             }
@@ -120,6 +123,7 @@ impl DiskAddress {
 /// are repeated on each connection.
 pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, first: Option<DiskClient>) {
     let mut first = first;
+    let (mut lost, mut refused) = (Repeated::default(), Repeated::default());
     loop {
         let opened = match first.take() {
             Some(mut client) => client
@@ -131,18 +135,27 @@ pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, 
         match halves {
             Ok((sender, mut answers)) => {
                 leader.connect_disk(sender);
-                let error = completions(&leader, &control, &mut answers);
-                tracing::warn!(%error, "connection to the disk server lost; connecting again");
+                let error = completions(&leader, &control, &mut answers, &mut refused);
+                if let Some(times) = lost.happened() {
+                    tracing::warn!(%error, times, "connection to the disk server lost; connecting again");
+                }
             }
             Err(error) => {
-                tracing::debug!(%error, "disk server");
+                if let Some(times) = lost.happened() {
+                    tracing::warn!(%error, times, "no connection to the disk server; trying again");
+                }
                 std::thread::sleep(RECONNECT_EVERY);
             }
         }
     }
 }
 
-fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerReader) -> ClientError {
+fn completions(
+    leader: &Leader,
+    control: &Queue<Control>,
+    answers: &mut AnswerReader,
+    refused: &mut Repeated,
+) -> ClientError {
     loop {
         let answer = match answers.next_answer() {
             Ok(answer) => answer,
@@ -156,7 +169,9 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
                 continue;
             }
             DiskOutcome::Refused { code, message } => {
-                tracing::error!(?code, message, "disk request refused");
+                if let Some(times) = refused.happened() {
+                    tracing::error!(?code, message, times, "disk request refused");
+                }
                 (DiskStatus::IoError, Vec::new())
             }
         };
@@ -170,6 +185,7 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
 /// What a backup reads from the shared disk itself; connects anew as long as it follows. Reads without an
 /// answer are repeated on each connection.
 pub fn reads(follower: &Follower, address: &DiskAddress) {
+    let mut failed = Repeated::default();
     while follower.reads_disk() {
         match address.open_existing().and_then(|(client, opened)| client.split(opened.disk)) {
             Ok((sender, mut answers)) => {
@@ -186,7 +202,11 @@ pub fn reads(follower: &Follower, address: &DiskAddress) {
                 };
                 tracing::info!(lost, "connection to the disk server");
             }
-            Err(error) => tracing::warn!(%error, "cannot read the shared disk"),
+            Err(error) => {
+                if let Some(times) = failed.happened() {
+                    tracing::warn!(%error, times, "cannot read the shared disk");
+                }
+            }
         }
         std::thread::sleep(RECONNECT_EVERY);
     }

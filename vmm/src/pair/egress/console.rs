@@ -67,7 +67,8 @@ impl Console {
         self.allow(&mut state, now_ns);
         let len = bytes.len() as u64;
         // Once bytes are missing, more go only when there is room again for many: gaps are few and said once.
-        let (share, room) = if state.dropping { (self.limits.burst / 8, MAX_QUEUED / 2) } else { (0, MAX_QUEUED) };
+        let (share, room) =
+            if state.dropping { (self.limits.burst / 8, MAX_QUEUED / 2) } else { (0, MAX_QUEUED) };
         let allowed = self.limits.rate.is_none() || state.allowance >= len.max(share);
         state.dropping = !allowed || state.queued + bytes.len() > room;
         if state.dropping {
