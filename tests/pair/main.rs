@@ -14,6 +14,7 @@
 
 mod channel;
 mod client;
+mod console;
 mod crafted;
 mod disk;
 mod failover;

@@ -131,6 +131,7 @@ impl PairArgs {
             suspect_after_ns: self.timeout_ms * 1_000_000,
             ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * 1_000_000,
             read_timeout_ns: (2 * self.timeout_ms).max(1_000) * 1_000_000,
+            disk_timeout_ns: (2 * self.timeout_ms).max(1_000) * 1_000_000,
             lag_target_ns: self.lag_target_ms * 1_000_000,
             ..ft::Config::new(claimant)
         }

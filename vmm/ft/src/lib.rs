@@ -23,6 +23,7 @@
 pub mod backup;
 pub mod claim;
 pub mod config;
+mod hand_over;
 mod lag;
 pub mod output_gate;
 mod peer;

@@ -113,11 +113,10 @@ fn serve_claims(
                 Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
                 None => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
             },
-            // A backup needs no word of it: it asks when its primary is gone.
-            |generation| {
-                if let Some(leader) = leader() {
-                    leader.event(ft::PrimaryEvent::Fenced { generation });
-                }
+            // A backup needs no word of the generation: it asks when its primary is gone.
+            |generation| match leader() {
+                Some(leader) => leader.event(ft::PrimaryEvent::Fenced { generation }),
+                None => follower.event(ft::BackupEvent::DiskAnswered),
             },
         );
     })?;

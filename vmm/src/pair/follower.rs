@@ -10,6 +10,7 @@ use ft::{Backup, BackupAction, BackupEvent, HaltReason};
 use logchannel::batch::LogStart;
 use logchannel::buffer::{Limits, ReceiveQueue};
 use logchannel::heartbeat::Role;
+use logchannel::message::DiskReach;
 use logchannel::receiver::Receiver;
 use logchannel::tcp::{ChannelWriter, Closer};
 use logchannel::{Event, Generation, LogEntry, MachineDigest, Output, Seq};
@@ -65,6 +66,9 @@ pub struct FollowerStatus {
     pub digests: u64,
     /// Outputs compared.
     pub outputs: u64,
+    /// For how long the disk server has not answered, nanoseconds, if that is long: meanwhile this backup
+    /// cannot go live.
+    pub disk_silent_ns: Option<u64>,
     /// Reads of the shared disk, if this backup makes some.
     pub disk_reads: Option<FetchCounts>,
 }
@@ -243,6 +247,8 @@ impl Follower {
         }
         let result = inner.receiver.on_bytes(bytes, entries);
         let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
+        let hand_over = entries.iter().rfind(|entry| matches!(entry.event, Event::HandOver));
+        let hand_over = hand_over.map(|entry| entry.seq);
         let reads = match inner.take_in(entries, self.clock.now_ns()) {
             Ok(reads) => reads,
             Err(error) => {
@@ -253,8 +259,14 @@ impl Follower {
         };
         self.step(&mut inner, BackupEvent::Received { up_to, released, reads });
         inner.hold();
+        if let Some(last) = hand_over {
+            self.step(&mut inner, BackupEvent::HandOver { last });
+        }
         match result {
             Ok(from) => {
+                if let Some(number) = from.ask_disk {
+                    self.step(&mut inner, BackupEvent::AskedForDisk { number });
+                }
                 if from.goodbye.is_some() {
                     self.step(&mut inner, BackupEvent::Goodbye { last: up_to });
                 }
@@ -352,6 +364,12 @@ impl Follower {
                 receiver.goodbye(&reason.to_string(), bytes).expect("a short text fits a message");
                 write(inner);
             }
+            BackupAction::QueryDisk => self.claims.look(),
+            BackupAction::SendDiskReach { number, reaches } => {
+                let Inner { receiver, bytes, .. } = inner;
+                receiver.disk_reach(DiskReach { number, reaches }, bytes);
+                write(inner);
+            }
             BackupAction::CloseChannel => {
                 inner.move_held(backup.received());
                 if let Some(fetch) = &mut inner.fetch {
@@ -431,6 +449,7 @@ impl Follower {
             digest: inner.digest,
             digests: inner.digests,
             outputs: inner.outputs,
+            disk_silent_ns: self.claims.reach().silent_ns(),
             disk_reads: inner.fetch.as_ref().map(Fetch::counts),
         }
     }

@@ -93,6 +93,10 @@ pub struct LeaderStatus {
     pub egress: EgressCounts,
     /// Disk requests in flight.
     pub disk_in_flight: usize,
+    /// For how long the oldest of them has been, nanoseconds.
+    pub disk_oldest_ns: u64,
+    /// For how long the disk server has not answered, nanoseconds, if that is long.
+    pub disk_silent_ns: Option<u64>,
     /// The guest stands still until an input comes or its timer is due.
     pub waiting: bool,
 }
@@ -105,6 +109,8 @@ struct Inner {
     reads: Option<ReadTracker>,
     actions: Vec<PrimaryAction<Output>>,
     tell_released: bool,
+    /// A question to the backup that is still to be sent.
+    ask_disk: Option<u64>,
     goodbye: bool,
     halted: Option<HaltReason>,
     log_bytes: u64,
@@ -122,6 +128,8 @@ pub struct Leader {
     claims: Claims,
     throttle_ns: AtomicU64,
     waiting: AtomicBool,
+    /// The guest is to be stopped, and `HandOver` appended.
+    hand_over: AtomicBool,
 }
 
 impl Leader {
@@ -141,6 +149,7 @@ impl Leader {
             reads: backup_reads.then(ReadTracker::default),
             actions: Vec::new(),
             tell_released: false,
+            ask_disk: None,
             goodbye: false,
             halted: None,
             log_bytes: 0,
@@ -148,8 +157,8 @@ impl Leader {
             digests: 0,
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
-        let (throttle_ns, waiting) = Default::default();
-        Self { inner, changed, egress, clock, control, claims, throttle_ns, waiting }
+        let (throttle_ns, waiting, hand_over) = Default::default();
+        Self { inner, changed, egress, clock, control, claims, throttle_ns, waiting, hand_over }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -160,7 +169,7 @@ impl Leader {
     pub fn join(&self, link: Link) -> Pairing {
         self.with(|inner| {
             inner.pairing += 1;
-            inner.tell_released = false;
+            (inner.tell_released, inner.ask_disk) = (false, None);
             let seq = inner.primary.appended();
             inner.link = Some(link);
             self.step(inner, PrimaryEvent::BackupJoined { seq });
@@ -238,11 +247,15 @@ impl Leader {
                     size = link.sender.buffer().bytes() - before;
                 }
             }
+            let hands_over = matches!(entry.event, logchannel::Event::HandOver);
             self.step(inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
+            if hands_over {
+                self.step(inner, PrimaryEvent::HandedOver);
+            }
         }
         let released = inner.primary.released();
         let tell = std::mem::take(&mut inner.tell_released);
-        let Inner { link, log_bytes, goodbye, .. } = inner;
+        let Inner { link, log_bytes, goodbye, ask_disk, .. } = inner;
         let Some(link) = link else { return };
         if flush || link.sender.should_flush() || tell {
             let written = match tell {
@@ -250,6 +263,9 @@ impl Leader {
                 false => link.sender.flush(released, bytes),
             };
             *log_bytes += written as u64;
+        }
+        if let Some(number) = ask_disk.take() {
+            link.sender.ask_disk(number, bytes);
         }
         if std::mem::take(goodbye) {
             let said = link.sender.goodbye("the guest ended", bytes);
@@ -285,6 +301,14 @@ impl Leader {
                 self.egress.set_generation(generation);
                 let _ = self.control.try_send(Control::GoLive(generation));
             }
+            PrimaryAction::AskDisk { number } => {
+                inner.ask_disk = Some(number);
+                self.poke();
+            }
+            PrimaryAction::StopForHandOver => {
+                self.hand_over.store(true, Ordering::Relaxed);
+                self.poke();
+            }
             PrimaryAction::CloseChannel => {
                 if let Some(link) = inner.link.take() {
                     link.closer.close();
@@ -310,6 +334,37 @@ impl Leader {
     /// Part of every `ft::THROTTLE_PERIOD_NS` that the guest must stand still.
     pub fn throttle_ns(&self) -> u64 {
         self.throttle_ns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the guest is to be stopped now, to be handed over.
+    pub fn wants_hand_over(&self) -> bool {
+        self.hand_over.load(Ordering::Relaxed)
+    }
+
+    /// Whether it still is: to be asked by the vCPU thread, which then appends `HandOver` at once. Meanwhile
+    /// no other backup can have joined: that happens on its thread too.
+    pub fn take_hand_over(&self) -> bool {
+        self.hand_over.swap(false, Ordering::Relaxed) && self.lock().primary.hand_over_requested()
+    }
+
+    /// Whether something is to be sent to the backup though the guest stands still.
+    pub fn has_to_say(&self) -> bool {
+        let inner = self.lock();
+        inner.link.is_some() && (inner.tell_released || inner.ask_disk.is_some() || inner.goodbye)
+    }
+
+    /// Takes in that time has passed, and when the disk server answered last.
+    pub fn tick(&self) {
+        let at_ns = self.claims.reach().answered_ns();
+        self.with(|inner| {
+            self.step(inner, PrimaryEvent::DiskAnswered { at_ns });
+            self.step(inner, PrimaryEvent::Tick);
+        });
+    }
+
+    /// The disk server answered a request.
+    pub fn disk_answered(&self) {
+        self.claims.reach().answered();
     }
 
     /// Why this process must stop, once it must.
@@ -377,7 +432,8 @@ impl Leader {
     /// Whether this backup follows.
     pub fn replicating(&self, pairing: Pairing) -> bool {
         let inner = self.lock();
-        inner.pairing == pairing && inner.primary.state() == PrimaryState::Replicating
+        let follows = matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::HandingOver);
+        inner.pairing == pairing && follows
     }
 
     /// The generation, if this process holds it alone: only then may a backup join.
@@ -410,6 +466,8 @@ impl Leader {
             digests: inner.digests,
             egress,
             disk_in_flight: disk.in_flight,
+            disk_oldest_ns: disk.since_ns.map_or(0, |since_ns| self.clock.now_ns().saturating_sub(since_ns)),
+            disk_silent_ns: self.claims.reach().silent_ns(),
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }

@@ -161,6 +161,7 @@ fn completions(
             Ok(answer) => answer,
             Err(error) => return error,
         };
+        leader.disk_answered();
         let (status, data) = match answer.outcome {
             DiskOutcome::Data(data) => (DiskStatus::Ok, data),
             DiskOutcome::Done => (DiskStatus::Ok, Vec::new()),
@@ -228,6 +229,10 @@ pub fn acks(leader: Arc<Leader>, pairing: Pairing, mut reader: ChannelReader, mu
             Ok(from) => {
                 if let Some(ack) = from.ack {
                     leader.acked(pairing, ack);
+                }
+                if let Some(reach) = from.disk_reach {
+                    let (number, reaches) = (reach.number, reach.reaches);
+                    leader.event_of(pairing, PrimaryEvent::DiskReach { number, reaches });
                 }
                 if let Some(reason) = from.goodbye {
                     tracing::warn!(reason, "the backup left");
@@ -309,6 +314,6 @@ pub fn tick_leader(leader: &Leader) {
     loop {
         let wait = leader.next_tick_ns().saturating_sub(leader.clock().now_ns()).clamp(1_000_000, LONGEST_NS);
         std::thread::sleep(Duration::from_nanos(wait));
-        leader.event(PrimaryEvent::Tick);
+        leader.tick();
     }
 }
