@@ -147,6 +147,11 @@ pub struct FarPair {
 impl FarPair {
     /// Starts all three; the guest answers at the port of `pair`, whose network it uses.
     pub fn start(pair: &Pair, hosts: &Hosts) -> Self {
+        Self::start_with(pair, hosts, &[])
+    }
+
+    /// The same, with more options of the primary.
+    pub fn start_with(pair: &Pair, hosts: &Hosts, more: &[&str]) -> Self {
         let directory = pair.directory();
         let (data, network) = (directory.join("far-disks").display().to_string(), pair.network());
         let sockets = ["far-primary", "far-backup"].map(|name| directory.join(format!("{name}.sock")));
@@ -162,7 +167,8 @@ impl FarPair {
         let backup = [&["backup", "--listen", "10.99.0.2:7700"][..], &machine, &[&backup_socket]].concat();
         let mut backup = hosts.spawn(1, directory, "far-backup", &backup);
         backup.wait_for_line("backup listening on ");
-        let primary = [&["primary", "--backup", "10.99.0.2:7700"][..], &machine, &[&primary_socket]].concat();
+        let primary = ["primary", "--backup", "10.99.0.2:7700"];
+        let primary = [&primary[..], &machine, &[&primary_socket], more].concat();
         let mut primary = hosts.spawn(0, directory, "far-primary", &primary);
         wait_until("the pair to be one", || {
             assert!(primary.runs(), "{}", primary.output());
@@ -198,6 +204,50 @@ fn one_round(pair: &Pair, hosts: &Hosts) {
     assert!(winner.output().contains("Silent"), "{}", winner.output());
     let state = holding(hosts);
     assert_eq!((state.holding.generation, state.holder_connected), (2, true));
+}
+
+/// The disk server answers the backup and not the primary: the backup goes on, and clients notice a pause.
+#[test]
+fn a_primary_cut_off_from_the_disk_server_hands_over() {
+    let test = "a_primary_cut_off_from_the_disk_server";
+    let Some(pair) = Pair::services(test, |_| {}) else { return };
+    let Some(hosts) = Hosts::new(test) else { return };
+    let directory = pair.directory();
+    let recording = directory.join("handed-over.lkl").display().to_string();
+    let mut far = FarPair::start_with(&pair, &hosts, &["--record", &recording]);
+    let load = Load::start(pair.port(), CONNECTIONS);
+    load.wait_for(SOME);
+
+    hosts.disk_link(0, false);
+    wait_until("the backup to be live", || {
+        assert!(far.backup.runs() && far.primary.runs(), "{}", far.backup.output());
+        state(directory, "far-backup")["live"]["state"] == "Alone"
+    });
+    load.wait_for(SOME);
+    assert_eq!(holding(&hosts).holding.generation, 2);
+    // The old primary knows that it is cut off, and stands still.
+    let status = state(directory, "far-primary");
+    assert!(status["live"]["disk_silent_ns"].as_u64() > Some(0), "{status}");
+    let stands = status["live"]["state"].as_str().unwrap_or_default();
+    assert!(stands == "HandingOver" || stands.starts_with("Claiming"), "{status}");
+    let appended = status["live"]["appended"].clone();
+    load.wait_for(SOME);
+    let status = state(directory, "far-primary");
+    assert_eq!(status["live"]["appended"], appended, "it runs past the entry at which it handed over");
+
+    hosts.disk_link(0, true);
+    assert_eq!(far.primary.exit_code(), OTHER_LIVE, "{}", far.primary.output());
+    load.wait_for(SOME);
+    load.stop().assert_unbroken().check(pair.port());
+    assert!(far.backup.output().contains("HandedOver"), "{}", far.backup.output());
+    // Its recording ends where it handed over, as a whole one.
+    let mut dump = pair.spawn("dump", &["log", "dump", &recording]);
+    assert_eq!(dump.exit_code(), 0, "{}", dump.output());
+    let lines = dump.output();
+    let last = lines.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    assert!(last.contains("HandOver"), "{last}");
+    let mut verify = pair.spawn("verify", &["verify", &recording]);
+    assert_eq!(verify.exit_code(), 0, "{}", verify.output());
 }
 
 /// What the disk server in the third namespace knows of the machine.

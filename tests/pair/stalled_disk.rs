@@ -63,6 +63,11 @@ fn a_disk_server_that_stalls_with_much_in_flight_is_no_failover() {
         let writers = write(pair.port());
         wait_until("much to be in flight", || in_flight() >= Some(MANY));
         nothing_changes(&pair, &mut far);
+        for (name, path) in [("far-primary", "/live"), ("far-backup", "/backup")] {
+            let status = state(pair.directory(), name);
+            let silent = status.pointer(&format!("{path}/disk_silent_ns")).and_then(|ns| ns.as_u64());
+            assert!(silent > Some(0), "{status}");
+        }
         match round {
             0 => far.disks.signal(Signal::SIGCONT),
             _ => [0, 1].into_iter().for_each(|host| hosts.disk_link(host, true)),

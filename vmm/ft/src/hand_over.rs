@@ -48,3 +48,7 @@ impl Leaving {
         matches!(self, Leaving::After { .. })
     }
 }
+
+#[cfg(test)]
+#[path = "hand_over_tests.rs"]
+mod tests;
