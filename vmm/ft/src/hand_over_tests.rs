@@ -194,16 +194,16 @@ fn without_a_backup_or_a_guest_nothing_is_handed_over() {
     assert!(old.primary.may_append());
 }
 
-struct New {
+struct Successor {
     backup: Backup<Output>,
     now_ns: u64,
 }
 
-impl New {
+impl Successor {
     fn new() -> Self {
-        let mut new = Self { backup: Backup::new(Config::new(88), 0), now_ns: 0 };
-        new.step(BackupEvent::Joined { generation: 5, seq: 0, outstanding: Vec::new() });
-        new
+        let mut successor = Self { backup: Backup::new(Config::new(88), 0), now_ns: 0 };
+        successor.step(BackupEvent::Joined { generation: 5, seq: 0, outstanding: Vec::new() });
+        successor
     }
 
     fn step(&mut self, event: BackupEvent<Output>) -> Vec<BackupAction<Output>> {
@@ -221,29 +221,29 @@ impl New {
 
 #[test]
 fn a_backup_executes_the_rest_and_claims() {
-    let mut new = New::new();
-    new.step(BackupEvent::Received { up_to: 2, released: 0, reads: Vec::new() });
-    assert_eq!(new.step(BackupEvent::HandOver { last: 2 }), []);
-    assert_eq!(new.execute(), []);
+    let mut successor = Successor::new();
+    successor.step(BackupEvent::Received { up_to: 2, released: 0, reads: Vec::new() });
+    assert_eq!(successor.step(BackupEvent::HandOver { last: 2 }), []);
+    assert_eq!(successor.execute(), []);
     let claim = BackupAction::Claim { expect: 5, claimant: 88 };
-    assert_eq!(new.execute(), [BackupAction::CloseChannel, claim]);
-    assert_eq!(new.backup.state(), BackupState::Claiming(Suspicion::HandedOver));
+    assert_eq!(successor.execute(), [BackupAction::CloseChannel, claim]);
+    assert_eq!(successor.backup.state(), BackupState::Claiming(Suspicion::HandedOver));
     let won = ClaimAnswer::Won { generation: 6 };
-    let live = new.step(BackupEvent::ClaimAnswer { expect: 5, answer: won });
+    let live = successor.step(BackupEvent::ClaimAnswer { expect: 5, answer: won });
     assert_eq!(live, [BackupAction::GoLive { generation: 6, resend: Vec::new() }]);
 }
 
 #[test]
 fn a_backup_says_what_it_found_since_it_was_asked() {
-    let mut new = New::new();
-    assert_eq!(new.step(BackupEvent::DiskAnswered), []);
-    assert_eq!(new.step(BackupEvent::AskedForDisk { number: 3 }), [BackupAction::QueryDisk]);
+    let mut successor = Successor::new();
+    assert_eq!(successor.step(BackupEvent::DiskAnswered), []);
+    assert_eq!(successor.step(BackupEvent::AskedForDisk { number: 3 }), [BackupAction::QueryDisk]);
     let yes = BackupAction::SendDiskReach { number: 3, reaches: true };
-    assert_eq!(new.step(BackupEvent::DiskAnswered), [yes]);
-    assert_eq!(new.step(BackupEvent::DiskAnswered), [], "once");
-    new.step(BackupEvent::AskedForDisk { number: 4 });
-    new.now_ns = DISK_TIMEOUT_NS + 1;
-    new.step(BackupEvent::Received { up_to: 0, released: 0, reads: Vec::new() });
+    assert_eq!(successor.step(BackupEvent::DiskAnswered), [yes]);
+    assert_eq!(successor.step(BackupEvent::DiskAnswered), [], "once");
+    successor.step(BackupEvent::AskedForDisk { number: 4 });
+    successor.now_ns = DISK_TIMEOUT_NS + 1;
+    successor.step(BackupEvent::Received { up_to: 0, released: 0, reads: Vec::new() });
     let no = BackupAction::SendDiskReach { number: 4, reaches: false };
-    assert_eq!(new.step(BackupEvent::Tick), [no]);
+    assert_eq!(successor.step(BackupEvent::Tick), [no]);
 }
