@@ -1,4 +1,5 @@
-//! A guest that prints without end: it fills no disk, and a pipe that nobody reads holds up nothing but itself.
+//! A guest that prints without end: it fills no disk, and a pipe that nobody reads holds up nothing but
+//! itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -29,7 +29,8 @@ fn write(port: u16) -> Vec<JoinHandle<()>> {
         let mut client = Client::connect(port).expect("a connection to the guest");
         client.set(&format!("large{writer}"), &value(writer)).expect("the write is done at last");
     };
-    (0..WRITERS).map(|writer| std::thread::spawn(move || write(writer))).collect()
+    let start = |writer| std::thread::Builder::new().spawn(move || write(writer)).expect("a thread");
+    (0..WRITERS).map(start).collect()
 }
 
 /// Both halves go on as they are for as long as the stall takes, and say so.

@@ -92,11 +92,11 @@ pub struct VmArgs {
     pub console: Option<PathBuf>,
     /// Size in MiB at which the console's file is put aside as FILE.1, in the place of an earlier one; 0 for
     /// never.
-    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = up_to_a_mebi())]
     pub console_size: u64,
     /// KiB a second that the guest may print, and eight seconds' worth of it at once; what is more is dropped
     /// and counted. 0 for no limit.
-    #[arg(long, default_value_t = 1024, value_name = "KIB", value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    #[arg(long, default_value_t = 1024, value_name = "KIB", value_parser = up_to_a_mebi())]
     pub console_rate: u64,
     /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
     #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
@@ -336,6 +336,11 @@ impl VmConfig {
 
 fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {option} {}", path.display()))
+}
+
+/// A number up to 2²⁰: units of it fit 64 bits.
+fn up_to_a_mebi() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=1 << 20)
 }
 
 fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {

@@ -16,8 +16,8 @@ pub struct Config {
     /// How long a backup may be unable to read from the shared disk before it leaves the pair. Below the
     /// primary's `ack_timeout_ns`, so that it can say why.
     pub read_timeout_ns: u64,
-    /// How long the disk server may not answer a primary before it asks whether its backup reaches it; and how
-    /// long a backup tries, before it says that it does not.
+    /// How long the disk server may not answer a primary before it asks whether its backup reaches it; and
+    /// how long a backup tries, before it says that it does not.
     pub disk_timeout_ns: u64,
     /// How long to wait for the answer of the disk server before asking again.
     pub claim_retry_ns: u64,

@@ -1,3 +1,5 @@
+//! A console's file.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
@@ -9,7 +11,7 @@ fn a_console_file_keeps_the_last_bytes_within_twice_its_limit_and_is_its_owners(
     std::fs::write(&path, "of an earlier start\n").unwrap();
     let mut file = ConsoleFile::open(&path, 1000).unwrap();
     for number in 0..500 {
-        write!(file, "line {number:04}\n").unwrap();
+        writeln!(file, "line {number:04}").unwrap();
     }
     let older = std::fs::read_to_string(directory.path().join("console.1")).unwrap();
     let newer = std::fs::read_to_string(&path).unwrap();

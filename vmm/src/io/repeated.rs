@@ -1,5 +1,5 @@
-//! Things that go on and on, as a server that cannot be reached and is tried every 20 ms: said once, then once
-//! a minute with a count.
+//! Things that go on and on, as a server that cannot be reached and is tried every 20 ms: said once, then
+//! once a minute with a count.
 
 use crate::io::clock::HostClock;
 

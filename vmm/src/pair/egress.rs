@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   with the leader's lock      push ──▶ a bounded queue of each kind: never waits
-//!   without it                  pump ──▶ writes what the sockets take at once, on the thread that released it
+//!   without it                  pump ──▶ writes what the sockets take at once, on the releasing thread
 //!                               net-tx, disk-tx ──▶ go on with what does not go at once
 //!                               console-tx ──▶ writes the console, which may be a pipe that nobody reads
 //! ```

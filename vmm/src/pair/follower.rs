@@ -518,8 +518,8 @@ impl Follower {
     }
 }
 
-/// Writes to the channel what it takes at once. The rest waits for the next ack, or tick: the primary gives up
-/// a backup whose acks do not come.
+/// Writes to the channel what it takes at once. The rest waits for the next ack, or tick: the primary gives
+/// up a backup whose acks do not come.
 fn write(inner: &mut Inner) {
     let Inner { receiver, writer, bytes, ack, .. } = inner;
     loop {

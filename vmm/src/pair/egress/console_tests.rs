@@ -1,7 +1,10 @@
+//! Console output that nobody takes, or that is too much.
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::pair::threads::start;
 
 /// A writer that hands over what it is given, and waits for leave before each write.
 struct Slow {
@@ -34,7 +37,8 @@ fn a_pipe_that_nobody_reads_holds_up_nothing_and_what_is_missing_is_said_at_its_
     let (leave, of_writer) = channel();
     let (out, written) = channel();
     let serving = console.clone();
-    std::thread::spawn(move || serving.serve(Box::new(Slow { leave: Mutex::new(of_writer), out })));
+    let slow = Box::new(Slow { leave: Mutex::new(of_writer), out });
+    start("console", move || serving.serve(slow)).unwrap();
     // Nobody reads, and every push returns.
     let chunk = vec![b'x'; 64 << 10];
     (0..64).for_each(|_| console.push(chunk.clone()));
