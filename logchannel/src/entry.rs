@@ -137,6 +137,9 @@ pub enum Event {
         /// `data_digest` of what the primary read.
         digest: [u8; 8],
     },
+    /// This copy hands over: its guest stands still from here on. It goes on, after this entry, only if it
+    /// wins a new generation (`GoLive` follows); else the log goes on at the backup's.
+    HandOver,
 }
 
 /// xxh3-64 of data read from a disk, little endian.
@@ -164,6 +167,7 @@ impl Event {
             Event::Reset => EventKind::Reset,
             Event::GoLive { .. } => EventKind::GoLive,
             Event::DiskRead { .. } => EventKind::DiskRead,
+            Event::HandOver => EventKind::HandOver,
         }
     }
 
@@ -201,11 +205,13 @@ pub enum EventKind {
     GoLive,
     /// `Event::DiskRead`
     DiskRead,
+    /// `Event::HandOver`
+    HandOver,
 }
 
 impl EventKind {
     /// Every kind, in the order of their values.
-    pub const ALL: [EventKind; 11] = [
+    pub const ALL: [EventKind; 12] = [
         EventKind::NetRx,
         EventKind::ConsoleRx,
         EventKind::DiskDone,
@@ -217,6 +223,7 @@ impl EventKind {
         EventKind::Reset,
         EventKind::GoLive,
         EventKind::DiskRead,
+        EventKind::HandOver,
     ];
 
     /// The kind's name, for people.
@@ -233,6 +240,7 @@ impl EventKind {
             EventKind::Reset => "Reset",
             EventKind::GoLive => "GoLive",
             EventKind::DiskRead => "DiskRead",
+            EventKind::HandOver => "HandOver",
         }
     }
 }

@@ -14,6 +14,7 @@
 
 mod channel;
 mod client;
+mod console;
 mod control;
 mod crafted;
 mod disk;
@@ -31,6 +32,7 @@ mod namespaces;
 mod own_disk;
 mod reads;
 mod relay;
+mod stalled_disk;
 mod start;
 mod starting;
 mod strangers;

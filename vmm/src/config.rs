@@ -94,6 +94,14 @@ pub struct VmArgs {
     /// File for the guest's console; standard output without it.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Size in MiB at which the console's file is put aside as FILE.1, in the place of an earlier one; 0 for
+    /// never.
+    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = up_to_a_mebi())]
+    pub console_size: u64,
+    /// KiB a second that the guest may print, and eight seconds' worth of it at once; what is more is dropped
+    /// and counted. 0 for no limit.
+    #[arg(long, default_value_t = 1024, value_name = "KIB", value_parser = up_to_a_mebi())]
+    pub console_rate: u64,
     /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
     #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
     pub console_input: String,
@@ -127,6 +135,7 @@ pub fn protocol(policy: &Policy, claimant: u128) -> ft::Config {
         suspect_after_ns: policy.timeout_ms * NS_PER_MS,
         ack_timeout_ns: (4 * policy.timeout_ms).max(2_000) * NS_PER_MS,
         read_timeout_ns: (2 * policy.timeout_ms).max(1_000) * NS_PER_MS,
+        disk_timeout_ns: (2 * policy.timeout_ms).max(1_000) * NS_PER_MS,
         lag_target_ns: policy.lag_target_ms * NS_PER_MS,
         ..ft::Config::new(claimant)
     }
@@ -355,6 +364,11 @@ fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
 /// An address, or nothing.
 fn disk_server_address(text: &str) -> Result<String, logchannel::address::AddressError> {
     if text.is_empty() { Ok(String::new()) } else { logchannel::address::peer(text) }
+}
+
+/// A number up to 2²⁰: units of it fit 64 bits.
+fn up_to_a_mebi() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=1 << 20)
 }
 
 fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lockstep::cli;
+use lockstep::io::log_writer::LogWriter;
 use tracing_subscriber::EnvFilter;
 
 /// Runs one virtual machine as a pair: a primary, and a backup that takes over where it stopped.
@@ -60,7 +61,16 @@ fn main() -> ExitCode {
     let command = Command::parse();
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let log = match LogWriter::start(std::io::stderr()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("lockstep: no thread for the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let writer = log.clone();
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    logger.with_writer(move || writer.clone()).init();
     if std::env::var_os(lockstep::cluster::DIE_WITH_PARENT).is_some() {
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     }
@@ -82,6 +92,7 @@ fn main() -> ExitCode {
         Action::Status(args) => cli::status::run(args),
         Action::Doctor(args) => cli::doctor::run(args),
     };
+    log.flush();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

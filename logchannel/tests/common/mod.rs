@@ -76,6 +76,7 @@ pub fn event() -> impl Strategy<Value = Event> {
         })),
         Just(Event::Shutdown),
         Just(Event::Reset),
+        Just(Event::HandOver),
         any::<u64>().prop_map(|generation| Event::GoLive { generation }),
         (any::<u64>(), any::<u64>(), any::<u32>(), any::<[u8; 8]>())
             .prop_map(|(request, offset, len, digest)| Event::DiskRead { request, offset, len, digest }),

@@ -16,6 +16,9 @@ pub struct Config {
     /// How long a backup may be unable to read from the shared disk before it leaves the pair. Below the
     /// primary's `ack_timeout_ns`, so that it can say why.
     pub read_timeout_ns: u64,
+    /// How long the disk server may not answer a primary before it asks whether its backup reaches it; and
+    /// how long a backup tries, before it says that it does not.
+    pub disk_timeout_ns: u64,
     /// How long to wait for the answer of the disk server before asking again.
     pub claim_retry_ns: u64,
     /// The guest stalls while this many entries wait for their ack.
@@ -41,6 +44,7 @@ impl Config {
             suspect_after_ns: 250 * MS,
             ack_timeout_ns: 2_000 * MS,
             read_timeout_ns: 1_000 * MS,
+            disk_timeout_ns: 1_000 * MS,
             claim_retry_ns: 100 * MS,
             max_unacked_entries: 16_384,
             max_unacked_bytes: 32 << 20,

@@ -90,9 +90,12 @@ pub(crate) fn is_input(event: &Event) -> bool {
         | Event::Clock { .. }
         | Event::Trap { .. }
         | Event::DiskRead { .. } => true,
-        Event::Output { .. } | Event::Digest(_) | Event::Shutdown | Event::Reset | Event::GoLive { .. } => {
-            false
-        }
+        Event::Output { .. }
+        | Event::Digest(_)
+        | Event::Shutdown
+        | Event::Reset
+        | Event::GoLive { .. }
+        | Event::HandOver => false,
     }
 }
 
@@ -276,6 +279,12 @@ impl<M: Machine> Recorder<M> {
     pub fn go_live(&mut self, generation: Generation, out: &mut Vec<Recorded>) {
         self.log_outputs(out);
         self.append(Event::GoLive { generation }, None, out);
+    }
+
+    /// Logs that this copy hands over where the guest stands now.
+    pub fn hand_over(&mut self, out: &mut Vec<Recorded>) {
+        self.log_outputs(out);
+        self.append(Event::HandOver, None, out);
     }
 
     /// Powers the machine off from outside: the log ends here. Does nothing when the guest ended before.

@@ -277,7 +277,7 @@ impl<M: Machine> Replayer<M> {
             Event::Digest(_) => self.agreed = seq,
             Event::Shutdown => self.guest = Guest::Ended(Ending::Shutdown),
             Event::Reset => self.guest = Guest::Ended(Ending::Reset),
-            Event::GoLive { .. } => {}
+            Event::GoLive { .. } | Event::HandOver => {}
             input => {
                 if let Event::DiskDone { request, .. } = input {
                     completed = Some(*request);

@@ -4,6 +4,8 @@
 pub mod clock;
 pub mod console;
 pub mod control;
+pub mod log_writer;
+pub mod repeated;
 
 use std::io::Read;
 

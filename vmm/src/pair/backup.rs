@@ -18,13 +18,13 @@ use crate::config::{VmConfig, protocol};
 use crate::memory::Ram;
 use crate::pair::answers::StatusParts;
 use crate::pair::claims::{ClaimServer, Claims, claims};
+use crate::pair::egress::Egress;
 use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower, FollowerStatus};
 use crate::pair::greeting::heartbeat_address;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::live::LiveEnd;
-use crate::pair::outside::Outside;
 use crate::pair::primary::end_on_signal;
 use crate::pair::reception::{Arrival, Desk, Reception};
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
@@ -71,8 +71,8 @@ pub fn run_backup(
             Ok(ProcessEnd::Backup(reason))
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
-            let outside = Outside::new(net, host.console()?, generation);
-            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            let egress = Egress::start(net, host.console()?, generation, host.clock)?;
+            let leader = host.lead(backup.into_primary(), egress, claims, None)?;
             *part.lock().unwrap_or_else(PoisonError::into_inner) = Part::Live(leader.clone());
             announce(&host, &leader)?;
             // The guest's time is as the last entry left it: what has passed since, it catches up.
@@ -122,11 +122,11 @@ fn serve_claims(server: ClaimServer, part: Arc<Mutex<Part>>) -> anyhow::Result<(
                 Part::Backup(follower) => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
                 Part::Waiting => {}
             },
-            // A backup needs no word of it: it asks when its primary is gone.
-            |generation| {
-                if let Part::Live(leader) = &*part() {
-                    leader.event(ft::PrimaryEvent::Fenced { generation });
-                }
+            // A backup needs no word of the generation: it asks when its primary is gone.
+            |generation| match &*part() {
+                Part::Live(leader) => leader.event(ft::PrimaryEvent::Fenced { generation }),
+                Part::Backup(follower) => follower.event(ft::BackupEvent::DiskAnswered),
+                Part::Waiting => {}
             },
         );
     })?;

@@ -20,15 +20,16 @@ use replay::Recorder;
 use crate::assemble::Vm;
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
-use crate::io::{console, control};
+use crate::io::console::{self, ConsoleFile, ConsoleLimits, ConsoleSink};
+use crate::io::control;
 use crate::pair::answers::{Answers, StatusParts};
 use crate::pair::claims::Claims;
 use crate::pair::disk_health::DiskHealth;
+use crate::pair::egress::{Egress, NetWriter};
 use crate::pair::generation;
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::new_disk;
-use crate::pair::outside::{NetWriter, Outside};
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer::Joined;
 
@@ -168,14 +169,17 @@ impl Host {
         Ok(Some(writer))
     }
 
-    pub(super) fn console(&self) -> anyhow::Result<Box<dyn Write + Send>> {
-        Ok(match &self.config.args.console {
+    /// Where the guest's console output goes.
+    pub(super) fn console(&self) -> anyhow::Result<ConsoleSink> {
+        let args = &self.config.args;
+        let writer: Box<dyn Write + Send> = match &args.console {
             None => Box::new(std::io::stdout()),
-            Some(path) => {
-                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-                Box::new(file.with_context(|| format!("cannot write --console {}", path.display()))?)
-            }
-        })
+            Some(path) => Box::new(
+                ConsoleFile::open(path, args.console_size << 20)
+                    .with_context(|| format!("cannot write --console {}", path.display()))?,
+            ),
+        };
+        Ok(ConsoleSink { writer, limits: ConsoleLimits::new(args.console_rate << 10) })
     }
 
     /// Fills the disk, if that was not done before and the guest has a content for it.
@@ -242,13 +246,13 @@ impl Host {
     pub(super) fn lead(
         &self,
         primary: Primary<Output>,
-        outside: Outside,
+        egress: Arc<Egress>,
         claims: Claims,
         disk: Option<DiskClient>,
     ) -> anyhow::Result<Arc<Leader>> {
         let leader = Arc::new(Leader::new(
             primary,
-            outside,
+            egress,
             self.clock,
             self.control.0.clone(),
             claims,

@@ -84,6 +84,8 @@ pub struct Live<M: Transferable> {
     transfer: Option<Outgoing>,
     joined: JoinedCall,
     recording: Option<Sink>,
+    /// The guest stands still, and the backup is to go on.
+    handed_over: bool,
     /// With a virtual clock: disk requests made, and what has come of them.
     disk: BTreeMap<u64, Option<Event>>,
     /// With a virtual clock: the guest's entropy, of which no host must know more than another.
@@ -121,6 +123,7 @@ impl<M: Transferable> Live<M> {
             transfer: None,
             joined,
             recording: None,
+            handed_over: false,
             disk: BTreeMap::new(),
             entropy: Random::new(0),
         }
@@ -144,6 +147,7 @@ impl<M: Transferable> Live<M> {
     /// Runs until the guest ends or the protocol stops this process; a recording ends with it.
     pub fn run(mut self) -> Result<LiveEnd, M::Error> {
         let end = self.run_guest();
+        self.leader.drain();
         if let Some(sink) = self.recording.take() {
             sink.end();
         }
@@ -152,7 +156,7 @@ impl<M: Transferable> Live<M> {
 
     fn run_guest(&mut self) -> Result<LiveEnd, M::Error> {
         loop {
-            if let Some(reason) = self.wait_for_room() {
+            if let Some(reason) = self.wait_for_room()? {
                 return Ok(LiveEnd::Halted(reason));
             }
             let stop = self.recorder.advance(&mut self.recorded)?;
@@ -209,19 +213,41 @@ impl<M: Transferable> Live<M> {
     }
 
     /// Stalls while buffers are full or the protocol waits; says why when this process must stop.
-    fn wait_for_room(&mut self) -> Option<HaltReason> {
+    fn wait_for_room(&mut self) -> Result<Option<HaltReason>, M::Error> {
         let mut flushed = false;
-        while !self.leader.may_append() {
-            if let Some(reason) = self.leader.halted() {
-                return Some(reason);
+        loop {
+            if self.leader.wants_hand_over() {
+                self.hand_over();
             }
-            if !std::mem::replace(&mut flushed, true) {
+            if self.leader.may_append() {
+                break;
+            }
+            if let Some(reason) = self.leader.halted() {
+                return Ok(Some(reason));
+            }
+            if !std::mem::replace(&mut flushed, true) || self.leader.has_to_say() {
                 self.submit(true);
             }
             self.leader.wait(LOOK_AROUND);
         }
+        if std::mem::take(&mut self.handed_over) {
+            // It goes on after all, live alone: that is logged before anything else.
+            while let Ok(message) = self.inputs.control.try_recv() {
+                self.control(message)?;
+            }
+        }
         self.throttle();
-        None
+        Ok(None)
+    }
+
+    /// The guest stands still from here until the protocol says otherwise.
+    fn hand_over(&mut self) {
+        if self.leader.take_hand_over() {
+            self.submit(false);
+            self.recorder.hand_over(&mut self.recorded);
+            self.submit(true);
+            self.handed_over = true;
+        }
     }
 
     /// Stands still for the part of the period that the lag control asks.
@@ -278,7 +304,7 @@ impl<M: Transferable> Live<M> {
             if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
                 return Ok(());
             }
-            if self.leader.halted().is_some() || self.transfer.is_some() {
+            if self.leader.halted().is_some() || self.transfer.is_some() || self.leader.wants_hand_over() {
                 return Ok(());
             }
             self.submit(false);
@@ -337,7 +363,8 @@ impl<M: Transferable> Live<M> {
         while !self.disk.is_empty() {
             while self.disk.values().any(Option::is_none) {
                 self.submit(true);
-                if self.leader.halted().is_some() || self.recorder.ending().is_some() {
+                let stops = self.leader.halted().is_some() || self.leader.wants_hand_over();
+                if stops || self.recorder.ending().is_some() {
                     return Ok(false);
                 }
                 if let Ok(message) = self.inputs.control.recv_timeout(LOOK_AROUND) {
