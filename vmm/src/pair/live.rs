@@ -24,6 +24,7 @@ use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::digests::Digests;
 use crate::pair::leader::{Control, Leader, write_channel};
+use crate::pair::tail::ConsoleTail;
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
 use crate::random::Random;
 use crate::recording::Sink;
@@ -84,6 +85,7 @@ pub struct Live<M: Transferable> {
     transfer: Option<Outgoing>,
     joined: JoinedCall,
     recording: Option<Sink>,
+    console: ConsoleTail,
     /// With a virtual clock: disk requests made, and what has come of them.
     disk: BTreeMap<u64, Option<Event>>,
     /// With a virtual clock: the guest's entropy, of which no host must know more than another.
@@ -121,6 +123,7 @@ impl<M: Transferable> Live<M> {
             transfer: None,
             joined,
             recording: None,
+            console: ConsoleTail::default(),
             disk: BTreeMap::new(),
             entropy: Random::new(0),
         }
@@ -186,6 +189,8 @@ impl<M: Transferable> Live<M> {
         if let Some(sink) = &mut self.recording {
             sink.append(&self.recorded);
         }
+        let outputs = self.recorded.iter().filter_map(|recorded| recorded.output.as_ref());
+        outputs.for_each(|output| self.console.note(output));
         if self.is_virtual() {
             let requests = self.recorded.iter().filter_map(|recorded| match &recorded.output {
                 Some(Output::Disk(request)) => Some((request.id, None)),
@@ -496,6 +501,7 @@ impl<M: Transferable> Live<M> {
             }
         }
         self.submit(true);
+        self.console.explain(Some(&ending));
         let is_virtual = self.is_virtual();
         let machine = self.recorder.machine_mut();
         let last = if is_virtual { Some((machine.position(), machine.digest()?)) } else { None };

@@ -27,5 +27,6 @@ pub mod new_disk;
 pub mod outside;
 pub mod primary;
 pub mod status;
+pub mod tail;
 pub mod threads;
 pub mod transfer;

@@ -50,7 +50,8 @@ pub fn run_live(
     let sink = match record {
         Some(options) => {
             let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Some(Sink::create(&options.path, &header, LogStart::default(), &mut machine)?)
+            let sink = Sink::create(&options.path, &header, LogStart::default(), &mut machine)?;
+            Some(sink.with_image(host.config.guest_image()))
         }
         None => None,
     };
