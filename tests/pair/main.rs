@@ -26,4 +26,5 @@ mod load;
 mod mismatch;
 mod namespaces;
 mod reads;
+mod reboot;
 mod relay;

@@ -401,6 +401,8 @@ impl<E: Engine> Machine<E> {
         let load = self.policy.load().ok_or(MachineError::NoImage { at })?;
         self.ram.zero().map_err(MachineError::Clear)?;
         let first = load(&self.ram).map_err(MachineError::Reload)?;
+        #[cfg(feature = "planted-faults")]
+        crate::planted::in_memory(&mut self.ram, at);
         self.devices.reset();
         self.engine.power_on(&first, at)?;
         (self.halted, self.ended, self.was_reset) = (false, None, true);

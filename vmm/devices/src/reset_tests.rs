@@ -36,9 +36,12 @@ fn read_in_flight(guest: &mut Guest) -> u64 {
 
 #[test]
 fn devices_are_as_at_power_on_but_for_the_clock() {
-    let mut guest = Guest::new();
-    guest.devices.apply(&guest.ram, &Event::Clock { now_ns: 7_000_000_000 }).unwrap();
-    let fresh = state(&guest.devices);
+    let (mut guest, mut fresh) = (Guest::new(), Guest::new());
+    for guest in [&mut guest, &mut fresh] {
+        guest.devices.apply(&guest.ram, &Event::Clock { now_ns: 7_000_000_000 }).unwrap();
+    }
+    fresh.devices.reset();
+    let fresh = state(&fresh.devices);
     // A PIT that runs, unmasked interrupts, a UART with input and half a line, a driver with a queue.
     guest.outb(PIC1_PORT + 1, 0);
     guest.outb(PIT_PORT + 3, 0x34);
@@ -92,15 +95,11 @@ fn a_request_in_flight_is_known_until_it_is_done_and_touches_no_memory() {
 }
 
 #[test]
-fn frames_are_dropped_and_nothing_is_listened_to_until_the_guest_is_up_again() {
+fn frames_wait_and_nothing_is_listened_to_until_the_guest_is_up_again() {
     let mut guest = Guest::new();
     guest.outb(UART_PORT + 1, 1);
     guest.devices.reset();
-    let frame = Event::NetRx(vec![0; 64]);
-    assert!(guest.devices.accepts(&guest.ram, &frame));
-    let before = guest.bytes(0, RAM_BYTES as usize);
-    guest.devices.apply(&guest.ram, &frame).unwrap();
-    assert!(guest.bytes(0, RAM_BYTES as usize) == before);
+    assert!(!guest.devices.accepts(&guest.ram, &Event::NetRx(vec![0; 64])));
     assert_eq!((guest.devices.console_wanted(), guest.devices.entropy_wanted()), (0, 0));
 }
 

@@ -124,6 +124,10 @@ fn print_status(status: &Value, previous: Option<&Value>) {
             number(status, "/live/lag_ns") as f64 / 1e6,
             digest(status, "/live/digest"),
         );
+        match number(status, "/live/resets") {
+            0 => {}
+            resets => println!("  the guest reset itself {resets} times since this copy is live"),
+        }
     }
     if status.get("backup").is_some_and(|backup| !backup.is_null()) {
         println!(

@@ -93,6 +93,8 @@ pub struct LeaderStatus {
     pub outside: crate::pair::outside::OutsideCounts,
     /// Disk requests in flight.
     pub disk_in_flight: usize,
+    /// How often the guest reset its machine, since this process is live.
+    pub resets: u64,
     /// The guest stands still until an input comes or its timer is due.
     pub waiting: bool,
 }
@@ -111,6 +113,7 @@ struct Inner {
     log_bytes: u64,
     digest: Option<(Seq, MachineDigest)>,
     digests: u64,
+    resets: u64,
 }
 
 /// The live copy's protocol state, shared by its threads.
@@ -147,6 +150,7 @@ impl Leader {
             log_bytes: 0,
             digest: None,
             digests: 0,
+            resets: 0,
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
         let (throttle_ns, waiting) = Default::default();
@@ -215,6 +219,7 @@ impl Leader {
                 inner.digest = Some((entry.seq, *digest));
                 inner.digests += 1;
             }
+            inner.resets += u64::from(entry.event == logchannel::Event::Reset);
             let mut size = 0;
             let on_disk = inner.reads.as_mut().and_then(|reads| reads.follow(&entry.event, output.as_ref()));
             if let Some(link) = &mut inner.link {
@@ -389,6 +394,7 @@ impl Leader {
             digests: inner.digests,
             outside: inner.outside.counts(),
             disk_in_flight: inner.outside.in_flight(),
+            resets: inner.resets,
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }

@@ -159,6 +159,9 @@ impl<M: Transferable> Live<M> {
                 return Ok(LiveEnd::Halted(reason));
             }
             let stop = self.recorder.advance(&mut self.recorded)?;
+            if self.recorded.iter().any(|recorded| recorded.entry.event == Event::Reset) {
+                self.drop_frames();
+            }
             self.submit(false);
             if let Stop::Ended(ending) = stop {
                 return self.finish(ending);
@@ -168,6 +171,13 @@ impl<M: Transferable> Live<M> {
             self.checkpoint_if_due()?;
             self.transfer();
         }
+    }
+
+    /// Frames for a guest that reset its machine are lost, as on a network card without power; what was typed
+    /// waits for the next one that listens.
+    fn drop_frames(&mut self) {
+        self.refused.retain(|event| !matches!(event, Event::NetRx(_)));
+        while self.inputs.net.try_recv().is_ok() {}
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), M::Error> {
