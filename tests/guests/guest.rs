@@ -136,7 +136,13 @@ impl Guest {
         self.child.wait().expect("a child");
     }
 
-    fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+    /// How it ended, if it did.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("a child").and_then(|status| status.code())
+    }
+
+    /// Waits until `done`.
+    pub fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
         while !done(self) {
             let over = HostClock.now_ns() > end;

@@ -31,6 +31,7 @@ mod mismatch;
 mod namespaces;
 mod own_disk;
 mod reads;
+mod reboot;
 mod relay;
 mod stalled_disk;
 mod start;

@@ -10,16 +10,19 @@ use clap::Args;
 use devices::{ConsoleInput, DevicesConfig};
 use guest_images::cache::Cache;
 use logchannel::message::Hello;
-use logchannel::pair::{PairConfig, Policy};
+use logchannel::pair::{OnReset, PairConfig, Policy};
 use replay::ClockPolicy;
 
-use crate::boot::GuestFiles;
+use crate::boot::GuestImage;
 use crate::debug::Debugging;
 use crate::engine::EngineKind;
+use crate::restart::ResetPolicy;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
-pub const MACHINE_MODEL: &str = "pc-2";
+pub const MACHINE_MODEL: &str = "pc-3";
 
+/// Most that `--reset-limit` takes.
+const MAX_RESETS: i64 = 1000;
 const MIB: u64 = 1 << 20;
 /// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
 const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
@@ -88,6 +91,14 @@ pub struct VmArgs {
     /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
+    /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the same
+    /// kernel and disk, or end the machine.
+    #[arg(long, default_value = "restart", value_parser = ["restart", "stop"])]
+    pub on_reset: String,
+    /// Most resets within a minute of the guest's time: one more ends the machine with exit code 6. 0 for no
+    /// limit.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=MAX_RESETS))]
+    pub reset_limit: u32,
     /// Control socket for `lockstep status`.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -267,23 +278,6 @@ impl VmConfig {
         self.clock = if hello.policy.virtual_clock { ClockPolicy::Virtual } else { ClockPolicy::default() };
     }
 
-    /// What the guest is started with.
-    pub fn files(&self) -> GuestFiles<'_> {
-        GuestFiles { kernel: &self.image, initrd: self.initrd.as_deref(), command_line: &self.command_line }
-    }
-
-    /// BLAKE3 of everything that is loaded into the guest's memory.
-    fn image_digest(&self) -> [u8; 32] {
-        let kernel = blake3::hash(&self.image);
-        match &self.initrd {
-            None => *kernel.as_bytes(),
-            Some(initrd) => {
-                let both = [*kernel.as_bytes(), *blake3::hash(initrd).as_bytes()];
-                *blake3::hash(&both.concat()).as_bytes()
-            }
-        }
-    }
-
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mib * MIB
@@ -330,13 +324,33 @@ impl VmConfig {
             host_cpu: self.engine.host_cpu(),
             machine_model: MACHINE_MODEL.into(),
             memory_bytes: self.memory_bytes(),
-            image_digest: self.image_digest(),
+            image_digest: self.guest_image().digest(),
             command_line: self.command_line.clone(),
             disk: self.disk.clone(),
             disk_bytes: self.disk_bytes(),
             mac: self.args.mac,
+            on_reset: self.on_reset(),
             wall_base_ns: self.wall_base_ns,
         }
+    }
+
+    /// What becomes of a guest that resets its machine.
+    fn on_reset(&self) -> OnReset {
+        match self.args.on_reset.as_str() {
+            "stop" => OnReset::Stop,
+            _ => OnReset::Restart { limit: self.args.reset_limit },
+        }
+    }
+
+    /// The same, with what it is started again with.
+    pub fn reset_policy(&self) -> ResetPolicy {
+        ResetPolicy::new(self.on_reset(), Some(self.guest_image()))
+    }
+
+    /// What the guest is started with.
+    pub fn guest_image(&self) -> GuestImage {
+        let command_line = self.command_line.clone();
+        GuestImage { kernel: self.image.clone(), initrd: self.initrd.clone(), command_line }
     }
 
     /// The guest's IPv4 address, as its command line says (`ip=ADDRESS/PREFIX`): announced when going live.

@@ -18,3 +18,4 @@ pub mod pair;
 mod planted;
 pub mod random;
 pub mod recording;
+pub mod restart;

@@ -231,6 +231,7 @@ impl Server {
                     self.shutting_down = true;
                     return false;
                 }
+                Progress::Restart => port::reset_machine(),
                 Progress::Blocked | Progress::Full | Progress::Spinning => return false,
             }
         }

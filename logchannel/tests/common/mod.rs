@@ -2,7 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use logchannel::entry::{Point, TrapKind};
-use logchannel::{DiskStatus, Event, LogEntry, MachineDigest, OutputKind, PairConfig, Position};
+use logchannel::{
+    DiskStatus, Event, LogEntry, MachineDigest, OutputKind, PairConfig, Position, pair::OnReset,
+};
 use proptest::prelude::*;
 
 /// One entry of every kind, positions with and without a point, counts near and far.
@@ -48,6 +50,7 @@ pub fn config() -> PairConfig {
         disk: "root".into(),
         disk_bytes: 256 << 20,
         mac: [0x52, 0x4c, 0x4b, 0, 0, 2],
+        on_reset: OnReset::Restart { limit: 5 },
         wall_base_ns: 1_700_000_000_000_000_000,
     }
 }

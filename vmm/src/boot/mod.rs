@@ -14,6 +14,7 @@ mod bzimage;
 mod params;
 
 use std::io::Cursor;
+use std::sync::Arc;
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::setup_header;
@@ -97,6 +98,36 @@ pub struct GuestFiles<'a> {
     pub initrd: Option<&'a [u8]>,
     /// The command line.
     pub command_line: &'a str,
+}
+
+/// What a guest is started with, kept so that it can be started again: the files may have changed.
+#[derive(Debug, Clone)]
+pub struct GuestImage {
+    /// An ELF file, or a Linux bzImage.
+    pub kernel: Arc<[u8]>,
+    /// The initial RAM disk.
+    pub initrd: Option<Arc<[u8]>>,
+    /// The command line.
+    pub command_line: String,
+}
+
+impl GuestImage {
+    /// The files.
+    pub fn files(&self) -> GuestFiles<'_> {
+        GuestFiles { kernel: &self.kernel, initrd: self.initrd.as_deref(), command_line: &self.command_line }
+    }
+
+    /// BLAKE3 of everything that is loaded into the guest's memory.
+    pub fn digest(&self) -> [u8; 32] {
+        let kernel = blake3::hash(&self.kernel);
+        match &self.initrd {
+            None => *kernel.as_bytes(),
+            Some(initrd) => {
+                let both = [*kernel.as_bytes(), *blake3::hash(initrd).as_bytes()];
+                *blake3::hash(&both.concat()).as_bytes()
+            }
+        }
+    }
 }
 
 /// A kernel in memory.

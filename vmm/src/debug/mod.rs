@@ -246,6 +246,10 @@ impl Engine for Debugged {
         self.target.engine.restore(state, position)
     }
 
+    fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError> {
+        self.target.engine.power_on(first, position)
+    }
+
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
         self.target.engine.track_dirty_pages(on)
     }

@@ -68,7 +68,7 @@ pub fn run_backup(
                 divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 report(&divergence)?;
             }
-            Ok(ProcessEnd::Backup(reason))
+            Ok(ProcessEnd::Backup(reason, replayer.ending().cloned()))
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
             let egress = Egress::start(net, host.console()?, generation, host.clock)?;
@@ -141,7 +141,8 @@ fn begin_recording(
     machine: &mut Vm,
 ) -> anyhow::Result<Sink> {
     let header = Header::new(&host.config, options.checkpoint_every_ns);
-    Sink::create(&options.path, &header, log, machine)
+    let sink = Sink::create(&options.path, &header, log, machine)?;
+    Ok(sink.with_image(host.config.guest_image()))
 }
 
 /// A backup's numbers before it has any.
@@ -275,7 +276,8 @@ fn transferred(
 ) -> anyhow::Result<(Vm, LogStart)> {
     let mut ram = Ram::new(config.memory_bytes())?;
     let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;
-    Ok((assemble::restore(config.engine, ram, state)?, log))
+    let policy = config.reset_policy();
+    Ok((assemble::restore(config.engine, &config.debugging, ram, state, policy)?, log))
 }
 
 /// The protocol's word for having a machine as it was after `log`. The entries of the requests in flight are

@@ -20,6 +20,7 @@ use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
 use crate::pair::fetch::{self, Fetch, FetchCounts, Fetched};
 use crate::pair::leader::{HeartbeatLink, send_heartbeat};
+use crate::pair::tail::ConsoleTail;
 use crate::pair::transfer::Transferable;
 use crate::recording::sink::Sink;
 
@@ -457,10 +458,11 @@ impl Follower {
         mut recording: Option<Sink>,
     ) -> FollowEnd<M> {
         let (mut entries, mut executed, mut digests) = (Vec::new(), Vec::new(), Vec::new());
-        let mut divergence = None;
+        let (mut divergence, mut console) = (None, ConsoleTail::default());
         loop {
             match self.take(&mut entries) {
                 Some(Verdict::Halt(reason)) => {
+                    console.explain(replayer.ending());
                     let replayer = Box::new(replayer);
                     let divergence = divergence.or_else(|| self.lock().divergence.take());
                     return FollowEnd::Halted { reason, divergence, replayer, recording };
@@ -490,6 +492,8 @@ impl Follower {
             }));
             let copies = recording.is_some().then(|| entries.clone());
             let replayed = replay_batch(&mut replayer, &mut entries, &mut executed);
+            let outputs = executed.iter().filter_map(|(_, output, _)| output.as_ref());
+            outputs.for_each(|output| console.note(output));
             if let (Some(sink), Some(copies)) = (&mut recording, copies)
                 && let Err(error) = record(sink, &mut replayer, copies)
             {

@@ -15,7 +15,7 @@ use logchannel::message::Hello;
 use logchannel::sender::Sender as ChannelSender;
 use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, Generation, Output};
-use replay::Recorder;
+use replay::{Ending, Recorder};
 
 use crate::assemble::Vm;
 use crate::config::VmConfig;
@@ -51,8 +51,8 @@ const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(
 pub enum ProcessEnd {
     /// As a live copy.
     Live(LiveEnd),
-    /// As a backup; with the path of the report if it diverged.
-    Backup(HaltReason),
+    /// As a backup; with how the guest ended, if it did.
+    Backup(HaltReason, Option<Ending>),
 }
 
 /// Everything that both halves have.

@@ -95,6 +95,8 @@ pub struct LeaderStatus {
     pub disk_in_flight: usize,
     /// For how long the oldest of them has been, nanoseconds.
     pub disk_oldest_ns: u64,
+    /// How often the guest reset its machine, since this process is live.
+    pub resets: u64,
     /// The guest stands still until an input comes or its timer is due.
     pub waiting: bool,
 }
@@ -114,6 +116,7 @@ struct Inner {
     log_bytes: u64,
     digest: Option<(Seq, MachineDigest)>,
     digests: u64,
+    resets: u64,
 }
 
 /// The live copy's protocol state, shared by its threads.
@@ -153,6 +156,7 @@ impl Leader {
             log_bytes: 0,
             digest: None,
             digests: 0,
+            resets: 0,
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
         let (throttle_ns, waiting, hand_over) = Default::default();
@@ -233,6 +237,7 @@ impl Leader {
                 inner.digest = Some((entry.seq, *digest));
                 inner.digests += 1;
             }
+            inner.resets += u64::from(entry.event == logchannel::Event::Reset);
             let mut size = 0;
             let on_disk = inner.reads.as_mut().and_then(|reads| reads.follow(&entry.event, output.as_ref()));
             if let Some(link) = &mut inner.link {
@@ -465,6 +470,7 @@ impl Leader {
             egress,
             disk_in_flight: disk.in_flight,
             disk_oldest_ns: disk.since_ns.map_or(0, |since_ns| self.clock.now_ns().saturating_sub(since_ns)),
+            resets: inner.resets,
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }

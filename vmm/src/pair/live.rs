@@ -24,6 +24,7 @@ use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::digests::Digests;
 use crate::pair::leader::{Control, Leader, write_channel};
+use crate::pair::tail::ConsoleTail;
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
 use crate::random::Random;
 use crate::recording::Sink;
@@ -86,6 +87,7 @@ pub struct Live<M: Transferable> {
     recording: Option<Sink>,
     /// The guest stands still, and the backup is to go on.
     handed_over: bool,
+    console: ConsoleTail,
     /// With a virtual clock: disk requests made, and what has come of them.
     disk: BTreeMap<u64, Option<Event>>,
     /// With a virtual clock: the guest's entropy, of which no host must know more than another.
@@ -124,6 +126,7 @@ impl<M: Transferable> Live<M> {
             joined,
             recording: None,
             handed_over: false,
+            console: ConsoleTail::default(),
             disk: BTreeMap::new(),
             entropy: Random::new(0),
         }
@@ -160,6 +163,9 @@ impl<M: Transferable> Live<M> {
                 return Ok(LiveEnd::Halted(reason));
             }
             let stop = self.recorder.advance(&mut self.recorded)?;
+            if self.recorded.iter().any(|recorded| recorded.entry.event == Event::Reset) {
+                self.drop_frames();
+            }
             self.submit(false);
             if let Stop::Ended(ending) = stop {
                 return self.finish(ending);
@@ -169,6 +175,13 @@ impl<M: Transferable> Live<M> {
             self.checkpoint_if_due()?;
             self.transfer();
         }
+    }
+
+    /// Frames for a guest that reset its machine are lost, as on a network card without power; what was typed
+    /// waits for the next one that listens.
+    fn drop_frames(&mut self) {
+        self.refused.retain(|event| !matches!(event, Event::NetRx(_)));
+        while self.inputs.net.try_recv().is_ok() {}
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), M::Error> {
@@ -190,6 +203,8 @@ impl<M: Transferable> Live<M> {
         if let Some(sink) = &mut self.recording {
             sink.append(&self.recorded);
         }
+        let outputs = self.recorded.iter().filter_map(|recorded| recorded.output.as_ref());
+        outputs.for_each(|output| self.console.note(output));
         if self.is_virtual() {
             let requests = self.recorded.iter().filter_map(|recorded| match &recorded.output {
                 Some(Output::Disk(request)) => Some((request.id, None)),
@@ -523,6 +538,7 @@ impl<M: Transferable> Live<M> {
             }
         }
         self.submit(true);
+        self.console.explain(Some(&ending));
         let is_virtual = self.is_virtual();
         let machine = self.recorder.machine_mut();
         let last = if is_virtual { Some((machine.position(), machine.digest()?)) } else { None };

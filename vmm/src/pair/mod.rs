@@ -32,5 +32,6 @@ pub mod primary;
 mod reception;
 pub mod replication;
 pub mod status;
+pub mod tail;
 pub mod threads;
 pub mod transfer;

@@ -108,7 +108,8 @@ fn win(
         host.fill_disk(&mut disk, generation)?;
         let sink = record.map(|options| {
             let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Sink::create(&options.path, &header, LogStart::default(), machine)
+            let sink = Sink::create(&options.path, &header, LogStart::default(), machine)?;
+            anyhow::Ok(sink.with_image(host.config.guest_image()))
         });
         let sink = sink.transpose()?;
         anyhow::Ok(Won { generation, disk, sink, begun: None })

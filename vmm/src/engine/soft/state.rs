@@ -127,6 +127,13 @@ pub fn to_engine(state: &State, position: u64) -> CpuState {
     }
 }
 
+/// A first state, with the time stamp counter of a processor just powered on.
+pub fn from_power_on(first: &CpuState) -> CpuState {
+    let mut state = first.clone();
+    state.msrs.push((msr::TSC, 0));
+    state
+}
+
 /// The processor's state of one that may come from a peer. What the model does not have is left out.
 pub fn from_engine(from: &CpuState, position: u64) -> State {
     let table = |table: &TableRegister| Table { base: table.base, limit: table.limit };
