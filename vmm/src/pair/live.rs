@@ -257,7 +257,8 @@ impl<M: Transferable> Live<M> {
 
     /// The guest stands still from here until the protocol says otherwise.
     fn hand_over(&mut self) {
-        if self.leader.take_hand_over() {
+        // A guest that ended has nothing to be handed over: the pair ends together.
+        if self.leader.take_hand_over() && self.recorder.ending().is_none() {
             self.submit(false);
             self.recorder.hand_over(&mut self.recorded);
             self.submit(true);
