@@ -11,7 +11,7 @@
 //! known about what was asked: ask again), refused (it said why), or fenced (halt).
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -253,7 +253,7 @@ impl DiskClient {
         let unreachable = |source| ClientError::Unreachable { server: server.into(), source };
         let end = clock::now() + deadline;
         let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in server.to_socket_addrs().map_err(unreachable)? {
+        for address in logchannel::address::resolve(server).map_err(unreachable)? {
             let left = end.saturating_duration_since(clock::now()).max(Duration::from_millis(1));
             match TcpStream::connect_timeout(&address, left).and_then(|stream| prepared(stream, deadline)) {
                 Ok(stream) => return Ok(Self::new(Link { stream, server: server.into() }, deadline)),
