@@ -38,15 +38,15 @@ pub mod kind {
     /// `Message::Goodbye`
     pub const GOODBYE: u8 = 6;
     /// `Message::Preparing`
-    pub const PREPARING: u8 = 7;
+    pub const PREPARING: u8 = 9;
     /// `Message::Begin`
-    pub const BEGIN: u8 = 8;
+    pub const BEGIN: u8 = 10;
     /// `Message::Begun`
-    pub const BEGUN: u8 = 9;
+    pub const BEGUN: u8 = 11;
     /// `Message::AskDisk`
-    pub const ASK_DISK: u8 = 10;
+    pub const ASK_DISK: u8 = 7;
     /// `Message::DiskReach`
-    pub const DISK_REACH: u8 = 11;
+    pub const DISK_REACH: u8 = 8;
     /// `Message::Pages`
     pub const PAGES: u8 = 16;
     /// `Message::State`
