@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use lockstep::cluster::{ClusterOptions, Part};
 use nix::sys::signal::Signal;
@@ -17,6 +18,7 @@ use crate::harness::{DIVERGED, Pair, wait_until};
 /// Acknowledged writes between two things that happen.
 const SOME: u64 = 40;
 const CLIENTS: usize = 3;
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Exit code of a machine whose guest cannot run on.
 const GUEST_STUCK: i32 = 6;
 
@@ -26,6 +28,8 @@ fn reboots() -> u64 {
 
 fn unlimited(options: &mut ClusterOptions) {
     options.vm_options.extend(["--reset-limit", "0", "--digest-ms", "200"].map(String::from));
+    // A busy host keeps a process waiting; one that is killed is noticed at once all the same.
+    options.pair_options.extend(["--timeout-ms", "10000"].map(String::from));
 }
 
 /// One client's key: the last value that was acknowledged, and the last that was sent.
@@ -77,7 +81,7 @@ impl Writers {
             let acked = key.acked.load(Ordering::Acquire);
             let mut found = None;
             wait_until("the guest to answer", || {
-                found = Client::connect(port).and_then(|mut client| client.number(&name(index))).ok();
+                found = connect(port).and_then(|mut client| client.number(&name(index))).ok();
                 found.is_some()
             });
             let (found, sent) = (found.expect("an answer") as u64, key.sent.load(Ordering::Acquire));
@@ -103,8 +107,16 @@ fn name(index: usize) -> String {
     format!("writer:{index}")
 }
 
+/// A connection that is given up when nothing comes: a guest that reset its machine knows nothing of a request
+/// that it had received, and nobody tells the client.
+fn connect(port: u16) -> std::io::Result<Client> {
+    let client = Client::connect(port)?;
+    client.closer()?.set_read_timeout(Some(ANSWER_WITHIN))?;
+    Ok(client)
+}
+
 fn write(port: u16, index: usize, key: &Key, stop: &AtomicBool) -> std::io::Result<()> {
-    let mut client = Client::connect(port)?;
+    let mut client = connect(port)?;
     while !stop.load(Ordering::Acquire) {
         let value = key.sent.load(Ordering::Acquire) + 1;
         key.sent.store(value, Ordering::Release);
@@ -121,17 +133,15 @@ fn resets(pair: &Pair, part: Part) -> u64 {
 /// Has the guest reset its machine; no answer comes.
 fn restart(pair: &Pair) {
     wait_until("the guest to take a command", || {
-        Client::connect(pair.port()).is_ok_and(|client| client.restart().is_ok())
+        connect(pair.port()).is_ok_and(|client| client.restart().is_ok())
     });
 }
 
 /// The same, and waits until the log says so.
 fn restarted(pair: &Pair, part: Part) {
     let before = resets(pair, part);
-    wait_until("a reset in the log", || {
-        let _ = Client::connect(pair.port()).and_then(Client::restart);
-        resets(pair, part) > before
-    });
+    restart(pair);
+    wait_until("a reset in the log", || resets(pair, part) > before);
 }
 
 fn output(pair: &Pair, part: Part) -> String {
@@ -180,9 +190,11 @@ fn a_primary_that_dies_in_the_middle_of_a_reboot_leaves_it_to_its_backup() {
     });
     restart(&pair);
     wait_until("a reset in the log", || resets(&pair, Part::Primary) > 0);
-    let status = pair.status(Part::Primary).unwrap();
-    assert!(status["live"]["disk_in_flight"].as_u64() > Some(0), "held for its requests: {status}");
-    assert!(status["live"]["waiting"].as_bool().unwrap(), "{status}");
+    wait_until("the guest to be held for its requests", || {
+        let status = pair.status(Part::Primary).unwrap();
+        assert!(status["live"]["disk_in_flight"].as_u64() > Some(0), "{status}");
+        status["live"]["waiting"] == true
+    });
     pair.kill(Part::Primary).unwrap();
     pair.signal(Part::DiskServer, Signal::SIGCONT).unwrap();
     pair.wait_for_state(Part::Backup, "Alone");
@@ -224,7 +236,7 @@ fn a_backup_joins_a_guest_that_reboots_all_the_time() {
     let over = stop.clone();
     let restarting = std::thread::spawn(move || {
         while !over.load(Ordering::Acquire) {
-            let _ = Client::connect(port).and_then(Client::restart);
+            let _ = connect(port).and_then(Client::restart);
         }
     });
     wait_until("resets", || resets(&pair, Part::Primary) >= 3);

@@ -174,12 +174,27 @@ impl<E: Engine> Machine<E> {
         })
     }
 
-    /// Goes on where this machine or another was saved; its memory has the content of that one.
+    /// Goes on where this machine or another was saved; its memory has the content of that one, which it was
+    /// given after `finish_instruction`.
     pub fn go_to(&mut self, state: MachineState) -> Result<(), MachineError> {
         self.devices = Devices::restore(state.devices)?;
         self.engine.restore(&state.cpu, state.at)?;
         (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
         (self.resets, self.was_reset) = (state.resets, false);
+        Ok(())
+    }
+
+    /// Ends the instruction of the last exit, whatever further exits it takes: before another state, or another
+    /// content of memory, takes the place of this one. KVM would else go on with it there.
+    pub fn finish_instruction(&mut self) -> Result<(), MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        while !self.engine.between_instructions() {
+            let exit = self.engine.run(VmEntry::Resume, None)?;
+            self.handle(exit);
+            let entry = std::mem::take(&mut self.entry);
+            self.engine.complete(entry)?;
+        }
         Ok(())
     }
 
@@ -389,14 +404,7 @@ impl<E: Engine> Machine<E> {
             return Ok(());
         }
         // Whatever the last instruction still does, it does to the old machine.
-        let entry = std::mem::take(&mut self.entry);
-        self.engine.complete(entry)?;
-        while !self.engine.between_instructions() {
-            let exit = self.engine.run(VmEntry::Resume, None)?;
-            self.handle(exit);
-            let entry = std::mem::take(&mut self.entry);
-            self.engine.complete(entry)?;
-        }
+        self.finish_instruction()?;
         let at = self.engine.position();
         let load = self.policy.load().ok_or(MachineError::NoImage { at })?;
         self.ram.zero().map_err(MachineError::Clear)?;

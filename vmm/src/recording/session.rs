@@ -295,23 +295,27 @@ impl Session {
         let seq = self.recording.checkpoints()[checkpoint].seq;
         // Kept even when the file fails: the session stays where it was only until RAM is overwritten.
         let mut machine = self.replayer.take().expect("a move is not within a move").into_machine();
+        let finished = machine.finish_instruction();
         let loaded = self.recording.load_memory(checkpoint, machine.ram_mut());
-        let reset = machine.go_to(state);
+        let moved = machine.go_to(state);
         self.replayer = Some(Replayer::resume(machine, seq + 1));
+        finished?;
         loaded?;
         self.begin_at(seq);
-        Ok(reset?)
+        Ok(moved?)
     }
 
     fn load_snapshot(&mut self, count: u64) -> Result<(), SessionError> {
         let kept = self.snapshots.before(count).expect("asked for before");
         let (seq, state) = (kept.seq, kept.state.clone());
         let mut machine = self.replayer.take().expect("a move is not within a move").into_machine();
+        let finished = machine.finish_instruction();
         kept.load_memory(machine.ram_mut());
-        let reset = machine.go_to(state);
+        let moved = machine.go_to(state);
         self.replayer = Some(Replayer::resume(machine, seq + 1));
         self.begin_at(seq);
-        Ok(reset?)
+        finished?;
+        Ok(moved?)
     }
 
     fn begin_at(&mut self, seq: Seq) {
