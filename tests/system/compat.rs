@@ -138,7 +138,6 @@ fn sizes() -> Vec<Case> {
             .done()
             .leaves(RAX, 0x2b)
             .flags(ZF, ZF)
-            .not_on(Host::Soft, "not implemented: #UD")
             .not_on(Host::Pvm, "#UD of 32-bit code"),
         case("REP STOSD by ECX and EDI")
             .gpr(RDI, USER_DATA)
@@ -167,7 +166,7 @@ fn segment(case: Case, index: usize, base: u64, limit: u32, access: u32) -> Case
         .with(move |s| {
             s.segments[index] = lockstep::engine::state::Segment { selector: FREE | 3, base, limit, access }
         })
-        .not_on(Host::Pvm, NATIVE)
+        .not_always_on(Host::Pvm, NATIVE)
 }
 
 fn segments() -> Vec<Case> {
@@ -221,7 +220,7 @@ fn segments() -> Vec<Case> {
             .gpr(RBX, USER_DATA)
             .probe(load)
             .faults(13, 0)
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
         case("a jump beyond the limit of CS")
             .with(|s| {
                 s.segments[CS].limit = USER_CODE as u32 + 0xfff;
@@ -230,7 +229,7 @@ fn segments() -> Vec<Case> {
             .gpr(RAX, USER_CODE + 0x1000)
             .probe(|a| a.jmp(eax))
             .faults(13, 0)
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
         case("a CS with a base")
             .with(|s| {
                 s.segments[CS].base = USER_CODE;
@@ -239,7 +238,7 @@ fn segments() -> Vec<Case> {
             .bytes(&[0xe8, 0, 0, 0, 0, 0x58])
             .done()
             .leaves(RAX, 5)
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
     ]
 }
 
@@ -291,7 +290,6 @@ fn kernel_ways() -> Vec<Case> {
                 .poke(USER_DATA, [5, 0, 0, 0, 10, 0, 0, 0])
                 .bytes(&[0x62, 0x03])
                 .faults(5, None)
-                .not_on(Host::Soft, "not implemented: #UD")
                 .not_on(Host::Pvm, "#UD of 32-bit code"),
         ),
         case("BOUND inside")
@@ -300,7 +298,6 @@ fn kernel_ways() -> Vec<Case> {
             .poke(USER_DATA, [5, 0, 0, 0, 10, 0, 0, 0])
             .bytes(&[0x62, 0x03])
             .done()
-            .not_on(Host::Soft, "not implemented: #UD")
             .not_on(Host::Pvm, "#UD of 32-bit code"),
         case("far JMP to 64-bit code")
             .bytes(&[0xea, 0, 8, 0x20, 0, USER_CS as u8, 0])
@@ -308,7 +305,7 @@ fn kernel_ways() -> Vec<Case> {
             .done()
             .leaves(RAX, 1)
             .selector(CS, USER_CS)
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
         // Vendors differ: AMD's processors go to CSTAR, Intel's (and the software CPU) have no SYSCALL here.
         case("SYSCALL is #UD")
             .with(|s| s.efer |= 1)
@@ -329,7 +326,7 @@ fn kernel_ways() -> Vec<Case> {
             .selector(CS, KERNEL_CS)
             .not_on(Host::Pvm, "SYSCALL stays at CPL3")
             .not_on(Host::Soft, "Intel's is #UD")
-            .not_on(Host::Kvm, "Intel's is #UD"),
+            .not_on(Host::KvmIntel, "Intel's is #UD"),
         case("SWAPGS does not exist")
             .bytes(&[0x0f, 0x01, 0xf8])
             .faults(6, None)

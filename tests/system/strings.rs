@@ -145,6 +145,38 @@ fn counting(cpl: u8) -> Vec<Case> {
     ]
 }
 
+/// Stops before the first iteration, between iterations and after the last: RF says which.
+#[test]
+fn rf_is_set_between_iterations_and_nowhere_else() {
+    for host in hosts("rep_rf") {
+        for at in [0u64, 1, 63, 4096, 5000] {
+            let case = Case::user("stopped REP")
+                .with(|s| s.rflags |= IF)
+                .gpr(RCX, 5000)
+                .gpr(RDI, USER_DATA)
+                .probe(|a| a.rep().stosb());
+            let mut machine = Machine::of(host, &case).expect("starts");
+            if machine.engine.stops() != StopPrecision::Exact {
+                eprintln!("SKIPPED rep_rf on {}: it stops only at exits", host.engine());
+                break;
+            }
+            let want = if at > 0 && at < 5000 { RF } else { 0 };
+            let stop = Position::at(machine.engine.position().count + at);
+            if at > 0 {
+                machine.engine.run(VmEntry::Resume, Some(stop)).expect("runs");
+            }
+            assert_eq!(machine.state().rflags & RF, want, "after {at}");
+            machine.engine.inject(0x31).expect("injects");
+            assert_eq!(machine.run(VmEntry::Resume), lockstep::engine::VmExit::Hlt);
+            let state = machine.state();
+            assert_eq!(machine.event(state).rflags & RF, want, "pushed after {at}");
+            let outcome = machine.play(0, true);
+            assert_eq!((outcome.finish, outcome.state.rflags & RF), (crate::machine::Finish::Done, 0));
+            assert_eq!(outcome.state.gpr[RCX], 0);
+        }
+    }
+}
+
 /// The page is made present by the handler, and the instruction goes on where it was.
 fn resumed() -> Vec<Case> {
     let at = KERNEL_CODE + 0x800;
@@ -228,6 +260,7 @@ fn an_engine_that_stops_anywhere_stops_and_interrupts_between_iterations() {
             let state = machine.state();
             let event = machine.event(state);
             assert_eq!((event.vector, event.error, event.rip), (0x31, None, case.address(At::Probe(0))));
+            assert_eq!(event.rflags & RF, RF, "between iterations (SDM vol. 3, 17.3.1.1)");
         }
         let outcome = machine.play(0, true);
         assert_eq!(outcome.finish, crate::machine::Finish::Done);

@@ -42,7 +42,7 @@ fn jumps() -> Vec<Case> {
             kernel_target(case)
                 .poke(USER_DATA, far32(selector, offset as u32))
                 .bytes(&code)
-                .not_on(Host::Pvm, "CPL3 has the host's descriptor tables")
+                .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables")
         };
         let free = u64::from(FREE);
         let with = |case: Case, entry: u64| case.poke64(GDT + free, entry);
@@ -154,7 +154,7 @@ fn returns() -> Vec<Case> {
             .prelude(|a| pushes(a, &[CS0, TARGET]))
             .bytes(&RETFQ)
             .faults(13, CS0)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
     ]
 }
 
@@ -257,7 +257,7 @@ fn interrupt_returns() -> Vec<Case> {
             .flags(0x3f_7fd7, all_flags),
         halted(kernel("IOPL and NT at CPL0", &[SS0, KERNEL_STACK, 0x7002, CS0, TARGET]))
             .flags(0x7000, 0x7000)
-            .not_on(Host::Pvm, "IOPL stays 0"),
+            .not_always_on(Host::Pvm, "IOPL stays 0"),
         Case::user("IRETQ at CPL3 keeps IOPL and IF")
             .prelude(|a| pushes(a, &[SS3, USER_STACK, 0x3202, CS3, USER_TARGET]))
             .bytes(&IRETQ)
@@ -269,7 +269,7 @@ fn interrupt_returns() -> Vec<Case> {
             .prelude(|a| pushes(a, &[SS0, USER_STACK, 2, CS0, USER_TARGET]))
             .bytes(&IRETQ)
             .faults(13, CS0)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
     ]
 }
 
@@ -283,7 +283,7 @@ fn call_gates() -> Vec<Case> {
             .poke(TARGET, [0xf4])
             .poke(TARGET + 1, RETFQ)
             .bytes(&CALL_FAR)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables")
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables")
     };
     let halted = |case: Case| case.ends(Finish::Halted(TARGET + 1));
     vec![

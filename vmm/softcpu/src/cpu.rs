@@ -337,6 +337,7 @@ impl Cpu {
                 self.run_alone();
             } else {
                 self.limit = until.min(self.retired + SLICE);
+                let resumed = self.before_untraced();
                 match self.block_at_rip() {
                     Ok(Some(first)) if self.retired + self.cache.count(first) <= self.limit => {
                         self.enter(first);
@@ -345,6 +346,7 @@ impl Cpu {
                     Ok(None) => self.run_crossing(),
                     Err(Fault) => {}
                 }
+                self.after_untraced(resumed);
             }
             match std::mem::take(&mut self.abort) {
                 Abort::None => {}

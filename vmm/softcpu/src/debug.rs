@@ -6,7 +6,7 @@
 //! breakpoint that MOV SS or POP SS hits is lost, not late.
 
 use crate::Cpu;
-use crate::cpu::mode;
+use crate::cpu::{Abort, mode};
 use crate::exception::{Exception, Kind};
 use crate::flags;
 use crate::state::Seg;
@@ -45,10 +45,26 @@ struct Breakpoint {
 }
 
 impl Cpu {
-    /// Whether instructions must be executed one by one.
+    /// Whether instructions must be executed one by one. RF alone asks for nothing.
     #[inline(always)]
     pub(crate) fn is_traced(&self) -> bool {
-        self.system_flags & (flags::TF | flags::RF) != 0 || self.dr[5] & DR7_ENABLED != 0
+        self.system_flags & flags::TF != 0 || self.dr[5] & DR7_ENABLED != 0
+    }
+
+    /// What comes before blocks: the first instruction clears RF. The result is for `after_untraced`.
+    #[inline(always)]
+    pub(crate) fn before_untraced(&mut self) -> Option<u64> {
+        let resumed = self.system_flags & flags::RF != 0;
+        self.system_flags &= !flags::RF;
+        resumed.then_some(self.retired)
+    }
+
+    /// What comes after blocks: an instruction that is yet to be completed keeps RF.
+    #[inline(always)]
+    pub(crate) fn after_untraced(&mut self, resumed: Option<u64>) {
+        if resumed == Some(self.retired) && matches!(self.abort, Abort::Exit(_) | Abort::Alone) {
+            self.system_flags |= flags::RF;
+        }
     }
 
     fn breakpoint(&self, number: usize) -> Option<Breakpoint> {

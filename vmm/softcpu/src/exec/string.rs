@@ -3,6 +3,9 @@
 //! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the
 //! op is alone in its block and does as many iterations as the block may take steps. Where source and
 //! destination are cached pages of RAM, iterations are done as one copy, fill or search.
+//!
+//! Between iterations RFLAGS.RF is set, so that an interrupt or trap there pushes it (SDM vol. 3, 17.3.1.1)
+//! and an instruction breakpoint stops once, before the first.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -307,12 +310,14 @@ fn repeat<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op, equal: bool) {
     }
     if done > 0 {
         cpu.set_string_register(op, CX, count - done);
+        cpu.system_flags |= flags::RF;
     }
     if result.is_err() {
         cpu.retired += done;
         return abort(cpu, op);
     }
     if done == count || stopped {
+        cpu.system_flags &= !flags::RF;
         cpu.retired += done - 1;
         return cpu.jump(op, following);
     }
