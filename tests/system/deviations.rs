@@ -76,6 +76,11 @@ const fn emulated(subject: &'static str, case: &'static str, shows: &'static str
 const RF_CLEAR: &str = "RF is clear in the frame of a trap between iterations";
 const RF_SET: &str = "it is set: SDM vol. 3, 17.3.1.1";
 
+const FLAGS_KEPT: &str = "a fault leaves the flags of the last iteration";
+const FLAGS_RESTORED: &str = "those from before the instruction: SDM vol. 2, REP";
+const HALVES_KEPT: &str = "upper halves are kept";
+const HALVES_CLEARED: &str = "as Intel's processors zero-extend them";
+
 const KNOWN: &[Deviation] = &[
     pvm("msrs", "CSTAR, not canonical", "no #GP", "#GP(0): SDM vol. 2, WRMSR"),
     pvm("msrs", "FS.base, not canonical", "no #GP", "#GP(0): SDM vol. 2, WRMSR"),
@@ -91,6 +96,12 @@ const KNOWN: &[Deviation] = &[
     amd(Host::KvmAmd, "stepping", "each iteration of REP", RF_CLEAR, RF_SET),
     amd(Host::KvmAmd, "breakpoints", "REP STOSB stops after", RF_CLEAR, RF_SET),
     amd(Host::KvmAmd, "breakpoints", "at a REP whose handler sets RF", RF_CLEAR, RF_SET),
+    amd(Host::KvmAmd, "rep_faults", "REP CMPS", FLAGS_KEPT, FLAGS_RESTORED),
+    amd(Host::KvmAmd, "rep_faults", "REP SCAS", FLAGS_KEPT, FLAGS_RESTORED),
+    amd(Host::KvmAmd, "rep_counts", "with 32-bit addresses, 0 times", HALVES_KEPT, HALVES_CLEARED),
+    amd(Host::Pvm, "rep_faults", "REP CMPS", FLAGS_KEPT, FLAGS_RESTORED),
+    amd(Host::Pvm, "rep_faults", "REP SCAS", FLAGS_KEPT, FLAGS_RESTORED),
+    amd(Host::Pvm, "rep_counts", "with 32-bit addresses, 0 times", HALVES_KEPT, HALVES_CLEARED),
     amd(Host::Pvm, "stepping", "each iteration of REP", RF_CLEAR, RF_SET),
     amd(Host::Pvm, "msrs", "not canonical", "some are not checked", "#GP(0): SDM vol. 2, WRMSR"),
     amd(Host::Pvm, "system_loads", "of a non-canonical base", "no #GP", "#GP(0): SDM vol. 2, LGDT"),

@@ -11,7 +11,7 @@ use logchannel::Position;
 use crate::cases::{Case, word};
 use crate::deviations::{self, Deviation, Holds};
 use crate::hosts::{Host, hosts, vendor};
-use crate::scaffold::{AC, DONE_PORT, DS, HANDLER_BYTES, HANDLERS, IOPL3, LDTR, RAM_BYTES, build};
+use crate::scaffold::{AC, DONE_PORT, DS, HANDLER_BYTES, HANDLERS, IOPL3, LDTR, RAM_BYTES, RF, build};
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -337,8 +337,13 @@ fn judge(
         && !case.states_may_differ
         && !case.differs_on.contains(&host)
     {
-        // This KVM keeps neither IOPL nor, in handlers, AC.
-        let lost = if host == Host::Pvm { AC | IOPL3 } else { 0 };
+        let lost = match host {
+            // This KVM keeps neither IOPL nor, in handlers, AC.
+            Host::Pvm => AC | IOPL3,
+            // QEMU's processor knows no RF.
+            Host::Emulated => RF,
+            _ => 0,
+        };
         let open = case.undefined | lost;
         wrong.extend(differences(open, theirs, outcome).map(|d| format!("{} has {d}", other.engine())));
     }
