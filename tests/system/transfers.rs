@@ -3,6 +3,8 @@
 
 use iced_x86::code_asm::*;
 
+use lockstep::engine::state::Segment;
+
 use crate::cases::Case;
 use crate::hosts::Host;
 use crate::machine::{Finish, run};
@@ -140,6 +142,14 @@ fn returns() -> Vec<Case> {
                 .selector(FS, 0)
                 .selector(GS, 0),
         ),
+        quirk(
+            with_null_selectors(kernel(
+                "to CPL3 with null selectors",
+                &[SS3, USER_STACK, CS3, USER_TARGET],
+                &RETFQ,
+            ))
+            .done(),
+        ),
         quirk(kernel("to CPL3 with a null SS", &[0, USER_STACK, CS3, USER_TARGET], &RETFQ).faults(13, 0)),
         quirk(
             kernel("to compatibility mode", &[SS3, USER_STACK, CS32, USER_TARGET], &RETFQ)
@@ -156,6 +166,22 @@ fn returns() -> Vec<Case> {
             .faults(13, CS0)
             .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
     ]
+}
+
+/// Null selectors of RPL 1 to 3, which a return to an outer level makes 0; bases of FS and GS stay.
+fn with_null_selectors(case: Case) -> Case {
+    let case = case.with(|s| {
+        for (index, selector) in [(DS, 3), (ES, 1), (FS, 2), (GS, 3)] {
+            s.segments[index] = Segment { selector, base: 0, limit: 0, access: 1 << 16 };
+        }
+        s.segments[FS].base = 0x5000;
+    });
+    [DS, ES, FS, GS].into_iter().fold(case, |case, index| case.selector(index, 0)).segment(
+        FS,
+        "base",
+        0x5000,
+        |s| s.base,
+    )
 }
 
 const IRETQ: [u8; 2] = [0x48, 0xcf];
@@ -205,6 +231,19 @@ fn interrupt_returns() -> Vec<Case> {
             .selector(FS, 0)
             .selector(GS, 0)
             .not_on(Host::Pvm, "data segments keep the selectors"),
+        with_null_selectors(kernel("to CPL3 with null selectors", &[SS3, USER_STACK, 2, CS3, USER_TARGET]))
+            .done()
+            .not_always_on(Host::Pvm, "data segments keep the selectors"),
+        kernel("to CPL3 leaves the bases of FS and GS", &[SS3, USER_STACK, 2, CS3, USER_TARGET])
+            .with(|s| {
+                s.segments[FS].base = 0x1234_5678_9abc;
+                s.segments[GS].base = 0xffff_8765_4321_0000;
+            })
+            .done()
+            .selector(FS, 0)
+            .segment(FS, "base", 0x1234_5678_9abc, |s| s.base)
+            .segment(GS, "base", 0xffff_8765_4321_0000, |s| s.base)
+            .not_always_on(Host::Pvm, "data segments keep the selectors"),
         kernel("to CPL3 keeps segments of CPL3", &[SS3, USER_STACK, 2, CS3, USER_TARGET])
             .with(|s| {
                 for index in [ES, DS, FS, GS] {
