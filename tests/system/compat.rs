@@ -130,6 +130,12 @@ fn sizes() -> Vec<Case> {
             })
             .done()
             .leaves(RCX, 0),
+        case("PUSH of a segment register writes two bytes")
+            .poke64(STACK32 - 8, u64::MAX)
+            .bytes(&[0x1e, 0x0f, 0xa0])
+            .done()
+            .leaves(RSP, STACK32 - 8)
+            .memory(STACK32 - 8, 0xffff_0000_ffff_0000 | u64::from(USER_DS) << 32 | u64::from(USER_DS)),
         case("R8 is kept").probe(|a| a.nop()).done().leaves(8, 0x0808_0808_0808_0808),
         case("ARPL raises the RPL")
             .gpr(RAX, 0x28)
@@ -158,6 +164,50 @@ fn sizes() -> Vec<Case> {
             .memory(USER_DATA, 0x4018_0000_0000_0000)
             .not_on(Host::Pvm, "#UD of 32-bit code"),
     ]
+}
+
+/// AAA, AAS, DAA, DAS, AAM, AAD: bytes, AX and flags before, AX and flags after. Measured on a processor of
+/// Intel's, what the manuals leave undefined too.
+fn decimal() -> Vec<Case> {
+    const AF: u64 = 1 << 4;
+    const PF: u64 = 1 << 2;
+    const SF: u64 = 1 << 7;
+    let case = |name: &str, bytes: &[u8], (value, before): (u64, u64), (after, flags): (u64, u64)| {
+        Case::compat(format!("decimal: {name}"))
+            .gpr(RAX, 0x5555_0000 | value)
+            .with(move |s| s.rflags |= before)
+            .bytes(bytes)
+            .done()
+            .leaves(RAX, 0x5555_0000 | after)
+            .flags(STATUS, flags)
+            .not_always_on(Host::Pvm, "#UD of 32-bit code")
+    };
+    vec![
+        case("AAA of a digit", &[0x37], (0x0309, 0), (0x0309, PF)),
+        case("AAA with a carry", &[0x37], (0x000a, 0), (0x0100, CF | AF | ZF | PF)),
+        case("AAA with a carry out of AL", &[0x37], (0x01fa, 0), (0x0300, CF | AF | ZF | PF)),
+        case("AAS of a digit", &[0x3f], (0x0301, CF), (0x0301, 0)),
+        case("AAS with a borrow", &[0x3f], (0x0000, AF), (0xfe0a, CF | AF | PF)),
+        case("DAA of a digit", &[0x27], (0x0042, 0), (0x0042, PF)),
+        case("DAA of both digits", &[0x27], (0x009a, 0), (0x0000, CF | AF | ZF | PF)),
+        case("DAA with CF", &[0x27], (0x001a, CF), (0x0080, CF | AF | SF)),
+        case("DAS of a digit", &[0x2f], (0x0042, 0), (0x0042, PF)),
+        case("DAS with AF below 6", &[0x2f], (0x0005, AF), (0x00ff, CF | AF | SF | PF)),
+        case("DAS with CF", &[0x2f], (0x0080, CF), (0x0020, CF)),
+        case("AAM", &[0xd4, 10], (0x7f4f, 0), (0x0709, PF)),
+        case("AAM by 16", &[0xd4, 16], (0x7f4f, 0), (0x040f, PF)),
+        case("AAD", &[0xd5, 10], (0x0709, 0), (0x004f, 0)),
+        case("AAD with a carry", &[0xd5, 255], (0x0205, 0), (0x0003, CF | AF | PF)),
+        Case::compat("decimal: AAM by zero: #DE")
+            .bytes(&[0xd4, 0])
+            .faults(0, None)
+            .not_always_on(Host::Pvm, "#UD of 32-bit code"),
+    ]
+}
+
+#[test]
+fn decimal_digits_are_adjusted() {
+    run("decimal", decimal());
 }
 
 /// A segment register for data at the start: index, base, limit in bytes, access.
