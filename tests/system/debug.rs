@@ -415,6 +415,34 @@ fn single_steps_come_after_every_instruction() {
     run("stepping", [stepping(0), stepping(3), special_steps()].into_iter().flatten().collect());
 }
 
+/// What an instruction holds off on the next.
+fn held_off() -> Vec<Case> {
+    let at = |name: &str, offset: u64| {
+        let case = Case::kernel(name).gpr(RAX, KERNEL_DS.into()).with(move |s| {
+            s.dr[0] = KERNEL_CODE + offset;
+            s.dr[5] = ONE | L0 | EXECUTE | BYTE;
+        });
+        case.not_on(Host::Emulated, "QEMU 7.2 loses debug exceptions")
+    };
+    let load = [0x8e, 0xd0, 0x90, 0x90]; // mov ss, eax; nop; nop
+    vec![
+        at("MOV SS: no breakpoint on the next instruction", 2).bytes(&load).done(),
+        at("MOV SS: a breakpoint on the one after", 3).bytes(&load).debug(At::Probe(2), 1),
+        at("MOV DS holds no breakpoint off", 2).bytes(&[0x8e, 0xd8, 0x90]).debug(At::Probe(1), 1),
+        at("STI holds no breakpoint off", 1)
+            .probe(|a| {
+                a.sti()?;
+                a.nop()
+            })
+            .debug(At::Probe(1), 1),
+    ]
+}
+
+#[test]
+fn breakpoints_wait_for_the_stack_to_be_switched() {
+    run("held_off", held_off());
+}
+
 #[test]
 fn breakpoints_fire_where_they_are_set() {
     run("breakpoints", [breakpoints(0), breakpoints(3)].into_iter().flatten().collect());

@@ -9,7 +9,7 @@ use crate::Cpu;
 use crate::cpu::{Abort, mode};
 use crate::exception::{Exception, Kind};
 use crate::flags;
-use crate::state::Seg;
+use crate::state::{Seg, Shadow};
 
 const DR7_ENABLED: u64 = 0xff;
 const DR7_GD: u64 = 1 << 13;
@@ -99,12 +99,12 @@ impl Cpu {
     }
 
     /// What comes before an instruction executed by itself; false when it is not to be executed.
-    pub(crate) fn before_traced(&mut self) -> bool {
+    pub(crate) fn before_traced(&mut self, shadow: Shadow) -> bool {
         let resumed = self.system_flags & flags::RF != 0;
         let step = self.system_flags & flags::TF != 0;
         self.debug = Debug { step, resumed, ..Debug::default() };
         self.system_flags &= !flags::RF;
-        if resumed || self.dr[5] & DR7_ENABLED == 0 {
+        if resumed || shadow == Shadow::Stack || self.dr[5] & DR7_ENABLED == 0 {
             return true;
         }
         let base = if self.mode & mode::LONG != 0 { 0 } else { self.base(Seg::Cs) };
