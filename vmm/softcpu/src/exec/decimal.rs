@@ -1,6 +1,6 @@
-//! AAA, AAS, DAA, DAS, AAM, AAD (SDM vol. 2): decimal digits, in compatibility mode only. What the manuals leave
-//! undefined of the flags is what a processor of Intel's was measured to do: the flags of the result in AL, and
-//! OF clear.
+//! AAA, AAS, DAA, DAS, AAM, AAD (SDM vol. 2): decimal digits, in compatibility mode only. What the manuals
+//! leave undefined of the flags is what a processor of Intel's was measured to do: the flags of the result in
+//! AL, and OF clear.
 
 use iced_x86::{Instruction, Mnemonic};
 

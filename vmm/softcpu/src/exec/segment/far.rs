@@ -186,8 +186,8 @@ impl Cpu {
         }
     }
 
-    /// Data segments that the outer privilege may not use become null, and null selectors 0 (SDM vol. 2, IRET).
-    /// The bases of FS and GS stay, as they do in a processor of Intel's.
+    /// Data segments that the outer privilege may not use become null, and null selectors 0 (SDM vol. 2,
+    /// IRET). The bases of FS and GS stay, as they do in a processor of Intel's.
     fn drop_inner_segments(&mut self) {
         for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
             let segment = &mut self.segments[seg as usize];
