@@ -137,6 +137,8 @@ pub enum Event {
         /// `data_digest` of what the primary read.
         digest: [u8; 8],
     },
+    /// Somebody pressed the power button: the guest is asked to switch itself off.
+    PowerButton,
 }
 
 /// xxh3-64 of data read from a disk, little endian.
@@ -164,6 +166,7 @@ impl Event {
             Event::Reset => EventKind::Reset,
             Event::GoLive { .. } => EventKind::GoLive,
             Event::DiskRead { .. } => EventKind::DiskRead,
+            Event::PowerButton => EventKind::PowerButton,
         }
     }
 
@@ -201,11 +204,13 @@ pub enum EventKind {
     GoLive,
     /// `Event::DiskRead`
     DiskRead,
+    /// `Event::PowerButton`
+    PowerButton,
 }
 
 impl EventKind {
     /// Every kind, in the order of their values.
-    pub const ALL: [EventKind; 11] = [
+    pub const ALL: [EventKind; 12] = [
         EventKind::NetRx,
         EventKind::ConsoleRx,
         EventKind::DiskDone,
@@ -217,6 +222,7 @@ impl EventKind {
         EventKind::Reset,
         EventKind::GoLive,
         EventKind::DiskRead,
+        EventKind::PowerButton,
     ];
 
     /// The kind's name, for people.
@@ -233,6 +239,7 @@ impl EventKind {
             EventKind::Reset => "Reset",
             EventKind::GoLive => "GoLive",
             EventKind::DiskRead => "DiskRead",
+            EventKind::PowerButton => "PowerButton",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use serde_json::Value;
 
@@ -14,8 +14,7 @@ use crate::io::control;
 #[command(after_help = "Examples:
   lockstep status primary.sock
   lockstep status --watch 1 primary.sock backup.sock
-  lockstep status --json primary.sock | jq .live.lag_ns
-  lockstep status --shutdown primary.sock")]
+  lockstep status --json primary.sock | jq .live.lag_ns")]
 pub struct StatusArgs {
     /// Control sockets, as given to --control.
     #[arg(required = true, value_name = "SOCKET")]
@@ -26,21 +25,10 @@ pub struct StatusArgs {
     /// Repeat every so many seconds, until interrupted.
     #[arg(long, value_name = "SECONDS")]
     pub watch: Option<u64>,
-    /// Power the machine off instead: the pair ends together.
-    #[arg(long)]
-    pub shutdown: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
-    if args.shutdown {
-        let answer = control::ask(&args.sockets[0], "shutdown")?;
-        let answer: Value = serde_json::from_str(&answer).context("the answer is no JSON")?;
-        if let Some(error) = answer.get("error").and_then(Value::as_str) {
-            bail!("{}: {error}", args.sockets[0].display());
-        }
-        return Ok(0);
-    }
     let mut previous: Vec<Option<Value>> = vec![None; args.sockets.len()];
     loop {
         for (socket, previous) in args.sockets.iter().zip(&mut previous) {

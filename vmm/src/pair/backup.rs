@@ -95,7 +95,7 @@ pub fn run_backup(
                 live.record(sink);
             }
             live.go_live(generation);
-            Ok(ProcessEnd::Live(live.run()?))
+            Ok(host.ended(ProcessEnd::Live(live.run()?)))
         }
     }
 }

@@ -14,13 +14,14 @@ use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::sender::Sender as ChannelSender;
 use logchannel::tcp::ChannelWriter;
-use logchannel::{Generation, Output};
+use logchannel::{Event, Generation, Output};
 use replay::Recorder;
 
 use crate::assemble::Vm;
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
 use crate::io::{console, control};
+use crate::pair::awaited_end::AwaitedEnd;
 use crate::pair::claims::Claims;
 use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
@@ -62,6 +63,7 @@ pub(super) struct Host {
     typed: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     live: Arc<AtomicBool>,
     status: Arc<Mutex<StatusParts>>,
+    end: Arc<AwaitedEnd>,
 }
 
 /// What `status` is made of.
@@ -96,6 +98,7 @@ impl Host {
                 backup: None,
                 failover: None,
             })),
+            end: Arc::default(),
             config,
         };
         host.serve_control()?;
@@ -110,12 +113,18 @@ impl Host {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Tells whoever asked `stop` how this process' part in the machine ended.
+    pub(super) fn ended(&self, end: ProcessEnd) -> ProcessEnd {
+        self.end.tell(&end);
+        end
+    }
+
     fn serve_control(&self) -> anyhow::Result<()> {
         let Some(path) = self.config.args.control.clone() else { return Ok(()) };
         let (status, clock, vm) = (self.status.clone(), self.clock, self.config.args.vm.clone());
         let (config, claimant) = (self.config.clone(), self.claimant);
         let started_ns = clock.now_ns();
-        let queue = self.control.0.clone();
+        let (queue, end) = (self.control.0.clone(), self.end.clone());
         let fail = |error: String| serde_json::json!({ "error": error }).to_string();
         let answer = move |request: &str| match request.split_once(' ') {
             Some(("replicate", to)) => {
@@ -124,11 +133,15 @@ impl Host {
                 let sent = joining.and_then(|joining| Ok(queue.send(Control::Replicate(Box::new(joining)))?));
                 sent.map_or_else(|error| fail(format!("{error:#}")), |()| "{}".to_string())
             }
-            _ if request == "shutdown" => {
+            _ if matches!(request, "shutdown" | "power-button" | "end") => {
                 let role = status.lock().unwrap_or_else(PoisonError::into_inner).live_role();
                 match role {
+                    Ok(()) if request == "end" => end.answer(clock.now_ns()),
                     Ok(()) => {
-                        let _ = queue.send(Control::Shutdown);
+                        let _ = queue.send(match request {
+                            "power-button" => Control::Input(Event::PowerButton),
+                            _ => Control::Shutdown,
+                        });
                         "{}".to_string()
                     }
                     // Kept for later, it would end the machine at the next failover.

@@ -15,6 +15,7 @@
 //! written under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk
 //! requests (a deadline ends a connection that takes none), console bytes.
 
+pub mod awaited_end;
 pub mod backup;
 pub mod claims;
 pub mod digests;

@@ -95,7 +95,7 @@ pub fn run_live(
         end_on_signal(host.control.0.clone())?;
         live.record(sink);
     }
-    Ok(ProcessEnd::Live(live.run()?))
+    Ok(host.ended(ProcessEnd::Live(live.run()?)))
 }
 
 /// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has
