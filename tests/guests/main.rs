@@ -6,6 +6,7 @@
 
 mod bench;
 mod guest;
+mod power;
 
 use std::collections::BTreeMap;
 

@@ -106,28 +106,67 @@ fn shutdown_by_the_guest_ends_the_pair() {
     }
 }
 
+/// Runs `lockstep stop` to its end; its exit code and what it said.
+fn stop(pair: &Pair, part: Part, options: &[&str]) -> (i32, String) {
+    let socket = pair.control(part);
+    let words = [&["stop"], options, &[socket.to_str().unwrap()]].concat();
+    let mut command = pair.spawn("stop", &words);
+    (command.exit_code(), command.output())
+}
+
 #[test]
 fn shutdown_from_outside_ends_the_pair() {
     for _ in 0..5 * crate::harness::scale() {
         let Some(mut pair) = Pair::start("shutdown_from_outside") else { return };
         let load = Load::start(pair.port(), 4);
         load.wait_for(SOME);
-        let socket = pair.control(Part::Primary);
-        let mut command = pair.spawn("status", &["status", "--shutdown", socket.to_str().unwrap()]);
-        assert_eq!(command.exit_code(), 0, "{}", command.output());
+        let (code, said) = stop(&pair, Part::Primary, &["--force"]);
+        assert_eq!((code, said.trim()), (0, "lockstep: powered off from outside"));
         ended_together(&mut pair);
         load.abandon();
     }
 }
 
-/// Only the live copy can be powered off; a backup says so, and does not keep it for later.
+/// The power button, pressed at the primary, reaches the guest on both halves.
+fn switch_off(pair: &mut Pair) {
+    let (code, said) = stop(pair, Part::Primary, &["--wait", "60"]);
+    assert_eq!((code, said.trim()), (0, "lockstep: the guest switched itself off, status 0"));
+    ended_together(pair);
+    assert!(pair.log_text(Part::Primary).contains("minikv: the power button was pressed"));
+}
+
 #[test]
-fn a_backup_cannot_be_told_to_shut_the_machine_down() {
+fn the_power_button_ends_a_busy_pair_and_nothing_acknowledged_is_lost() {
+    let Some(mut pair) = Pair::start("the_power_button_busy") else { return };
+    let load = Load::start(pair.port(), 4);
+    load.wait_for(SOME);
+    switch_off(&mut pair);
+    let ledger = load.abandon();
+    pair.reboot_from_disk();
+    ledger.check(pair.port());
+}
+
+/// An idle guest stands in a WAIT that only an input ends.
+#[test]
+fn the_power_button_wakes_an_idle_guest() {
+    let Some(mut pair) = Pair::start("the_power_button_idle") else { return };
+    let load = Load::start(pair.port(), 2);
+    load.wait_for(SOME);
+    let value = load.stop().assert_unbroken().check(pair.port());
+    switch_off(&mut pair);
+    pair.reboot_from_disk();
+    assert_eq!(pair.client().number(COUNTER).unwrap(), value);
+}
+
+/// Only the live copy can be switched off; a backup says so, and does not keep it for later.
+#[test]
+fn a_backup_cannot_be_told_to_switch_the_machine_off() {
     let Some(mut pair) = Pair::start("a_backup_cannot_be_told") else { return };
-    let socket = pair.control(Part::Backup);
-    let mut command = pair.spawn("status", &["status", "--shutdown", socket.to_str().unwrap()]);
-    assert_eq!(command.exit_code(), 1, "{}", command.output());
-    assert!(command.output().contains("backup"), "{}", command.output());
+    for option in ["--force", "--wait=0", "--wait=60"] {
+        let (code, said) = stop(&pair, Part::Backup, &[option]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("no live copy runs in this backup: ask the primary"), "{said}");
+    }
     let load = Load::start(pair.port(), 2);
     load.wait_for(SOME);
     pair.kill(Part::Primary).unwrap();

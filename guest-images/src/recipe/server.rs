@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{BUTTON_ACTION, BuildError, DISK, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, NETWORK, Recipe, read};
+use super::{
+    BUTTON_ACTION, BuildError, DISK, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, NETWORK, Recipe, read,
+};
 use crate::cache::Contents;
 use crate::disk_image::{self, Tree};
 use crate::elf::Elf;

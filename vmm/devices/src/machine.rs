@@ -9,8 +9,8 @@ use vm_memory::GuestMemory;
 use crate::clock::Clock;
 use crate::event_port::{EventPort, Wait};
 use crate::layout::{
-    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, SCI_IRQ, UART_IRQ, VIRTIO_BLK_IRQ, VIRTIO_CONSOLE_IRQ,
-    VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
+    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, SCI_IRQ, UART_IRQ, VIRTIO_BLK_IRQ,
+    VIRTIO_CONSOLE_IRQ, VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
 };
 use crate::pic::Pic;
 use crate::pit::Pit;

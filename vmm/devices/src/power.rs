@@ -111,3 +111,7 @@ impl Power {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "power_tests.rs"]
+mod tests;
