@@ -45,7 +45,7 @@ fn a_guest_that_does_not_obey_runs_on_until_the_cord_is_pulled() {
     guest.expect(PROMPT);
     guest.run("kill $(cat /run/acpid.pid); echo deaf-$((1 + 1))", "deaf-2");
     let (code, said) = world.stop(CONTROL, &["--wait", "1"]);
-    assert_eq!(code, 7, "{said}");
+    assert_eq!(code, 8, "{said}");
     assert!(said.contains("did not switch itself off within 1 s") && said.contains("--force"), "{said}");
     guest.run("echo on-$((1 + 2))", "on-3");
     let (code, said) = world.stop(CONTROL, &["--force"]);

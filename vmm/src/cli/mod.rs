@@ -34,7 +34,7 @@ pub const EXIT_NO_KVM: u8 = 5;
 /// The guest cannot run on.
 pub const EXIT_GUEST_STUCK: u8 = 6;
 /// The guest did not obey its power button in time (`lockstep stop`).
-pub const EXIT_NOT_OBEYED: u8 = 7;
+pub const EXIT_NOT_OBEYED: u8 = 8;
 
 /// What the exit codes mean, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:

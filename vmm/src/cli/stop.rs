@@ -33,7 +33,7 @@ Exit codes:
   0  the machine is off
   1  something failed; standard error says what and what to do
   2  wrong command line
-  7  the guest did not switch itself off in time, and runs on"
+  8  the guest did not switch itself off in time, and runs on"
 )]
 pub struct StopArgs {
     /// Control socket of the live copy, as given to --control.
