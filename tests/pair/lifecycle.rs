@@ -2,6 +2,7 @@
 
 use lockstep::cluster::Part;
 
+use crate::client::{Client, Reply};
 use crate::harness::{OTHER_LIVE, Pair, wait_until};
 use crate::load::{COUNTER, Load};
 
@@ -156,6 +157,33 @@ fn the_power_button_wakes_an_idle_guest() {
     switch_off(&mut pair);
     pair.reboot_from_disk();
     assert_eq!(pair.client().number(COUNTER).unwrap(), value);
+}
+
+fn keyspace_hits(client: &mut Client) -> u64 {
+    let Reply::Bulk(Some(info)) = client.command(&[b"INFO"]).unwrap() else { panic!("no text") };
+    let info = String::from_utf8(info).unwrap();
+    let hits = info.lines().find_map(|line| line.strip_prefix("keyspace_hits:")).unwrap();
+    hits.parse().unwrap()
+}
+
+/// A client that takes no replies does not hold it up for ever.
+#[test]
+fn the_power_button_works_while_a_client_does_not_listen() {
+    let Some(mut pair) = Pair::start("the_power_button_deaf_client") else { return };
+    let mut client = pair.client();
+    client.set("large", &"x".repeat(1 << 20)).unwrap();
+    for _ in 0..64 {
+        client.raw(b"*2\r\n$3\r\nGET\r\n$5\r\nlarge\r\n").unwrap();
+    }
+    let (mut second, mut last, mut same) = (pair.client(), None, 0);
+    wait_until("the network's buffers to be full", || {
+        let hits = keyspace_hits(&mut second);
+        same = if last == Some(hits) { same + 1 } else { 0 };
+        last = Some(hits);
+        same > 100
+    });
+    assert!(last < Some(64), "its replies are still in the guest");
+    switch_off(&mut pair);
 }
 
 /// Only the live copy can be switched off; a backup says so, and does not keep it for later.
