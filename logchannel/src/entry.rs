@@ -141,6 +141,8 @@ pub enum Event {
     /// This copy hands over: its guest stands still from here on. It goes on, after this entry, only if it
     /// wins a new generation (`GoLive` follows); else the log goes on at the backup's.
     HandOver,
+    /// Somebody pressed the power button: the guest is asked to switch itself off.
+    PowerButton,
 }
 
 /// xxh3-64 of data read from a disk, little endian.
@@ -169,6 +171,7 @@ impl Event {
             Event::GoLive { .. } => EventKind::GoLive,
             Event::DiskRead { .. } => EventKind::DiskRead,
             Event::HandOver => EventKind::HandOver,
+            Event::PowerButton => EventKind::PowerButton,
         }
     }
 
@@ -208,6 +211,8 @@ pub enum EventKind {
     DiskRead,
     /// `Event::HandOver`
     HandOver,
+    /// `Event::PowerButton`
+    PowerButton,
 }
 
 impl EventKind {
@@ -225,6 +230,7 @@ impl EventKind {
         EventKind::GoLive,
         EventKind::DiskRead,
         EventKind::HandOver,
+        EventKind::PowerButton,
     ];
 
     /// The kind's name, for people.
@@ -242,6 +248,7 @@ impl EventKind {
             EventKind::GoLive => "GoLive",
             EventKind::DiskRead => "DiskRead",
             EventKind::HandOver => "HandOver",
+            EventKind::PowerButton => "PowerButton",
         }
     }
 }

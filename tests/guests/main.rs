@@ -6,6 +6,7 @@
 
 mod bench;
 mod guest;
+mod power;
 mod reboot;
 
 use std::collections::BTreeMap;

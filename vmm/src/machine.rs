@@ -527,7 +527,8 @@ impl<E: Engine> replay::Machine for Machine<E> {
             | Event::ConsoleRx(_)
             | Event::DiskDone { .. }
             | Event::Clock { .. }
-            | Event::Trap { .. } => {
+            | Event::Trap { .. }
+            | Event::PowerButton => {
                 let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
                 #[cfg(feature = "planted-faults")]
                 crate::planted::in_devices(&mut self.devices, at);

@@ -53,6 +53,8 @@ enum Action {
     Lan(cli::lan::LanArgs),
     /// Show what the halves of a pair are doing.
     Status(cli::status::StatusArgs),
+    /// Switch a machine off: press its power button and wait.
+    Stop(cli::stop::StopArgs),
     /// Say what this host's KVM can do, and which engine and clock that leads to.
     Doctor(cli::doctor::DoctorArgs),
 }
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),
+        Action::Stop(args) => cli::stop::run(args),
         Action::Doctor(args) => cli::doctor::run(args),
     };
     log.flush();

@@ -27,6 +27,7 @@ pub fn every_kind() -> Vec<LogEntry> {
         (1 << 34, None, Event::Digest(digest)),
         (1 << 34, None, Event::GoLive { generation: 2 }),
         (1 << 34, None, Event::DiskRead { request: 302, offset: 1 << 32, len: 4096, digest: *b"xxh3-64." }),
+        (1 << 35, None, Event::PowerButton),
         (u64::MAX - 1, None, Event::Reset),
         (u64::MAX, Some(point), Event::Shutdown),
     ];
@@ -80,6 +81,7 @@ pub fn event() -> impl Strategy<Value = Event> {
         Just(Event::Shutdown),
         Just(Event::Reset),
         Just(Event::HandOver),
+        Just(Event::PowerButton),
         any::<u64>().prop_map(|generation| Event::GoLive { generation }),
         (any::<u64>(), any::<u64>(), any::<u32>(), any::<[u8; 8]>())
             .prop_map(|(request, offset, len, digest)| Event::DiskRead { request, offset, len, digest }),

@@ -57,9 +57,9 @@ impl std::fmt::Display for Ending {
 /// `until`; outputs come in the order in which the guest made them; a run stops where the guest makes an
 /// output, so that `position` is then the output's own position (several outputs of one position are fine).
 ///
-/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock` and `Trap`. No machine accepts `DiskRead`;
-/// the others concern the log only and never reach `accepts` or `apply`. `apply` may make outputs, and may
-/// wake a waiting guest.
+/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, `Trap` and `PowerButton`. No machine
+/// accepts `DiskRead`; the others concern the log only and never reach `accepts` or `apply`. `apply` may make
+/// outputs, and may wake a waiting guest.
 pub trait Machine {
     /// A failure of the host or of the monitor, never of the guest.
     type Error: std::error::Error + Send + Sync + 'static;

@@ -102,7 +102,8 @@ pub(crate) fn is_input(event: &Event) -> bool {
         | Event::DiskDone { .. }
         | Event::Clock { .. }
         | Event::Trap { .. }
-        | Event::DiskRead { .. } => true,
+        | Event::DiskRead { .. }
+        | Event::PowerButton => true,
         Event::Output { .. }
         | Event::Digest(_)
         | Event::Shutdown

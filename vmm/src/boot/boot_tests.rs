@@ -130,6 +130,8 @@ fn acpi_tables_are_linked_and_sum_to_zero() {
     let xsdt = table(offset(u32_at(bytes, 24)), b"XSDT");
     assert_eq!(xsdt.len(), 36 + 8, "one entry");
     let fadt = table(offset(u32_at(xsdt, 36)), b"FACP");
+    // Table 5.10: bit 4 says that there is no power button in fixed hardware, bit 5 no sleep button.
+    assert_eq!(u32_at(fadt, 112) & 0b11_0000, 0b10_0000);
     let facs = u32_at(fadt, 36);
     assert_eq!((facs % 64, &bytes[offset(facs)..][..4]), (0, &b"FACS"[..]));
     let dsdt = offset(u32_at(fadt, 40));

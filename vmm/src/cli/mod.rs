@@ -16,6 +16,7 @@ pub mod replay;
 pub mod replicate;
 pub mod run;
 pub mod status;
+pub mod stop;
 pub mod verify;
 
 use ::disk_server::{ServerError, StoreError};
@@ -34,6 +35,8 @@ pub const EXIT_DIVERGED: u8 = 4;
 pub const EXIT_NO_KVM: u8 = 5;
 /// The guest cannot run on.
 pub const EXIT_GUEST_STUCK: u8 = 6;
+/// The guest did not obey its power button in time (`lockstep stop`).
+pub const EXIT_NOT_OBEYED: u8 = 8;
 
 /// What the exit codes mean, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:

@@ -97,7 +97,7 @@ pub fn run_backup(
             if matches!(end, LiveEnd::Guest { .. }) {
                 host.release(&leader);
             }
-            Ok(ProcessEnd::Live(end))
+            Ok(host.ended(ProcessEnd::Live(end)))
         }
     }
 }

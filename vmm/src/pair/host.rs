@@ -23,6 +23,7 @@ use crate::io::clock::HostClock;
 use crate::io::console::{self, ConsoleFile, ConsoleLimits, ConsoleSink};
 use crate::io::control;
 use crate::pair::answers::{Answers, StatusParts};
+use crate::pair::awaited_end::AwaitedEnd;
 use crate::pair::claims::Claims;
 use crate::pair::disk_health::DiskHealth;
 use crate::pair::egress::{Egress, NetWriter};
@@ -66,6 +67,7 @@ pub(super) struct Host {
     live: Arc<AtomicBool>,
     pub(super) health: Arc<DiskHealth>,
     status: Arc<Mutex<StatusParts>>,
+    end: Arc<AwaitedEnd>,
 }
 
 impl Host {
@@ -87,6 +89,7 @@ impl Host {
                 backup: None,
                 failover: None,
             })),
+            end: Arc::default(),
             config,
         };
         host.serve_control()?;
@@ -104,6 +107,12 @@ impl Host {
 
     pub(super) fn status(&self, change: impl FnOnce(&mut StatusParts)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Tells whoever asked `stop` how this process' part in the machine ended.
+    pub(super) fn ended(&self, end: ProcessEnd) -> ProcessEnd {
+        self.end.tell(&end);
+        end
     }
 
     /// Says what a process does that is to be a live copy.
@@ -129,6 +138,7 @@ impl Host {
             queue: self.control.0.clone(),
             health: self.health.clone(),
             replication: Arc::default(),
+            end: self.end.clone(),
         };
         let socket = control::bind(path)?;
         start("control", move || control::serve(&socket, move |request| answers.answer(request)))?;

@@ -15,6 +15,7 @@
 //! Outputs that are let go are queued with the lock, and written without it.
 
 mod answers;
+pub mod awaited_end;
 pub mod backup;
 pub mod claims;
 pub mod digests;

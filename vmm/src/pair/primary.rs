@@ -79,7 +79,7 @@ pub fn run_live(
     if matches!(end, LiveEnd::Guest { .. }) {
         host.release(&leader);
     }
-    Ok(ProcessEnd::Live(end))
+    Ok(host.ended(ProcessEnd::Live(end)))
 }
 
 /// What a machine that is about to run has.
