@@ -83,6 +83,11 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes it, if it still is the one that was made.
     pub fn remove(&self) {
         let found = std::fs::symlink_metadata(&self.path).ok().map(|found| identity(&found));

@@ -41,7 +41,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<u8> {
     let end = run_backup(config, &args.pair, &args.listen, args.record.options().as_ref(), |divergence| {
         let name = format!("divergence-{}-{}.txt", args.vm.vm, divergence.seq);
         let path = args.reports.join(name);
-        std::fs::write(&path, divergence.to_string())
+        host::files::write(&path, divergence.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("lockstep: diverged: {}; report in {}", divergence.difference, path.display());
         Ok(())

@@ -12,13 +12,10 @@ const MAX_REQUEST: u64 = 256;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Binds the socket; one that a dead process left behind is replaced.
+/// Binds the socket, for this user alone; one that a dead process left behind is replaced.
 pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another process listens on --control {}", path.display());
-    }
-    let _ = std::fs::remove_file(path);
-    UnixListener::bind(path).with_context(|| format!("cannot listen on --control {}", path.display()))
+    let (listener, _) = host::unix_socket::bind(path).context("--control")?;
+    Ok(listener)
 }
 
 /// Answers requests, one connection after the other, until the process ends.

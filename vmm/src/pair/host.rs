@@ -194,7 +194,7 @@ impl Host {
         Ok(match &self.config.args.console {
             None => Box::new(std::io::stdout()),
             Some(path) => {
-                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                let file = host::files::append(path);
                 Box::new(file.with_context(|| format!("cannot write --console {}", path.display()))?)
             }
         })

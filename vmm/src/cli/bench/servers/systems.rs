@@ -153,7 +153,7 @@ fn theirs(system: System, guest: &str) -> anyhow::Result<(u16, Kept)> {
         _ => qemu(system, &Cache::new(None)?.find(guest)?, directory.path(), port)?,
     };
     let output = directory.path().join("output");
-    let log = std::fs::File::create(&output)?;
+    let log = host::files::create(&output)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {}", system.name()))?;
     let mut process = Running(child);
