@@ -57,6 +57,7 @@ fn without_descriptors_clients_are_reset_and_later_ones_served() {
         held.push(file);
     }
     let std::net::SocketAddr::V4(address) = forward else { panic!("it is IPv4") };
+    let mut refused = Vec::new();
     for (count, socket) in sockets.into_iter().enumerate() {
         use std::os::fd::AsRawFd as _;
         let to = nix::sys::socket::SockaddrIn::from(address);
@@ -64,7 +65,10 @@ fn without_descriptors_clients_are_reset_and_later_ones_served() {
         status_until(&lan, "a refusal", |status| status.gateway.refused > count as u64);
         let mut client = TcpStream::from(socket);
         client.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert!(client.read(&mut [0; 8]).is_err(), "a reset");
+        let error = client.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        // Its descriptor is not to be had either.
+        refused.push(client);
     }
     let (before, waited) = (busy_ms(), 300);
     std::thread::park_timeout(Duration::from_millis(waited));

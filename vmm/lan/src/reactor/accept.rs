@@ -3,12 +3,11 @@
 
 use std::fs::File;
 use std::io;
-use std::net::TcpListener;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{Reactor, Token};
-use crate::stream::{Listener, is_not_now, is_out_of_descriptors, reset_on_close};
+use crate::stream::{is_not_now, is_out_of_descriptors, reset_on_close};
 
 /// Connections accepted from one listener before other work gets its turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -27,15 +26,14 @@ impl Reactor {
                 Ok((stream, peer)) => self.add_port(stream, peer),
                 Err(error) if is_not_now(&error) => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    self.refused += 1;
-                    tracing::warn!(%error, "port refused: cannot accept it");
-                    let turned_away =
-                        |listener: &Listener| listener.accept().map(|(stream, _)| stream.reset());
-                    if !self.turn_away(&error, |reactor| turned_away(&reactor.listeners[index])) {
+                Err(error) => match self.turn_away(&error, |reactor| reactor.reset_port(index)) {
+                    Ok(()) => self.refused += 1,
+                    Err(error) if is_not_now(&error) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept ports");
                         return self.pause(now_ns);
                     }
-                }
+                },
             }
         }
     }
@@ -44,40 +42,58 @@ impl Reactor {
         for _ in 0..ACCEPTS_PER_TURN {
             let (listener, forward) = &self.forwards[index];
             let (forward, limit) = (*forward, self.options.max_connections);
-            let error = match listener.accept() {
+            match listener.accept() {
                 Ok((client, peer)) if self.outlets.gateway.open_connections() >= limit => {
                     reset_on_close(&client);
                     self.outlets.gateway.refused();
                     tracing::warn!(%peer, %forward, limit, "client refused: --max-connections are open");
-                    continue;
                 }
-                Ok((client, _)) => match self.outlets.gateway.accept(&self.epoll, client, forward.target) {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
+                Ok((client, peer)) => {
+                    if let Err(error) = self.outlets.gateway.accept(&self.epoll, client, forward.target) {
+                        self.outlets.gateway.refused();
+                        tracing::warn!(%peer, %forward, %error, "client refused");
+                    }
+                }
                 Err(error) if is_not_now(&error) => return,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => error,
-            };
-            self.outlets.gateway.refused();
-            tracing::warn!(%forward, %error, "client refused: cannot accept it");
-            let turned_away =
-                |listener: &TcpListener| listener.accept().map(|(client, _)| reset_on_close(&client));
-            if !self.turn_away(&error, |reactor| turned_away(&reactor.forwards[index].0)) {
-                return self.pause(now_ns);
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => match self.turn_away(&error, |reactor| reactor.reset_client(index)) {
+                    Ok(()) => self.outlets.gateway.refused(),
+                    Err(error) if is_not_now(&error) => return,
+                    Err(error) => {
+                        tracing::warn!(%forward, %error, "cannot accept clients");
+                        return self.pause(now_ns);
+                    }
+                },
             }
         }
     }
 
-    /// With no descriptor left, gives up the spare one to accept a peer and reset it; whether that went well.
-    /// Otherwise the peer would wait unanswered, and its listener would be ready for ever.
-    fn turn_away(&mut self, error: &io::Error, accept: impl FnOnce(&Self) -> io::Result<()>) -> bool {
+    fn reset_port(&self, index: usize) -> io::Result<()> {
+        self.listeners[index].accept().map(|(stream, _)| stream.reset())
+    }
+
+    fn reset_client(&self, index: usize) -> io::Result<()> {
+        self.forwards[index].0.accept().map(|(client, _)| reset_on_close(&client))
+    }
+
+    /// After an `accept` that failed for want of a descriptor, gives up the spare one to accept a peer and
+    /// reset it. Otherwise the peer would wait unanswered, and its listener would be ready for ever. An
+    /// error that says "not now": no peer was there.
+    fn turn_away(
+        &mut self,
+        error: &io::Error,
+        reset_one: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<()> {
         if !is_out_of_descriptors(error) || self.spare.take().is_none() {
-            return false;
+            self.spare = self.spare.take().or_else(spare);
+            return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        let accepted = accept(self);
+        let result = reset_one(self);
         self.spare = spare();
-        accepted.is_ok()
+        if result.is_ok() {
+            tracing::warn!(%error, "peer refused: it was reset");
+        }
+        result
     }
 
     fn pause(&mut self, now_ns: u64) {
