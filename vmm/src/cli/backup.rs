@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::cli::headings::PAIR;
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
@@ -28,10 +29,10 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub record: RecordArgs,
     /// Where to wait for the primary, host:port; port 0 takes any, and a line on standard output says which.
-    #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
+    #[arg(long, help_heading = PAIR, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
     pub listen: String,
     /// Directory for the report, should this backup diverge.
-    #[arg(long, default_value = ".", value_name = "DIR")]
+    #[arg(long, help_heading = PAIR, default_value = ".", value_name = "DIR")]
     pub reports: PathBuf,
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::cli::headings::{DISK, PAIR};
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
@@ -27,14 +28,14 @@ pub struct PrimaryArgs {
     #[command(flatten)]
     pub record: RecordArgs,
     /// Where the backup listens, host:port.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, help_heading = PAIR, value_name = "ADDRESS")]
     pub backup: String,
     /// Have the backup read the shared disk itself: the log then carries no data of most disk reads. The
     /// backup is told when the pair forms; so is one that joins later, also after a failover.
-    #[arg(long)]
+    #[arg(long, help_heading = PAIR)]
     pub backup_reads: bool,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
+use crate::cli::headings::{DISK, RECORDING};
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
@@ -17,10 +18,10 @@ const SECOND_NS: f64 = 1e9;
 #[derive(Debug, Clone, Args)]
 pub struct RecordArgs {
     /// Record the run into this file, which must not exist.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = RECORDING, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, help_heading = RECORDING, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
     pub checkpoint_every: f64,
 }
 
@@ -57,13 +58,13 @@ pub struct RecordCommandArgs {
     #[command(flatten)]
     pub vm: VmArgs,
     /// The recording; the file must not exist.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, help_heading = RECORDING, value_name = "FILE")]
     pub output: PathBuf,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, help_heading = RECORDING, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
     pub checkpoint_every: f64,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::cli::headings::DISK;
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
@@ -32,7 +33,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub debug: DebugArgs,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

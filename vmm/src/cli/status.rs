@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use host::errors::Chain;
 use serde_json::Value;
 
 use crate::io::control;
@@ -48,7 +49,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
                 Ok(line) => line,
                 // The plug that was pulled is no reason to stop watching the others.
                 Err(error) if args.watch.is_some() => {
-                    println!("{}: {error:#}", socket.display());
+                    println!("{}: {}", socket.display(), Chain(error.as_ref()));
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -149,7 +149,7 @@ fn accept(
             Ok(incoming) => incoming,
             Err(error) => {
                 tracing::warn!(%error, "not a primary");
-                eprintln!("lockstep: refused a connection: {error}");
+                host::say!("lockstep: refused a connection: {error}");
                 continue;
             }
         };
@@ -161,7 +161,7 @@ fn accept(
         // Whatever becomes of the answer, the next primary may be the right one.
         let answered = match refusal {
             Some(refusal) => {
-                eprintln!("lockstep: refused the primary at {peer}: {refusal}");
+                host::say!("lockstep: refused the primary at {peer}: {refusal}");
                 incoming.refuse(refusal)
             }
             None => {
@@ -252,7 +252,7 @@ fn join(
         let heard = |beat| of_beats.event(ft::BackupEvent::Heartbeat(beat));
         threads::heartbeats(&socket, peer, heard, || of_beats.next_tick_ns().is_some());
     })?;
-    eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
+    host::say!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
     Ok((Replayer::resume(machine, log.seq + 1), log, follower))
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use disk_server::client::{Claim, DiskClient};
 use ft::{HaltReason, Primary};
+use host::errors::Chain;
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::sender::Sender as ChannelSender;
@@ -122,7 +123,7 @@ impl Host {
                 let leader = status.lock().unwrap_or_else(PoisonError::into_inner).leader.clone();
                 let joining = greet_backup(&config, claimant, leader.as_deref(), to);
                 let sent = joining.and_then(|joining| Ok(queue.send(Control::Replicate(Box::new(joining)))?));
-                sent.map_or_else(|error| fail(format!("{error:#}")), |()| "{}".to_string())
+                sent.map_or_else(|error| fail(Chain(error.as_ref()).to_string()), |()| "{}".to_string())
             }
             _ if request == "shutdown" => {
                 let role = status.lock().unwrap_or_else(PoisonError::into_inner).live_role();
