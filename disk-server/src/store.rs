@@ -382,7 +382,7 @@ fn check_format(root: &Path) -> Result<(), StoreError> {
             }
             let unfinished = root.join("format.new");
             let write = || {
-                std::fs::write(&unfinished, FORMAT)?;
+                host::files::write(&unfinished, FORMAT)?;
                 File::open(&unfinished)?.sync_all()?;
                 std::fs::rename(&unfinished, &path)
             };

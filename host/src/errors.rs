@@ -13,19 +13,20 @@ pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
+        let mut said = vec![self.0.to_string()];
         let mut next = self.0.source();
         while let Some(cause) = next {
             let text = cause.to_string();
-            if !says(&said, &text) {
-                write!(f, ": {text}")?;
-                said.push_str(": ");
-                said.push_str(&text);
+            if said.last().is_some_and(|last| says(&text, last)) {
+                // The cause says the same, and more.
+                said.pop();
+                said.push(text);
+            } else if !said.iter().any(|before| says(before, &text)) {
+                said.push(text);
             }
             next = cause.source();
         }
-        Ok(())
+        f.write_str(&said.join(": "))
     }
 }
 
@@ -40,7 +41,7 @@ fn says(text: &str, part: &str) -> bool {
         };
         !joined(before, first) && !joined(last, after)
     };
-    part.is_empty() || text.match_indices(part).any(|(at, _)| whole(at))
+    text == part || !part.is_empty() && text.match_indices(part).any(|(at, _)| whole(at))
 }
 
 #[cfg(test)]
@@ -57,6 +58,8 @@ mod tests {
         Amid(#[source] Box<Sample>),
         #[error("cannot start")]
         Without(#[source] Box<Sample>),
+        #[error("cannot open the file")]
+        Less(#[source] io::Error),
         #[error("step 12 failed")]
         Number(#[source] Box<Sample>),
         #[error("2")]
@@ -75,6 +78,8 @@ mod tests {
         assert_eq!(text(Sample::Without(denied())), "cannot start: cannot open the file: denied");
         let deep = Sample::Without(Box::new(Sample::Amid(denied())));
         assert_eq!(text(deep), "cannot start: cannot reach it: cannot open the file: denied; is it on?");
+        let more = Sample::Less(io::Error::other(denied()));
+        assert_eq!(text(more), "cannot open the file: denied");
         assert_eq!(text(Sample::Number(Box::new(Sample::Two))), "step 12 failed: 2");
     }
 }

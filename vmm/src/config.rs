@@ -48,7 +48,7 @@ pub struct VmArgs {
     pub vm: String,
     /// Guest memory: MiB, or with a unit, as 512M or 2G; an even number of MiB. Without it, what the guest is
     /// known to need, or 64.
-    #[arg(long, help_heading = MACHINE, value_name = "SIZE", value_parser = sizes::mib, allow_negative_numbers = true)]
+    #[arg(long, help_heading = MACHINE, value_name = "SIZE", value_parser = sizes::mib, allow_hyphen_values = true)]
     pub memory: Option<u64>,
     /// Guest: minikv, which is embedded, or one that `lockstep guest build` made.
     #[arg(long, help_heading = MACHINE, default_value = MINIKV, value_name = "NAME", conflicts_with = "kernel")]
@@ -77,7 +77,7 @@ pub struct VmArgs {
     pub disk_image: Option<PathBuf>,
     /// Size of the disk: MiB, or with a unit, as 512M or 20G.
     #[arg(long, help_heading = DISK, default_value_t = 256, value_name = "SIZE", value_parser = sizes::mib,
-        allow_negative_numbers = true)]
+        allow_hyphen_values = true)]
     pub disk_size: u64,
     /// Network: HOST:PORT, [IPV6]:PORT or unix:PATH of a `lockstep lan`, or tap:NAME, a TAP device that exists
     /// (tap:NAME,create makes one). Without it, no network.

@@ -173,8 +173,7 @@ impl Host {
             eprintln!("lockstep: no --net: the guest's network card has no cable");
             return Ok(None);
         };
-        let connection = lan::backend::Connection::connect(endpoint)
-            .with_context(|| format!("cannot connect to the network {endpoint}"))?;
+        let connection = lan::backend::Connection::connect(endpoint)?;
         let (reader, writer, _) = connection.split()?;
         let writer = Arc::new(Mutex::new(Some(writer)));
         let network = threads::Network {
