@@ -96,7 +96,10 @@ impl<S: Subscriber> Layer<S> for LimitLayer {
         let mut hasher = DefaultHasher::new();
         (metadata.target(), metadata.file(), metadata.line()).hash(&mut hasher);
         let name = || match (metadata.file(), metadata.line()) {
-            (Some(file), Some(line)) => format!("{} ({file}:{line})", metadata.target()),
+            (Some(file), Some(line)) => {
+                let file = file.rsplit('/').next().unwrap_or(file);
+                format!("{} ({file}:{line})", metadata.target())
+            }
             _ => metadata.target().to_owned(),
         };
         match admit(hasher.finish(), name) {

@@ -17,7 +17,7 @@ fn commands() -> Vec<Vec<String>> {
     };
     let mut all = vec![Vec::new()];
     for name in listed(&top) {
-        let text = help(&[name.clone()]);
+        let text = help(std::slice::from_ref(&name));
         all.extend(listed(&text).into_iter().map(|inner| vec![name.clone(), inner]));
         all.push(vec![name]);
     }

@@ -70,6 +70,24 @@ fn what_is_not_a_kernel_is_refused_before_anything_starts() {
     assert_refused(&["record", "-o", "/dev/null", "--disk-image", "/nonexistent"], 1, &["No such file"]);
 }
 
+/// A Linux that this host's KVM would reset at once, with exit code 0.
+#[test]
+fn an_engine_that_cannot_run_the_guest_is_refused_with_the_reason() {
+    if !lockstep::cli::doctor::emulates_cpl0() {
+        eprintln!("SKIPPED: no KVM here, or one that runs guest code at CPL0 at the host's speed");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut kernel = vec![0; 4096];
+    for (at, bytes) in [(0x1f1, &[1][..]), (0x202, b"HdrS"), (0x206, &[0x0f, 0x02]), (0x236, &[1])] {
+        kernel[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let path = directory.path().join("bzImage");
+    std::fs::write(&path, kernel).expect("a kernel");
+    let path = path.display().to_string();
+    assert_refused(&["run", "--engine", "kvm", "--kernel", &path], 5, &["emulates", "--engine soft"]);
+}
+
 #[test]
 fn sizes_have_units_and_bounds() {
     for (option, value, code, needle) in [

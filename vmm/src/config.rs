@@ -273,7 +273,7 @@ impl VmConfig {
             || self.args.kernel.is_none() && self.args.guest != MINIKV || image::is_linux(&self.image);
         if self.engine == EngineKind::Kvm && linux() && cli::doctor::emulates_cpl0() {
             let missing = "CPL0 at the host's speed: it emulates guest code there, and Linux does not run on it; \
-                           take --engine soft (see lockstep doctor)";
+                           take --engine soft or auto (see lockstep doctor)";
             return Err(EngineError::Missing(missing)).context("--engine kvm");
         }
         Ok(())

@@ -63,7 +63,10 @@ pub fn run(args: &GuestArgs) -> anyhow::Result<u8> {
             println!("{}", serde_json::to_string_pretty(&cache.list()?)?);
         }
         GuestAction::List { json: false } => list(&cache.list()?),
-        GuestAction::Path { name } => println!("{}", cache.find(name)?.directory.display()),
+        GuestAction::Path { name } => {
+            let guest = cache.find(name).map_err(|error| not_found(&cache, error))?;
+            println!("{}", guest.directory.display());
+        }
     }
     Ok(0)
 }
