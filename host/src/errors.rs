@@ -1,8 +1,8 @@
 //! Errors for people: a message with its causes, each said once.
 //!
 //! The rule of the workspace: what an error displays contains what its source displays, so that whoever
-//! prints the error alone, in a log line, loses nothing. Whoever prints a chain, prints it with `Chain`, which
-//! leaves out what was said already.
+//! prints the error alone, in a log line, loses nothing. Whoever prints a chain, prints it with `Chain`,
+//! which leaves out what was said already.
 
 use std::error::Error;
 use std::fmt;

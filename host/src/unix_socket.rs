@@ -2,8 +2,8 @@
 //! replaced.
 //!
 //! ```text
-//!  DIR/.PID.N  bound with its mode, listening ──link──▶ PATH               nothing was there
-//!                                             └─rename─▶ PATH               a socket that refuses connections
+//!  DIR/.PID.N  with its mode, listening ──link──▶ PATH       nothing was there
+//!                                      └─rename─▶ PATH       a socket that refuses connections
 //! ```
 //!
 //! The socket listens before it has its name, so whoever finds the name can connect, and of two processes
@@ -53,7 +53,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// Longer than a socket's path may be.
-    #[error("{} has {} bytes; the path of a Unix socket has at most {PATH_MAX}", path.display(), path.as_os_str().len())]
+    #[error("{}: the path of a Unix socket has at most {PATH_MAX} bytes", path.display())]
     TooLong {
         /// The path.
         path: PathBuf,

@@ -48,10 +48,22 @@ pub struct VmArgs {
     pub vm: String,
     /// Guest memory: MiB, or with a unit, as 512M or 2G; an even number of MiB. Without it, what the guest is
     /// known to need, or 64.
-    #[arg(long, help_heading = MACHINE, value_name = "SIZE", value_parser = sizes::mib, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        value_name = "SIZE",
+        value_parser = sizes::mib,
+        allow_hyphen_values = true
+    )]
     pub memory: Option<u64>,
     /// Guest: minikv, which is embedded, or one that `lockstep guest build` made.
-    #[arg(long, help_heading = MACHINE, default_value = MINIKV, value_name = "NAME", conflicts_with = "kernel")]
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        default_value = MINIKV,
+        value_name = "NAME",
+        conflicts_with = "kernel"
+    )]
     pub guest: String,
     /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
     #[arg(long, help_heading = MACHINE, value_name = "DIR")]
@@ -72,23 +84,36 @@ pub struct VmArgs {
     /// has a root disk, else disk0.
     #[arg(long, help_heading = DISK, value_name = "NAME")]
     pub disk: Option<String>,
-    /// What an empty disk is filled with, a raw image of any length; replaces the guest's root disk, if it has one.
+    /// What an empty disk is filled with, a raw image of any length; replaces the guest's root disk, if it has
+    /// one.
     #[arg(long, help_heading = DISK, value_name = "FILE")]
     pub disk_image: Option<PathBuf>,
     /// Size of the disk: MiB, or with a unit, as 512M or 20G.
     #[arg(long, help_heading = DISK, default_value_t = 256, value_name = "SIZE", value_parser = sizes::mib,
         allow_hyphen_values = true)]
     pub disk_size: u64,
-    /// Network: HOST:PORT, [IPV6]:PORT or unix:PATH of a `lockstep lan`, or tap:NAME, a TAP device that exists
-    /// (tap:NAME,create makes one). Without it, no network.
+    /// Network: HOST:PORT, [IPV6]:PORT or unix:PATH of a `lockstep lan`, or tap:NAME, a TAP device that
+    /// exists (tap:NAME,create makes one). Without it, no network.
     #[arg(long, help_heading = NETWORK, value_name = "ENDPOINT")]
     pub net: Option<lan::Endpoint>,
     /// MAC address of the guest.
-    #[arg(long, help_heading = NETWORK, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
+    #[arg(
+        long,
+        help_heading = NETWORK,
+        default_value = "52:4c:4b:00:00:02",
+        value_name = "MAC",
+        value_parser = parse_mac
+    )]
     pub mac: [u8; 6],
     /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM
     /// is usable, else `soft`.
-    #[arg(long, help_heading = MACHINE, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        default_value = "auto",
+        env = "LOCKSTEP_ENGINE",
+        value_parser = EngineKind::CHOICES
+    )]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
     /// time is skipped, a disk request takes none, and two runs with the same inputs are identical.
@@ -272,8 +297,8 @@ impl VmConfig {
         let linux =
             || self.args.kernel.is_none() && self.args.guest != MINIKV || image::is_linux(&self.image);
         if self.engine == EngineKind::Kvm && linux() && cli::doctor::emulates_cpl0() {
-            let missing = "CPL0 at the host's speed: it emulates guest code there, and Linux does not run on it; \
-                           take --engine soft or auto (see lockstep doctor)";
+            let missing = "CPL0 at the host's speed: it emulates guest code there, and Linux does not run \
+                           on it; take --engine soft or auto (see lockstep doctor)";
             return Err(EngineError::Missing(missing)).context("--engine kvm");
         }
         Ok(())

@@ -45,8 +45,8 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
     if let Some((_, _, format, command)) = found {
         let redirect = if command.ends_with("-c") { " >" } else { "" };
         bail!(
-            "--disk-image {name} is in format {format}, and a raw image is needed: {command} {name}{redirect} \
-             disk.raw"
+            "--disk-image {name} is in format {format}, and a raw image is needed: {command} {name}\
+             {redirect} disk.raw"
         );
     }
     Ok(())

@@ -58,7 +58,7 @@ pub enum ImageError {
     Program(&'static str),
     /// A bzImage of an old kernel.
     #[error(
-        "it is a bzImage of boot protocol {}.{:02}: 2.12 (Linux 3.8) or newer, with a 64-bit entry, is needed",
+        "it is a bzImage of boot protocol {}.{:02}: 2.12 (Linux 3.8) or newer, of 64 bits, is needed",
         .0 >> 8, .0 & 0xff
     )]
     OldProtocol(u16),

@@ -20,7 +20,12 @@ pub struct LanArgs {
     #[arg(long, value_name = "HOST:PORT=GUEST:PORT")]
     pub forward: Vec<Forward>,
     /// Most forwarded connections at once; clients beyond are reset.
-    #[arg(long, default_value_t = lan::DEFAULT_MAX_CONNECTIONS, value_name = "N", value_parser = at_least_one)]
+    #[arg(
+        long,
+        default_value_t = lan::DEFAULT_MAX_CONNECTIONS,
+        value_name = "N",
+        value_parser = at_least_one
+    )]
     pub max_connections: usize,
     /// Most monitors (ports of the switch) at once; more are refused.
     #[arg(long, default_value_t = lan::DEFAULT_MAX_PORTS, value_name = "N", value_parser = at_least_one)]
@@ -50,7 +55,7 @@ fn allow_descriptors(args: &LanArgs) -> anyhow::Result<()> {
     }
     anyhow::ensure!(
         hard >= needed,
-        "{connections} connections and monitors need {needed} descriptors, and a process may have {hard} here: \
+        "{connections} connections and monitors need {needed} descriptors, and a process may have {hard}: \
          raise the limit (ulimit -Hn, LimitNOFILE= of a systemd unit), or lower --max-connections"
     );
     Ok(setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?)

@@ -21,7 +21,13 @@ pub struct RecordArgs {
     #[arg(long, help_heading = RECORDING, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, help_heading = RECORDING, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(
+        long,
+        help_heading = RECORDING,
+        default_value_t = 10.0,
+        value_name = "SECONDS",
+        value_parser = seconds
+    )]
     pub checkpoint_every: f64,
 }
 
@@ -61,7 +67,13 @@ pub struct RecordCommandArgs {
     #[arg(short, long, help_heading = RECORDING, value_name = "FILE")]
     pub output: PathBuf,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, help_heading = RECORDING, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(
+        long,
+        help_heading = RECORDING,
+        default_value_t = 10.0,
+        value_name = "SECONDS",
+        value_parser = seconds
+    )]
     pub checkpoint_every: f64,
     /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
     #[arg(long, help_heading = DISK)]

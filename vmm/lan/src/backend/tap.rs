@@ -109,8 +109,8 @@ fn warn_unless_connected(name: &str) {
     let same = index.and_then(|text| text.trim().parse().ok()) == index_of(name);
     if same && !directory.join("master").exists() {
         tracing::warn!(
-            "the TAP device {name} is in no bridge: frames reach this host alone, as far as it has an address \
-             there (ip link set {name} master BRIDGE)"
+            "the TAP device {name} is in no bridge: frames reach this host alone, as far as it has an \
+             address there (ip link set {name} master BRIDGE)"
         );
     }
 }
