@@ -84,8 +84,8 @@ pub struct VmArgs {
     /// has a root disk, else disk0.
     #[arg(long, help_heading = DISK, value_name = "NAME")]
     pub disk: Option<String>,
-    /// What an empty disk is filled with, a raw image of any length; replaces the guest's root disk, if it has
-    /// one.
+    /// What an empty disk is filled with, a raw image of any length; replaces the guest's root disk, if it
+    /// has one.
     #[arg(long, help_heading = DISK, value_name = "FILE")]
     pub disk_image: Option<PathBuf>,
     /// Size of the disk: MiB, or with a unit, as 512M or 20G.

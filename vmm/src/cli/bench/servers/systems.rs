@@ -173,7 +173,8 @@ fn native(directory: &Path, port: u16) -> Command {
 /// QEMU with the machine that is nearest to ours: no APIC, one serial port, virtio (on PCI).
 fn qemu(system: System, guest: &Guest, directory: &Path, port: u16) -> anyhow::Result<Command> {
     let disk = directory.join("disk");
-    std::fs::copy(guest.path(guest.manifest.disk.as_ref().context("the guest has no disk")?), &disk)?;
+    let image = guest.path(guest.manifest.disk.as_ref().context("the guest has no disk")?);
+    std::io::copy(&mut std::fs::File::open(image)?, &mut host::files::create(&disk)?)?;
     let mut permissions = std::fs::metadata(&disk)?.permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
     std::fs::set_permissions(&disk, permissions)?;
