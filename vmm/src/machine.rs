@@ -487,8 +487,7 @@ impl<E: Engine> Machine<E> {
             }
             VmExit::Hlt => {
                 self.devices.flush_console();
-                self.ended =
-                    Some(Ending::Stuck("HLT with interrupts disabled: the guest can never run again".into()));
+                self.ended = Some(Ending::Stuck("HLT with interrupts disabled".into()));
             }
             VmExit::Shutdown => self.ended = Some(Ending::Reset),
             VmExit::Unsupported(what) => self.ended = Some(Ending::Stuck(what)),

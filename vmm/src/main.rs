@@ -1,11 +1,10 @@
 //! The lockstep command: parse, dispatch, exit code.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use host::errors::Chain;
 use lockstep::cli;
-use lockstep::io::log_writer::LogWriter;
 use tracing_subscriber::EnvFilter;
 
 /// Runs one virtual machine as a pair: a primary, and a backup that takes over where it stopped.
@@ -62,17 +61,7 @@ enum Action {
 fn main() -> ExitCode {
     let command = Command::parse();
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    let log = match LogWriter::start(std::io::stderr()) {
-        Ok(log) => log,
-        Err(error) => {
-            eprintln!("lockstep: no thread for the log: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let writer = log.clone();
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    logger.with_writer(move || writer.clone()).init();
+    host::log::start(filter, false);
     if std::env::var_os(lockstep::cluster::DIE_WITH_PARENT).is_some() {
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     }
@@ -95,11 +84,11 @@ fn main() -> ExitCode {
         Action::Stop(args) => cli::stop::run(args),
         Action::Doctor(args) => cli::doctor::run(args),
     };
-    log.flush();
+    host::log::finish();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("lockstep: {error:#}");
+            eprintln!("lockstep: {}", Chain(error.as_ref()));
             ExitCode::from(cli::exit_code(&error))
         }
     }

@@ -8,6 +8,7 @@ pub mod disk_server;
 pub mod diverge;
 pub mod doctor;
 pub mod guest;
+pub mod headings;
 pub mod lan;
 pub mod log;
 pub mod primary;

@@ -133,7 +133,7 @@ impl ConsoleFile {
     }
 
     fn append(path: &Path) -> std::io::Result<File> {
-        OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+        host::files::append(path)
     }
 
     fn rotate(&mut self) -> std::io::Result<()> {

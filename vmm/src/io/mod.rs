@@ -4,7 +4,6 @@
 pub mod clock;
 pub mod console;
 pub mod control;
-pub mod log_writer;
 pub mod repeated;
 
 use std::io::Read;

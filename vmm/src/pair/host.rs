@@ -9,6 +9,7 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use disk_server::client::DiskClient;
 use ft::{HaltReason, Primary};
+use host::errors::Chain;
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::message::Hello;
@@ -161,8 +162,7 @@ impl Host {
             eprintln!("lockstep: no --net: the guest's network card has no cable");
             return Ok(None);
         };
-        let connection = lan::backend::Connection::connect(endpoint)
-            .with_context(|| format!("cannot connect to the network {endpoint}"))?;
+        let connection = lan::backend::Connection::connect(endpoint)?;
         let (reader, writer, _) = connection.split()?;
         let writer = Arc::new(Mutex::new(Some(writer)));
         let network = threads::Network {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
+use host::errors::Chain;
 use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, MachineDigest, Output, Position, TrapKind};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
@@ -431,7 +432,9 @@ impl<M: Transferable> Live<M> {
             Control::Replicate(joining) => {
                 match Outgoing::start(self.recorder.machine_mut(), *joining) {
                     Ok(transfer) => self.transfer = Some(transfer),
-                    Err(error) => eprintln!("lockstep: cannot start the state transfer: {error:#}"),
+                    Err(error) => {
+                        host::say!("lockstep: cannot start the state transfer: {}", Chain(error.as_ref()))
+                    }
                 }
                 Ok(false)
             }
@@ -503,7 +506,7 @@ impl<M: Transferable> Live<M> {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            eprintln!("lockstep: the state transfer failed, still alone: {error:#}");
+            host::say!("lockstep: the state transfer failed, still alone: {}", Chain(error.as_ref()));
             if let Err(error) = self.recorder.machine_mut().track_pages(false) {
                 tracing::warn!(%error, "page tracking");
             }

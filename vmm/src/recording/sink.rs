@@ -64,7 +64,7 @@ impl Sink {
         log: LogStart,
         machine: &mut M,
     ) -> anyhow::Result<Self> {
-        let created = File::create_new(path);
+        let created = host::files::create_new(path);
         let file = created.map_err(|source| RecordingError::Create { path: path.to_owned(), source })?;
         let writer = Writer::joining(file, header, log)?;
         let (queue, jobs) = bounded(QUEUE);

@@ -39,8 +39,15 @@ impl LogWriter {
         Ok(Self { queue, lost })
     }
 
+    /// Takes one line, with its end.
+    pub fn line(&self, line: Vec<u8>) {
+        if self.queue.try_send(Item::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Waits a little until what was said is written: before the process ends.
-    pub fn flush(&self) {
+    pub fn finish(&self) {
         const LONGEST: Duration = Duration::from_secs(1);
         let (done, written) = bounded(1);
         if self.queue.send_timeout(Item::Flush(done), LONGEST).is_ok() {
@@ -65,9 +72,7 @@ fn serve(mut out: impl Write, items: &Receiver<Item>, lost: &AtomicU64) {
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.queue.try_send(Item::Line(bytes.to_vec())).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.line(bytes.to_vec());
         Ok(bytes.len())
     }
 
@@ -108,7 +113,7 @@ mod tests {
         assert!((99..=100).contains(&lost), "{lost}");
         drop(leave);
         // A pipe that is gone ends nothing either.
-        log.flush();
+        log.finish();
         assert_eq!(written.try_iter().count(), 0);
     }
 }
