@@ -70,6 +70,28 @@ pub fn run(workload: &Workload, progress: &Arc<Progress>) -> std::io::Result<Out
     Ok(runtime.block_on(run_async(workload, progress)))
 }
 
+/// Reads once more, on a new connection, what the keys of a run hold: for a run whose machine was started again
+/// meanwhile.
+pub fn read_again(workload: &Workload, outcome: &mut Outcome) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let reads = async { tokio::time::timeout(workload.patience, final_reads(workload)).await };
+    let (counter, values, lengths) = runtime
+        .block_on(reads)
+        .map_err(std::io::Error::other)?
+        .map_err(|error| std::io::Error::other(format!("final reads: {error}")))?;
+    outcome.history.final_counter = Some(counter);
+    outcome.history.final_values = values;
+    outcome.history.final_lengths = lengths;
+    Ok(())
+}
+
+/// The keys of a workload.
+pub fn keys(workload: &Workload) -> Vec<String> {
+    let counter = String::from_utf8_lossy(COUNTER).into_owned();
+    let keys = std::iter::once(counter).chain((0..workload.keys).map(shared_key));
+    keys.chain((0..workload.clients).map(own_key)).collect()
+}
+
 async fn run_async(workload: &Workload, progress: &Arc<Progress>) -> Outcome {
     let mut tasks = Vec::new();
     for client in 0..workload.clients {
