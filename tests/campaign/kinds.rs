@@ -165,8 +165,13 @@ impl Machine {
 
     /// Whether a kind can be done to it in this build.
     pub fn can(&self, kind: Kind) -> bool {
-        // The machine model in which a reset ended the machine.
-        kind != GuestReboot || self.has_shell && lockstep::config::MACHINE_MODEL != "pc-2"
+        match kind {
+            // In the machine model pc-2 a reset ended the machine.
+            GuestReboot => self.has_shell && lockstep::config::MACHINE_MODEL != "pc-2",
+            // redis ends by itself when it cannot write its file.
+            DiskFull => self.guest != "redis",
+            _ => true,
+        }
     }
 }
 

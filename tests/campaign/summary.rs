@@ -38,7 +38,7 @@ pub enum Failure {
     Stuck,
     /// No redundancy, though it could be had.
     Unprotected,
-    /// Anything else.
+    /// The service ended, connections were lost, or anything else.
     Other,
 }
 
