@@ -131,7 +131,7 @@ fn guests() {
 
 #[test]
 fn recordings() {
-    on_one_host("recordings", &["timeout"], disk_server);
+    on_one_host("recordings", &[], disk_server);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn debugging() {
     if let Err(error) = build_if_missing("busybox") {
         return eprintln!("SKIPPED debugging: {error:#}");
     }
-    on_one_host("debugging", &["gdb", "timeout"], disk_server);
+    on_one_host("debugging", &["gdb"], disk_server);
 }
 
 /// The README's commands but the one that runs this.

@@ -40,6 +40,9 @@ const DIRECTORIES: [&str; 2] = ["/var/lib/lockstep", "/run/lockstep"];
 /// Where the program is built and installed: this host, in the repository.
 const BUILD: &str = "build";
 
+/// What a start is told as long as the disk server has not seen that a process has ended: it is tried again.
+const HELD: &str = "is live elsewhere";
+
 fn until<T>(what: &str, mut done: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
     loop {
@@ -56,6 +59,8 @@ fn until<T>(what: &str, mut done: impl FnMut() -> anyhow::Result<Option<T>>) -> 
 struct Started {
     child: Child,
     log: PathBuf,
+    host: String,
+    text: String,
 }
 
 impl Started {
@@ -70,10 +75,14 @@ impl Started {
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
-    /// As Ctrl-C does it.
+    /// As Ctrl-C does it: it ends well, or by that signal.
     fn interrupt(&mut self) -> anyhow::Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
-        self.code().map(drop)
+        if self.child.try_wait()?.is_none() {
+            kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
+        }
+        let code = self.code()?;
+        ensure!(matches!(code, 0 | 130), "it ended with {code}:\n{}", self.said());
+        Ok(())
     }
 }
 
@@ -174,8 +183,7 @@ impl Runner {
                 Some(other) => bail!("no key {other:?} is known"),
                 None => self.once(host, block)?,
             };
-            // A disk server may take a moment to see that a process has ended.
-            if code != due && said.contains("is live elsewhere") {
+            if code != due && said.contains(HELD) {
                 return Ok(None);
             }
             match block.word("until") {
@@ -229,12 +237,13 @@ impl Runner {
 
     fn spawn(&mut self, host: &str, text: &str, stdin: Stdio) -> anyhow::Result<Started> {
         self.commands += 1;
-        let text = self.replaced(host, text);
+        let (host, text) = (host.to_string(), text.to_string());
+        let commands = self.replaced(&host, &text);
         let log = self.directory.path().join(format!("{}-{host}.log", self.commands));
         let file = std::fs::File::create(&log)?;
-        let is_one = text.trim().lines().count() == 1 && !text.contains(['|', ';']);
+        let is_one = commands.trim().lines().count() == 1 && !commands.contains(['|', ';']);
         // So that a signal, and the exit code, are those of the command.
-        let text = if is_one { format!("exec {text}") } else { text };
+        let commands = if is_one { format!("exec {commands}") } else { commands };
         let mut command = if host == BUILD {
             let mut command = Command::new("bash");
             command.current_dir(root()).env("CARGO_NET_OFFLINE", "true");
@@ -245,13 +254,14 @@ impl Runner {
             let index = index.with_context(|| format!("there is no host {host}"))?;
             let prefix = self.hosts.prefix(index);
             let mut command = Command::new(prefix[0]);
-            command.args(&prefix[1..]).arg("bash").current_dir(self.home(host));
+            command.args(&prefix[1..]).arg("bash").current_dir(self.home(&host));
             command.env("PATH", self.path()?).env(DIE_WITH_PARENT, "1");
+            command.env("XDG_DATA_HOME", self.home(&host));
             command
         };
-        command.args(["-euo", "pipefail", "-c", &text]);
+        command.args(["-euo", "pipefail", "-c", &commands]);
         command.stdin(stdin).stdout(file.try_clone()?).stderr(file);
-        Ok(Started { child: command.spawn()?, log })
+        Ok(Started { child: command.spawn()?, log, host, text })
     }
 
     /// The program first that the document has installed, then the one that was built for tests.
@@ -272,7 +282,12 @@ impl Runner {
                     return Ok(Some(()));
                 }
                 let started = self.started.get_mut(name).context("it was started")?;
-                ensure!(started.child.try_wait()?.is_none(), "{name} ended:\n{said}");
+                if started.child.try_wait()?.is_some() {
+                    ensure!(said.contains(HELD), "{name} ended:\n{said}");
+                    let (host, text) = (started.host.clone(), started.text.clone());
+                    let again = self.spawn(&host, &text, Stdio::null())?;
+                    self.started.insert(name.into(), again);
+                }
                 Ok(None)
             });
             waited.with_context(|| self.said(name).unwrap_or_default())?;
