@@ -62,10 +62,11 @@ impl Load {
         self.thread.is_finished()
     }
 
-    /// Ends it; what the clients saw. With `again`, what the keys hold is read on a new connection: those of
-    /// before may have been lost.
+    /// Ends it; what the clients saw. With `again`, at once, and what the keys hold is read on a new connection:
+    /// those of before are lost.
     pub fn finish(self, again: bool) -> anyhow::Result<Outcome> {
         self.progress.stop.store(true, Ordering::Relaxed);
+        self.progress.abandon.store(again, Ordering::Relaxed);
         let mut outcome = self.thread.join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
         if again {
             load::workload::read_again(&self.workload, &mut outcome)?;

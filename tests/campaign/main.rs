@@ -18,6 +18,7 @@
 //! | `LOCKSTEP_CAMPAIGN_KIND` | that kind alone |
 //! | `LOCKSTEP_CAMPAIGN_WITHOUT` | kinds that are left out, with commas between |
 //! | `LOCKSTEP_CAMPAIGN_MACHINE` | that machine alone: `minikv`, `soft`, `redis` |
+//! | `LOCKSTEP_CAMPAIGN_PROGRAM` | another build of `lockstep` |
 //!
 //! A round that fails says how to repeat it, and its directory with the logs is kept. It needs root, for the
 //! namespaces and for the small file system of the disks, and iproute2.

@@ -1,5 +1,7 @@
 //! One round: a healthy pair under a checked load, a fault, and what must hold after it.
 
+use std::io::Write;
+
 use anyhow::{Context, ensure};
 use load::Violation;
 
@@ -12,6 +14,9 @@ use crate::summary::Row;
 
 /// Answers that each client has before a fault, and after it.
 const SOME: u64 = 20;
+
+/// What redis says on the console when it takes connections.
+const SERVES: &str = "Ready to accept connections";
 
 /// How the fault left the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +97,7 @@ fn fault(plan: &mut Plan, site: &mut Site, load: &Load) -> anyhow::Result<After>
         Kind::DuringReplicate => during_replicate(plan, site, &mut broken)?,
         Kind::StaleCommand => stale_command(plan, site, &mut broken)?,
         Kind::StaleBackup => stale_backup(plan, site, &mut broken)?,
-        Kind::GuestReboot => return guest_reboot(plan, site, load),
+        Kind::GuestReboot => return guest_reboot(site),
         Kind::DoubleFault => {
             let (first, second) = (plan.one_of(OF_TWO), plan.one_of(OF_TWO));
             println!("  {first:?}, then {second:?}");
@@ -218,19 +223,19 @@ fn stalled_disk(plan: &mut Plan, site: &mut Site, broken: &mut Broken) -> anyhow
 }
 
 /// The guest is told to reboot, and serves again; the pair stays a pair.
-fn guest_reboot(plan: &mut Plan, site: &mut Site, load: &Load) -> anyhow::Result<After> {
-    use std::io::Write;
+fn guest_reboot(site: &mut Site) -> anyhow::Result<After> {
     let generation = site.generation();
     let live = site.live()?.context("a live copy")?;
+    let served = |site: &Site| site.halves[live].process.log().matches(SERVES).count();
+    let before = served(site);
     let typed = site.halves[live].typed.as_mut().context("a console")?;
     typed.write_all(b"\nreboot -f\n")?;
     typed.flush()?;
-    until("the clients to lose their connections", || {
+    until("the guest to serve again", || {
         site.reap()?;
         ensure!(site.ended.is_empty(), "{:?} ended when the guest rebooted", site.ended);
-        Ok(load.is_over().then_some(()))
+        Ok((served(site) > before).then_some(()))
     })?;
-    pause(plan.between(0, 100));
     clients::wait_for_guest(site.port)?;
     ensure!(site.is_pair()? && site.generation() == generation, "the reboot of the guest parted the pair");
     Ok(After::Restarts)

@@ -23,8 +23,14 @@ use nix::unistd::Pid;
 use crate::hosts::{Hosts, run};
 use crate::kinds::Machine;
 
-/// The `lockstep` binary.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstep");
+/// The `lockstep` binary that was built with the tests.
+const BUILT: &str = env!("CARGO_BIN_EXE_lockstep");
+
+/// The binary under campaign.
+fn program() -> String {
+    std::env::var("LOCKSTEP_CAMPAIGN_PROGRAM").unwrap_or_else(|_| BUILT.into())
+}
+
 /// The machine's name.
 const VM: &str = "vm0";
 /// Hosts of the halves.
@@ -85,7 +91,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn log(&self) -> String {
+    /// What it has written.
+    pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(bytes.get(self.from as usize..).unwrap_or_default()).into_owned()
     }
@@ -285,7 +292,7 @@ impl Site {
 
     /// `lockstep replicate`, as a process that goes on by itself.
     pub fn replicate(&self, live: usize, to: &str) -> anyhow::Result<Child> {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("replicate").arg(&self.halves[live].control).args(["--to", to]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         Ok(command.spawn()?)
@@ -374,7 +381,8 @@ fn spawn(
     let path = directory.join(format!("{name}.log"));
     let from = std::fs::metadata(&path).map_or(0, |data| data.len());
     let log = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
-    let words = prefix.iter().copied().chain([PROGRAM]);
+    let program = program();
+    let words = prefix.iter().copied().chain([program.as_str()]);
     let words: Vec<&str> = words.chain(arguments.iter().map(String::as_str)).collect();
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).env(DIE_WITH_PARENT, "1");

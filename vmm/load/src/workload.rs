@@ -10,6 +10,9 @@ use crate::history::{History, Operation, Request};
 use crate::random::Random;
 use crate::resp::{self, Reply};
 
+/// How often a client looks whether its run was abandoned.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -44,6 +47,9 @@ pub struct Progress {
     pub answered: AtomicU64,
     /// Set it to end the run: clients finish what is in flight.
     pub stop: AtomicBool,
+    /// Set it to end the run at once: what is in flight stays without an answer. For a server that was started
+    /// again: a connection of before, whose client only waits, would never learn it.
+    pub abandon: AtomicBool,
 }
 
 /// What came of a run.
@@ -108,6 +114,9 @@ async fn run_async(workload: &Workload, progress: &Arc<Progress>) -> Outcome {
             Err(error) => outcome.broken.push(format!("client {client}: {error}")),
         }
     }
+    if progress.abandon.load(Ordering::Relaxed) {
+        return outcome;
+    }
     match tokio::time::timeout(workload.patience, final_reads(workload)).await {
         Ok(Ok((counter, values, lengths))) => {
             outcome.history.final_counter = Some(counter);
@@ -147,13 +156,24 @@ async fn drive(client: u32, workload: &Workload, progress: &Progress) -> (Vec<Op
             });
         }
         let batch = exchange(&mut connection, &bytes, &mut operations[first..], progress);
-        match tokio::time::timeout(workload.patience, batch).await {
+        let batch = tokio::time::timeout(workload.patience, batch);
+        let answered = tokio::select! {
+            answered = batch => answered,
+            () = abandoned(progress) => return (operations, Some("abandoned".into())),
+        };
+        match answered {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return (operations, Some(error)),
             Err(_) => return (operations, Some(format!("no answer in {} s", workload.patience.as_secs()))),
         }
     }
     (operations, None)
+}
+
+async fn abandoned(progress: &Progress) {
+    while !progress.abandon.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn exchange(
