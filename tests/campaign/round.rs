@@ -29,6 +29,9 @@ enum After {
 
 /// Does what the plan says and judges it. The pair has its redundancy afterwards.
 pub fn round(plan: &mut Plan, site: &mut Site, ledger: &mut Ledger) -> anyhow::Result<Row> {
+    if plan.kind == Kind::GuestReboot {
+        with_console(plan, site)?;
+    }
     let before = site.generation();
     let load = Load::start(site.port, plan)?;
     let after = match fault(plan, site, &load) {
@@ -220,6 +223,22 @@ fn stalled_disk(plan: &mut Plan, site: &mut Site, broken: &mut Broken) -> anyhow
     pause(plan.between(0, 3000));
     site.heal(broken)?;
     writes.join().map_err(|_| anyhow::anyhow!("a panic in the large writes"))?.context("large writes")
+}
+
+/// Only a copy that was started as the primary passes on what is typed: starts one, if a backup has gone live.
+fn with_console(plan: &mut Plan, site: &mut Site) -> anyhow::Result<()> {
+    let live = site.live()?.context("a live copy")?;
+    if site.halves[live].command[0] == "primary" {
+        return Ok(());
+    }
+    while !site.halves.is_empty() {
+        site.kill(0)?;
+    }
+    site.cold_start(plan)?;
+    site.protect()?;
+    let live = site.live()?.context("a live copy")?;
+    ensure!(site.halves[live].command[0] == "primary", "the pair parted while the guest booted");
+    Ok(())
 }
 
 /// The guest is told to reboot, and serves again; the pair stays a pair.
