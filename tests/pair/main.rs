@@ -14,9 +14,12 @@
 
 mod channel;
 mod client;
+mod control;
 mod crafted;
 mod disk;
 mod failover;
+mod families;
+mod filling;
 mod harness;
 mod hostile_backup;
 mod hostile_primary;
@@ -25,5 +28,9 @@ mod lifecycle;
 mod load;
 mod mismatch;
 mod namespaces;
+mod own_disk;
 mod reads;
 mod relay;
+mod start;
+mod starting;
+mod strangers;
