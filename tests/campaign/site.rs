@@ -42,6 +42,8 @@ pub const C: usize = 2;
 /// Their addresses.
 pub const ADDRESSES: [&str; 3] = ["10.99.0.1", "10.99.0.2", "10.99.0.3"];
 const DISK_SERVER: &str = "10.99.0.3:7411";
+/// Seconds for which a holder may return: longer than any of the cuts that a start meets here.
+const GRACE_S: &str = "3";
 /// Of the file system of the disks.
 const DATA_MIB: u64 = 768;
 /// Longest wait for anything, once nothing is broken.
@@ -203,7 +205,8 @@ impl Site {
     /// Starts the disk server on host C, with the data that is there.
     pub fn start_disk_server(&mut self) -> anyhow::Result<()> {
         let data = self.data().join("disks").display().to_string();
-        let words = ["disk-server", "--listen", DISK_SERVER, "--data", &data].map(String::from);
+        let words = ["disk-server", "--listen", DISK_SERVER, "--data", &data, "--grace", GRACE_S];
+        let words = words.map(String::from);
         let mut process = spawn(&self.directory, "disk-server", &self.hosts.prefix(C), &words, false)?.0;
         process.wait_for_line("disk-server listening on ")?;
         self.disk_server = Some(process);
