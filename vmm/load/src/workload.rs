@@ -10,6 +10,9 @@ use crate::history::{History, Operation, Request};
 use crate::random::Random;
 use crate::resp::{self, Reply};
 
+/// How often a client looks whether its run was abandoned.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -44,6 +47,9 @@ pub struct Progress {
     pub answered: AtomicU64,
     /// Set it to end the run: clients finish what is in flight.
     pub stop: AtomicBool,
+    /// Set it to end the run at once: what is in flight stays without an answer. For a server that was started
+    /// again: a connection of before, whose client only waits, would never learn it.
+    pub abandon: AtomicBool,
 }
 
 /// What came of a run.
@@ -70,6 +76,28 @@ pub fn run(workload: &Workload, progress: &Arc<Progress>) -> std::io::Result<Out
     Ok(runtime.block_on(run_async(workload, progress)))
 }
 
+/// Reads once more, on a new connection, what the keys of a run hold: for a run whose machine was started again
+/// meanwhile.
+pub fn read_again(workload: &Workload, outcome: &mut Outcome) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let reads = async { tokio::time::timeout(workload.patience, final_reads(workload)).await };
+    let (counter, values, lengths) = runtime
+        .block_on(reads)
+        .map_err(std::io::Error::other)?
+        .map_err(|error| std::io::Error::other(format!("final reads: {error}")))?;
+    outcome.history.final_counter = Some(counter);
+    outcome.history.final_values = values;
+    outcome.history.final_lengths = lengths;
+    Ok(())
+}
+
+/// The keys of a workload.
+pub fn keys(workload: &Workload) -> Vec<String> {
+    let counter = String::from_utf8_lossy(COUNTER).into_owned();
+    let keys = std::iter::once(counter).chain((0..workload.keys).map(shared_key));
+    keys.chain((0..workload.clients).map(own_key)).collect()
+}
+
 async fn run_async(workload: &Workload, progress: &Arc<Progress>) -> Outcome {
     let mut tasks = Vec::new();
     for client in 0..workload.clients {
@@ -85,6 +113,9 @@ async fn run_async(workload: &Workload, progress: &Arc<Progress>) -> Outcome {
             }
             Err(error) => outcome.broken.push(format!("client {client}: {error}")),
         }
+    }
+    if progress.abandon.load(Ordering::Relaxed) {
+        return outcome;
     }
     match tokio::time::timeout(workload.patience, final_reads(workload)).await {
         Ok(Ok((counter, values, lengths))) => {
@@ -125,13 +156,24 @@ async fn drive(client: u32, workload: &Workload, progress: &Progress) -> (Vec<Op
             });
         }
         let batch = exchange(&mut connection, &bytes, &mut operations[first..], progress);
-        match tokio::time::timeout(workload.patience, batch).await {
+        let batch = tokio::time::timeout(workload.patience, batch);
+        let answered = tokio::select! {
+            answered = batch => answered,
+            () = abandoned(progress) => return (operations, Some("abandoned".into())),
+        };
+        match answered {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return (operations, Some(error)),
             Err(_) => return (operations, Some(format!("no answer in {} s", workload.patience.as_secs()))),
         }
     }
     (operations, None)
+}
+
+async fn abandoned(progress: &Progress) {
+    while !progress.abandon.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn exchange(
