@@ -7,7 +7,7 @@ use logchannel::batch::MAX_ENTRY_LEN;
 use logchannel::buffer::KindCount;
 use logchannel::endpoint::ChannelError;
 use logchannel::frame::{FrameWriter, HEADER_LEN};
-use logchannel::message::{Batch, CHANNEL, MessageError, kind};
+use logchannel::message::{Batch, CHANNEL, DiskReach, MessageError, kind};
 use logchannel::sender::FLUSH_BYTES;
 use logchannel::*;
 use proptest::prelude::*;
@@ -360,6 +360,8 @@ fn control_messages_round_trip_and_are_bounded() {
         Message::Begun,
         Message::Ack(Ack { received: u64::MAX, executed: 1 }),
         Message::Goodbye { reason: "the guest powered off".into() },
+        Message::AskDisk { number: u64::MAX },
+        Message::DiskReach(DiskReach { number: 7, reaches: true }),
         batch(1, 0, 0, &common::every_kind()),
         batch(9, 8, 7, &[]),
     ];
