@@ -81,9 +81,15 @@ pub struct VmArgs {
     /// Command line of the guest; without it, the guest's own.
     #[arg(long, help_heading = MACHINE, value_name = "TEXT")]
     pub cmdline: Option<String>,
+<<<<<<< ours
     /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411; a machine
     /// without a backup keeps its disk itself, where the command has --data.
     #[arg(long, help_heading = DISK, default_value = "", hide_default_value = true, value_name = "ADDRESS",
+=======
+    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411, and a
+    /// machine without a backup keeps its disk itself, where the command has --data.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS",
+>>>>>>> theirs
           value_parser = disk_server_address)]
     pub disk_server: String,
     /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that
