@@ -21,8 +21,9 @@ use logchannel::{DiskOp, DiskRequest, Generation};
 use crate::clock;
 use crate::protocol::{
     self, Answer, AnswerBody, ErrorCode, Handle, KIND_ANSWER, KIND_CLOSING, KIND_REQUEST, MAX_TRANSFER,
-    MessageError, Opened, PROTOCOL, Request, RequestBody, VmState,
+    MessageError, Opened, PROTOCOL, Purpose, Request, RequestBody, VmState,
 };
+use crate::socket::Socket;
 use crate::status::Status;
 use crate::test_and_set::{Claimant, Holding};
 
@@ -31,6 +32,12 @@ const READ_CHUNK: usize = 128 << 10;
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    /// What was given is no address.
+    #[error("{server:?} is no address of a disk server: HOST:PORT, as 10.0.0.3:7411 or [fd00::3]:7411")]
+    Address {
+        /// What was given.
+        server: String,
+    },
     /// No connection, or it broke, or no answer in time. Whether the request was executed is unknown.
     #[error("disk server {server} unreachable: {source}")]
     Unreachable {
@@ -92,6 +99,17 @@ impl ClientError {
     }
 }
 
+/// The verdict on the claim of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The claimant holds this generation, durably, and may run.
+    Won(Generation),
+    /// Somebody else won meanwhile: this is current.
+    Lost(Holding),
+    /// The holder is connected, or may return: nothing has changed.
+    Held(VmState),
+}
+
 /// The verdict on a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
@@ -137,7 +155,7 @@ struct SendHalf {
 }
 
 impl SendHalf {
-    fn send(&mut self, stream: &TcpStream, request: &Request, data: &[u8]) -> Result<(), SendError> {
+    fn send(&mut self, stream: &Socket, request: &Request, data: &[u8]) -> Result<(), SendError> {
         protocol::encode(request, data, &mut self.payload).map_err(SendError::Message)?;
         self.out.clear();
         self.writer.write(KIND_REQUEST, &self.payload, &mut self.out);
@@ -165,7 +183,7 @@ struct ReceiveHalf {
 /// One connection.
 #[derive(Debug)]
 struct Link {
-    stream: TcpStream,
+    stream: Socket,
     server: String,
 }
 
@@ -251,12 +269,24 @@ impl DiskClient {
     /// Connects to `server` (`host:port`). Connecting, and each later call, takes at most about `deadline`.
     pub fn connect(server: &str, deadline: Duration) -> Result<Self, ClientError> {
         let unreachable = |source| ClientError::Unreachable { server: server.into(), source };
+        let link = |stream: Socket| {
+            stream.set_write_timeout(Some(deadline.max(Duration::from_millis(1))))?;
+            stream.prepare()?;
+            Ok(Link { stream, server: server.into() })
+        };
+        if let Some(local) = crate::embedded::connect(server) {
+            return Ok(Self::new(local.and_then(link).map_err(unreachable)?, deadline));
+        }
         let end = clock::now() + deadline;
         let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in server.to_socket_addrs().map_err(unreachable)? {
+        let addresses = server.to_socket_addrs().map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => ClientError::Address { server: server.into() },
+            _ => unreachable(error),
+        })?;
+        for address in addresses {
             let left = end.saturating_duration_since(clock::now()).max(Duration::from_millis(1));
-            match TcpStream::connect_timeout(&address, left).and_then(|stream| prepared(stream, deadline)) {
-                Ok(stream) => return Ok(Self::new(Link { stream, server: server.into() }, deadline)),
+            match TcpStream::connect_timeout(&address, left).map(Socket::Tcp).and_then(link) {
+                Ok(link) => return Ok(Self::new(link, deadline)),
                 Err(error) => failure = error,
             }
         }
@@ -288,19 +318,82 @@ impl DiskClient {
         }
     }
 
-    /// Claims the right to run `vm` alone, knowing `expect` as its current generation. After an error that
-    /// `is_unreachable`, ask again with the same claimant: a claim that was won is won again.
+    /// Claims the right to run `vm` alone, as one half of a pair that goes on without the other, knowing
+    /// `expect` as its current generation. After an error that `is_unreachable`, ask again with the same
+    /// claimant: a claim that was won is won again.
     pub fn test_and_set(
         &mut self,
         vm: &str,
         expect: Generation,
         claimant: Claimant,
     ) -> Result<Claim, ClientError> {
-        match self.call(RequestBody::TestAndSet { vm: vm.into(), expect, claimant }, &[])? {
+        match self.claim(vm, expect, claimant, Purpose::Failover)? {
+            Start::Won(generation) => Ok(Claim::Won(generation)),
+            Start::Lost(holding) => Ok(Claim::Lost(holding)),
+            Start::Held(state) => Err(self.unexpected(AnswerBody::Held(state))),
+        }
+    }
+
+    /// The same for a copy that starts: it does not win while the holder is connected or may return, unless a
+    /// person says `take_over`.
+    pub fn start(
+        &mut self,
+        vm: &str,
+        expect: Generation,
+        claimant: Claimant,
+        take_over: bool,
+    ) -> Result<Start, ClientError> {
+        let purpose = if take_over { Purpose::TakeOver } else { Purpose::Start };
+        self.claim(vm, expect, claimant, purpose)
+    }
+
+    fn claim(
+        &mut self,
+        vm: &str,
+        expect: Generation,
+        claimant: Claimant,
+        purpose: Purpose,
+    ) -> Result<Start, ClientError> {
+        match self.call(RequestBody::TestAndSet { vm: vm.into(), expect, claimant, purpose }, &[])? {
             (AnswerBody::Won { generation }, _) if Some(generation) == expect.checked_add(1) => {
-                Ok(Claim::Won(generation))
+                Ok(Start::Won(generation))
             }
-            (AnswerBody::Lost(holding), _) => Ok(Claim::Lost(holding)),
+            (AnswerBody::Lost(holding), _) => Ok(Start::Lost(holding)),
+            (AnswerBody::Held(state), _) => Ok(Start::Held(state)),
+            (other, _) => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Says that the holder has ended: nothing is admitted under `generation` any more, and a start need not
+    /// wait. For the holder only, after its last disk request was answered.
+    pub fn release(
+        &mut self,
+        vm: &str,
+        generation: Generation,
+        claimant: Claimant,
+    ) -> Result<(), ClientError> {
+        self.done(RequestBody::Release { vm: vm.into(), generation, claimant }, &[])
+    }
+
+    /// Begins to fill a disk that is `New`, or anew with one that is `Filling`, with an image of `bytes`, a
+    /// multiple of 512. Until `end_fill`, only this connection may use the disk.
+    pub fn begin_fill(
+        &mut self,
+        disk: Handle,
+        generation: Generation,
+        bytes: u64,
+    ) -> Result<(), ClientError> {
+        self.done(RequestBody::BeginFill { disk, generation, bytes }, &[])
+    }
+
+    /// The disk is whole. When this returns that is durable, and it is never filled again.
+    pub fn end_fill(&mut self, disk: Handle, generation: Generation) -> Result<(), ClientError> {
+        self.done(RequestBody::EndFill { disk, generation }, &[])
+    }
+
+    fn done(&mut self, body: RequestBody, data: &[u8]) -> Result<(), ClientError> {
+        match self.call(body, data)? {
+            (AnswerBody::Done, _) => Ok(()),
             (other, _) => Err(self.unexpected(other)),
         }
     }
@@ -331,7 +424,7 @@ impl DiskClient {
         len: u32,
     ) -> Result<Vec<u8>, ClientError> {
         match self.call(RequestBody::Read { disk, generation, offset, len }, &[])? {
-            (AnswerBody::Data, data) if data.len() == len as usize => Ok(data),
+            (AnswerBody::Data, data) if u32::try_from(data.len()) == Ok(len) => Ok(data),
             (other, _) => Err(self.unexpected(other)),
         }
     }
@@ -345,18 +438,20 @@ impl DiskClient {
         data: &[u8],
         durable: bool,
     ) -> Result<(), ClientError> {
-        match self.call(RequestBody::Write { disk, generation, offset, durable }, data)? {
-            (AnswerBody::Done, _) => Ok(()),
-            (other, _) => Err(self.unexpected(other)),
-        }
+        self.done(RequestBody::Write { disk, generation, offset, durable }, data)
     }
 
     /// Makes every finished write of the disk durable.
     pub fn flush(&mut self, disk: Handle, generation: Generation) -> Result<(), ClientError> {
-        match self.call(RequestBody::Flush { disk, generation }, &[])? {
-            (AnswerBody::Done, _) => Ok(()),
-            (other, _) => Err(self.unexpected(other)),
-        }
+        self.done(RequestBody::Flush { disk, generation }, &[])
+    }
+
+    /// How long each later call may take.
+    pub fn set_deadline(&mut self, deadline: Duration) -> Result<(), ClientError> {
+        let set = self.link.stream.set_write_timeout(Some(deadline.max(Duration::from_millis(1))));
+        set.map_err(|error| self.link.unreachable(error))?;
+        self.deadline = deadline;
+        Ok(())
     }
 
     /// Gives up single calls for many requests in flight on `disk`.
@@ -391,12 +486,6 @@ impl DiskClient {
         tracing::warn!(server = %self.link.server, ?answer, "unexpected answer");
         ClientError::Unexpected { server: self.link.server.clone() }
     }
-}
-
-fn prepared(stream: TcpStream, deadline: Duration) -> io::Result<TcpStream> {
-    crate::socket::prepare(&stream)?;
-    stream.set_write_timeout(Some(deadline.max(Duration::from_millis(1))))?;
-    Ok(stream)
 }
 
 /// Submits disk requests; clone it for more threads or disks.

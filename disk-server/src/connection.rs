@@ -6,7 +6,7 @@
 //! the next batch. One thread does all of it, so that a request costs no hand-over between threads.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -22,9 +22,10 @@ use crate::protocol::{
 };
 use crate::seat::{Number, Place, Superseded};
 use crate::server::Shared;
+use crate::socket::Socket;
 use crate::store::StoreError;
 use crate::test_and_set::{Claimant, Decision};
-use crate::vm::Vm;
+use crate::vm::{ClaimRequest, Verdict, Vm};
 
 /// How long a new connection may take to send its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -117,7 +118,7 @@ impl OpenDisk {
 
 pub(crate) struct Connection<'a> {
     shared: &'a Shared,
-    stream: &'a TcpStream,
+    stream: &'a Socket,
     number: Number,
     reader: FrameReader,
     writer: FrameWriter,
@@ -128,7 +129,7 @@ pub(crate) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(crate) fn new(shared: &'a Shared, stream: &'a TcpStream, number: Number) -> Self {
+    pub(crate) fn new(shared: &'a Shared, stream: &'a Socket, number: Number) -> Self {
         Self {
             shared,
             stream,
@@ -157,7 +158,7 @@ impl<'a> Connection<'a> {
     }
 
     fn converse(&mut self) -> Result<(), ConnectionError> {
-        crate::socket::prepare(self.stream)?;
+        self.stream.prepare()?;
         self.stream.set_write_timeout(Some(SEND))?;
         self.stream.set_read_timeout(Some(FIRST_REQUEST))?;
         let mut greeted = false;
@@ -229,16 +230,20 @@ impl<'a> Connection<'a> {
             RequestBody::Open { vm, disk, create_bytes, claimant } => {
                 self.open(&vm, &disk, create_bytes, claimant)?
             }
-            RequestBody::TestAndSet { vm, expect, claimant } => self.claim(&vm, expect, claimant)?,
+            RequestBody::TestAndSet { vm, expect, claimant, purpose } => {
+                let local = self.stream.is_local();
+                self.claim(&vm, ClaimRequest { expect, claimant, purpose, local })?
+            }
             RequestBody::Query { vm } => AnswerBody::State(self.shared.store.query(&vm)?),
             RequestBody::Read { disk, generation, offset, len } => {
                 let open = self.disk(disk)?;
-                let data = open.admitted(generation, |disk| Ok(disk.read(offset, len)?))?;
+                let data = open.admitted(generation, |disk| Ok(disk.read(self.number, offset, len)?))?;
                 return Ok(Pending::Data(Arc::clone(&open.vm), generation, data));
             }
             RequestBody::Write { disk, generation, offset, durable } => {
                 let open = self.disk(disk)?;
-                let ticket = open.admitted(generation, |disk| Ok(disk.write(offset, data)?))?;
+                let ticket =
+                    open.admitted(generation, |disk| Ok(disk.write(self.number, offset, data)?))?;
                 if durable {
                     return Ok(Pending::Commit(Arc::clone(&open.disk), ticket));
                 }
@@ -249,6 +254,18 @@ impl<'a> Connection<'a> {
                 let open = self.disk(disk)?;
                 let ticket = open.admitted(generation, |disk| Ok(disk.now()))?;
                 return Ok(Pending::Commit(Arc::clone(&open.disk), ticket));
+            }
+            RequestBody::BeginFill { disk, generation, bytes } => {
+                self.disk(disk)?.admitted(generation, |disk| Ok(disk.begin_fill(self.number, bytes)?))?;
+                AnswerBody::Done
+            }
+            RequestBody::EndFill { disk, generation } => {
+                self.disk(disk)?.admitted(generation, |disk| Ok(disk.end_fill(self.number)?))?;
+                AnswerBody::Done
+            }
+            RequestBody::Release { vm, generation, claimant } => {
+                self.shared.store.release(&vm, generation, claimant)?;
+                AnswerBody::Done
             }
             RequestBody::Status => return Ok(Pending::Json(self.shared.status_json())),
         };
@@ -272,8 +289,9 @@ impl<'a> Connection<'a> {
             Some(known) => known,
             None => self.take_seat(&vm, &disk, claimant)?,
         };
-        let (state, bytes) = (vm.state()?, disk.bytes());
-        Ok(AnswerBody::Opened(Opened { disk: handle as Handle, bytes, state }))
+        let (state, bytes, content) = (vm.state()?, disk.bytes(), disk.content());
+        let disk = Handle::try_from(handle).expect("at most MAX_HANDLES");
+        Ok(AnswerBody::Opened(Opened { disk, bytes, state, content }))
     }
 
     /// Supersedes older connections of `claimant` at the disk. When this returns, nothing of them is being
@@ -291,16 +309,17 @@ impl<'a> Connection<'a> {
         Ok(handle)
     }
 
-    fn claim(&mut self, vm: &str, expect: Generation, claimant: Claimant) -> Result<AnswerBody, StoreError> {
-        let (decision, vm) = self.shared.store.claim(vm, expect, claimant)?;
+    fn claim(&mut self, vm: &str, request: ClaimRequest) -> Result<AnswerBody, StoreError> {
+        let (verdict, vm) = self.shared.store.claim(vm, request)?;
         if let Some(vm) = vm {
-            self.belongs_to(&vm, claimant);
+            self.belongs_to(&vm, request.claimant);
         }
-        Ok(match decision {
-            Decision::Grant(holding) | Decision::Repeat(holding) => {
+        Ok(match verdict {
+            Verdict::Decided(Decision::Grant(holding) | Decision::Repeat(holding)) => {
                 AnswerBody::Won { generation: holding.generation }
             }
-            Decision::Lost(holding) => AnswerBody::Lost(holding),
+            Verdict::Decided(Decision::Lost(holding)) => AnswerBody::Lost(holding),
+            Verdict::Held(state) => AnswerBody::Held(state),
         })
     }
 
@@ -313,7 +332,8 @@ impl<'a> Connection<'a> {
     }
 
     fn disk(&self, handle: Handle) -> Result<&OpenDisk, StoreError> {
-        self.disks.get(handle as usize).ok_or(StoreError::Disk {
+        let found = usize::try_from(handle).ok().and_then(|index| self.disks.get(index));
+        found.ok_or(StoreError::Disk {
             code: ErrorCode::NotFound,
             message: format!("no disk {handle} on this connection: open it first"),
         })

@@ -16,9 +16,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::clock;
+use crate::content;
 use crate::faults::{CrashPoint, Faults};
-use crate::protocol::{ErrorCode, MAX_TRANSFER, SECTOR};
-use crate::seat::Seats;
+use crate::fill::{Fill, FillError};
+use crate::protocol::{Content, ErrorCode, MAX_TRANSFER, SECTOR};
+use crate::seat::{Number, Seats};
 use crate::status::DiskStatistics;
 
 /// Why a disk did not do what it was asked.
@@ -32,6 +34,13 @@ pub(crate) enum DiskError {
     TooLong { len: u64 },
     #[error("disk {disk} of VM {vm}: cannot {action}: {source}")]
     Io { vm: String, disk: String, action: &'static str, source: std::io::Error },
+    #[error("disk {disk} of VM {vm}: {source}")]
+    Fill { vm: String, disk: String, source: FillError },
+    #[error(
+        "an image of {image} bytes is too long for disk {disk} of VM {vm}, which has {bytes}: \
+         a disk's size is given when it is made (--disk-size)"
+    )]
+    ImageTooLong { vm: String, disk: String, image: u64, bytes: u64 },
     #[error("disk {disk} of VM {vm} failed ({reason}): check the storage, then restart the disk server")]
     Failed { vm: String, disk: String, reason: String },
 }
@@ -39,12 +48,48 @@ pub(crate) enum DiskError {
 impl DiskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
-            DiskError::Beyond { .. } | DiskError::Unaligned { .. } | DiskError::TooLong { .. } => {
-                ErrorCode::Invalid
+            DiskError::Beyond { .. }
+            | DiskError::Unaligned { .. }
+            | DiskError::TooLong { .. }
+            | DiskError::ImageTooLong { .. } => ErrorCode::Invalid,
+            DiskError::Fill { source: FillError::Clear(source) | FillError::Record(source), .. } => {
+                crate::store::io_code(source)
             }
+            DiskError::Fill { source: FillError::Unknown(_), .. } => ErrorCode::Failed,
+            DiskError::Fill { .. } => ErrorCode::Conflict,
             DiskError::Io { source, .. } => crate::store::io_code(source),
             DiskError::Failed { .. } => ErrorCode::Failed,
         }
+    }
+}
+
+/// Why a read or write was not executed.
+enum RequestError {
+    Io(std::io::Error),
+    Fill(FillError),
+}
+
+impl From<std::io::Error> for RequestError {
+    fn from(error: std::io::Error) -> Self {
+        RequestError::Io(error)
+    }
+}
+
+impl From<FillError> for RequestError {
+    fn from(error: FillError) -> Self {
+        RequestError::Fill(error)
+    }
+}
+
+/// Why a filling did not end.
+enum EndError {
+    Disk(DiskError),
+    Fill(FillError),
+}
+
+impl From<FillError> for EndError {
+    fn from(error: FillError) -> Self {
+        EndError::Fill(error)
     }
 }
 
@@ -79,6 +124,7 @@ pub(crate) struct Disk {
     name: String,
     file: File,
     bytes: u64,
+    fill: Fill,
     faults: Arc<Faults>,
     sync: Mutex<Sync>,
     changed: Condvar,
@@ -90,7 +136,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// The disk in `file`, whose size the caller has checked.
-    pub(crate) fn new(vm: &str, name: &str, file: File, bytes: u64, faults: Arc<Faults>) -> Self {
+    pub(crate) fn new(vm: &str, name: &str, file: File, bytes: u64, fill: Fill, faults: Arc<Faults>) -> Self {
         // A server before this one may have answered writes that are still in the page cache only: the first
         // commit must sync even if nothing is written before it.
         let sync = Sync { written: 1, synced: 0, running: false, failed: None };
@@ -99,6 +145,7 @@ impl Disk {
             name: name.into(),
             file,
             bytes,
+            fill,
             faults,
             sync: Mutex::new(sync),
             changed: Condvar::new(),
@@ -113,33 +160,80 @@ impl Disk {
         self.bytes
     }
 
-    /// Reads `len` bytes at `offset`.
-    pub(crate) fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>, DiskError> {
-        self.check(offset, u64::from(len))?;
+    /// What the disk holds.
+    pub(crate) fn content(&self) -> Content {
+        self.fill.content()
+    }
+
+    /// Reads `len` bytes at `offset` for connection `who`.
+    pub(crate) fn read(&self, who: Number, offset: u64, len: u32) -> Result<Vec<u8>, DiskError> {
+        let len = u64::from(len);
+        self.check(offset, len)?;
         self.in_service()?;
-        let mut data = vec![0; len as usize];
-        self.file.read_exact_at(&mut data, offset).map_err(|source| self.io("read", source))?;
+        let count = usize::try_from(len).expect("at most MAX_TRANSFER");
+        let mut data = vec![0; count];
+        self.told("read", self.fill.reading(who, || Ok(self.file.read_exact_at(&mut data, offset)?)))?;
         self.counters.reads.fetch_add(1, Relaxed);
-        self.counters.read_bytes.fetch_add(u64::from(len), Relaxed);
+        self.counters.read_bytes.fetch_add(len, Relaxed);
         Ok(data)
     }
 
-    /// Writes `data` at `offset`. When it returns, every later read sees it, also of a server started after
-    /// this one was killed; `commit` with the ticket makes it durable.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<Ticket, DiskError> {
-        self.check(offset, data.len() as u64)?;
+    /// Writes `data` at `offset` for connection `who`. When it returns, every later read sees it, also of a
+    /// server started after this one was killed; `commit` with the ticket makes it durable.
+    pub(crate) fn write(&self, who: Number, offset: u64, data: &[u8]) -> Result<Ticket, DiskError> {
+        let len = data.len() as u64;
+        self.check(offset, len)?;
         self.in_service()?;
-        self.faults.delay_write(&self.vm);
-        if self.faults.due(CrashPoint::MidWrite) {
-            let _ = self.file.write_all_at(&data[..data.len() / 2], offset);
-            std::process::abort();
-        }
-        self.file.write_all_at(data, offset).map_err(|source| self.io("write", source))?;
+        let write = || {
+            self.faults.delay_write(&self.vm);
+            if self.faults.due(CrashPoint::MidWrite) {
+                let _ = self.file.write_all_at(&data[..data.len() / 2], offset);
+                std::process::abort();
+            }
+            Ok(self.file.write_all_at(data, offset)?)
+        };
+        self.told("write", self.fill.writing(who, write))?;
         self.counters.writes.fetch_add(1, Relaxed);
-        self.counters.written_bytes.fetch_add(data.len() as u64, Relaxed);
+        self.counters.written_bytes.fetch_add(len, Relaxed);
         let mut sync = self.lock();
         sync.written += 1;
         Ok(Ticket(sync.written))
+    }
+
+    /// Connection `who` begins to fill the disk with `image` bytes: it is empty when this returns.
+    pub(crate) fn begin_fill(&self, who: Number, image: u64) -> Result<(), DiskError> {
+        if image > self.bytes {
+            let (vm, disk) = (self.vm.clone(), self.name.clone());
+            return Err(DiskError::ImageTooLong { vm, disk, image, bytes: self.bytes });
+        }
+        self.in_service()?;
+        tracing::info!(vm = %self.vm, disk = %self.name, bytes = image, "the disk is being filled");
+        self.fill
+            .begin(who, || content::clear(&self.file, self.bytes))
+            .map_err(|source| self.fill_error(source))
+    }
+
+    /// Connection `who` has filled the disk. When this returns, that is durable, and for good.
+    pub(crate) fn end_fill(&self, who: Number) -> Result<(), DiskError> {
+        self.fill.end(who, || self.commit(self.now()).map_err(EndError::Disk)).map_err(
+            |error| match error {
+                EndError::Disk(error) => error,
+                EndError::Fill(error) => self.fill_error(error),
+            },
+        )?;
+        tracing::info!(vm = %self.vm, disk = %self.name, "the disk is filled");
+        Ok(())
+    }
+
+    fn told<T>(&self, action: &'static str, result: Result<T, RequestError>) -> Result<T, DiskError> {
+        result.map_err(|error| match error {
+            RequestError::Io(source) => self.io(action, source),
+            RequestError::Fill(source) => self.fill_error(source),
+        })
+    }
+
+    fn fill_error(&self, source: FillError) -> DiskError {
+        DiskError::Fill { vm: self.vm.clone(), disk: self.name.clone(), source }
     }
 
     /// The moment after all writes that have returned.
@@ -201,6 +295,7 @@ impl Disk {
         DiskStatistics {
             name: self.name.clone(),
             bytes: self.bytes,
+            content: format!("{:?}", self.content()),
             reads: counters.reads.load(Relaxed),
             read_bytes: counters.read_bytes.load(Relaxed),
             writes: counters.writes.load(Relaxed),

@@ -5,10 +5,15 @@ use crate::faults::Fault;
 
 const BYTES: u64 = 8 << 20;
 
+fn disk_in(file: File, faults: Faults) -> Disk {
+    let fill = Fill::new("unused".into(), "disk", Content::Filled, Arc::default());
+    Disk::new("vm", "disk", file, BYTES, fill, Arc::new(faults))
+}
+
 fn disk_with(faults: Faults) -> Disk {
     let file = tempfile::tempfile().unwrap();
     file.set_len(BYTES).unwrap();
-    Disk::new("vm", "disk", file, BYTES, Arc::new(faults))
+    disk_in(file, faults)
 }
 
 fn disk() -> Disk {
@@ -18,10 +23,10 @@ fn disk() -> Disk {
 #[test]
 fn reads_what_was_written() {
     let disk = disk();
-    disk.write(BYTES - 1024, &[7; 1024]).unwrap();
-    assert_eq!(disk.read(BYTES - 1024, 1024).unwrap(), [7; 1024]);
-    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
-    assert!(disk.read(BYTES, 0).unwrap().is_empty());
+    disk.write(1, BYTES - 1024, &[7; 1024]).unwrap();
+    assert_eq!(disk.read(1, BYTES - 1024, 1024).unwrap(), [7; 1024]);
+    assert_eq!(disk.read(1, 0, 512).unwrap(), [0; 512]);
+    assert!(disk.read(1, BYTES, 0).unwrap().is_empty());
 }
 
 #[test]
@@ -30,13 +35,13 @@ fn bounds() {
     let refused =
         [(1, 512), (0, 511), (BYTES, 512), (BYTES - 512, 1024), (u64::MAX - 511, 512), (u64::MAX, 512)];
     for (offset, len) in refused {
-        assert_eq!(disk.read(offset, len).unwrap_err().code(), ErrorCode::Invalid, "{offset} {len}");
-        assert_eq!(disk.write(offset, &vec![1; len as usize]).unwrap_err().code(), ErrorCode::Invalid);
+        assert_eq!(disk.read(1, offset, len).unwrap_err().code(), ErrorCode::Invalid, "{offset} {len}");
+        assert_eq!(disk.write(1, offset, &vec![1; len as usize]).unwrap_err().code(), ErrorCode::Invalid);
     }
-    let long = MAX_TRANSFER as u32 + 512;
-    assert!(matches!(disk.read(0, long), Err(DiskError::TooLong { .. })));
-    assert!(matches!(disk.read(0, !511), Err(DiskError::TooLong { .. })));
-    assert!(matches!(disk.write(0, &vec![0; long as usize]), Err(DiskError::TooLong { .. })));
+    let long = u32::try_from(MAX_TRANSFER).unwrap() + 512;
+    assert!(matches!(disk.read(1, 0, long), Err(DiskError::TooLong { .. })));
+    assert!(matches!(disk.read(1, 0, !511), Err(DiskError::TooLong { .. })));
+    assert!(matches!(disk.write(1, 0, &vec![0; long as usize]), Err(DiskError::TooLong { .. })));
 }
 
 #[test]
@@ -46,8 +51,8 @@ fn first_commit_syncs_and_an_idle_one_does_not() {
     assert_eq!(disk.statistics().syncs, 1);
     disk.commit(disk.now()).unwrap();
     assert_eq!(disk.statistics().syncs, 1);
-    let ticket = disk.write(0, &[1; 512]).unwrap();
-    disk.write(512, &[1; 512]).unwrap();
+    let ticket = disk.write(1, 0, &[1; 512]).unwrap();
+    disk.write(1, 512, &[1; 512]).unwrap();
     disk.commit(ticket).unwrap();
     disk.commit(disk.now()).unwrap();
     assert_eq!(disk.statistics().syncs, 2, "one fdatasync covers both writes");
@@ -56,13 +61,13 @@ fn first_commit_syncs_and_an_idle_one_does_not() {
 #[test]
 fn a_failed_fdatasync_stays_failed() {
     let disk = disk_with(Faults::new(None, vec![Fault::FailSync("vm".into())]));
-    let ticket = disk.write(0, &[1; 512]).unwrap();
+    let ticket = disk.write(1, 0, &[1; 512]).unwrap();
     for _ in 0..2 {
         assert_eq!(disk.commit(ticket).unwrap_err().code(), ErrorCode::Failed);
     }
     assert_eq!(disk.statistics().syncs, 0, "it was tried once, and never again");
-    assert_eq!(disk.write(0, &[1; 512]).unwrap_err().code(), ErrorCode::Failed);
-    assert_eq!(disk.read(0, 512).unwrap_err().code(), ErrorCode::Failed);
+    assert_eq!(disk.write(1, 0, &[1; 512]).unwrap_err().code(), ErrorCode::Failed);
+    assert_eq!(disk.read(1, 0, 512).unwrap_err().code(), ErrorCode::Failed);
     assert!(disk.statistics().failed.is_some());
 }
 
@@ -70,18 +75,18 @@ fn a_failed_fdatasync_stays_failed() {
 fn a_real_failing_fdatasync_fails_the_disk() {
     // The kernel refuses fdatasync on a character device.
     let file = File::options().write(true).open("/dev/null").unwrap();
-    let disk = Disk::new("vm", "disk", file, BYTES, Arc::new(Faults::default()));
-    let ticket = disk.write(0, &[1; 512]).unwrap();
+    let disk = disk_in(file, Faults::default());
+    let ticket = disk.write(1, 0, &[1; 512]).unwrap();
     assert_eq!(disk.commit(ticket).unwrap_err().code(), ErrorCode::Failed);
-    assert_eq!(disk.write(0, &[1; 512]).unwrap_err().code(), ErrorCode::Failed);
+    assert_eq!(disk.write(1, 0, &[1; 512]).unwrap_err().code(), ErrorCode::Failed);
 }
 
 #[test]
 fn a_full_file_system_is_said_and_does_not_fail_the_disk() {
     let file = File::options().read(true).write(true).open("/dev/full").unwrap();
-    let disk = Disk::new("vm", "disk", file, BYTES, Arc::new(Faults::default()));
-    assert_eq!(disk.write(0, &[1; 512]).unwrap_err().code(), ErrorCode::NoSpace);
-    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    let disk = disk_in(file, Faults::default());
+    assert_eq!(disk.write(1, 0, &[1; 512]).unwrap_err().code(), ErrorCode::NoSpace);
+    assert_eq!(disk.read(1, 0, 512).unwrap(), [0; 512]);
 }
 
 #[test]
@@ -92,7 +97,7 @@ fn commits_of_many_threads_share_fdatasyncs() {
             let disk = &disk;
             scope.spawn(move || {
                 for round in 0..50 {
-                    let ticket = disk.write(thread * 4096, &[round; 512]).unwrap();
+                    let ticket = disk.write(1, thread * 4096, &[round; 512]).unwrap();
                     disk.commit(ticket).unwrap();
                 }
             });

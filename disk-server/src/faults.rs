@@ -20,6 +20,10 @@ pub enum CrashPoint {
     AfterPublish,
     /// The record is durable, the claimant was not answered.
     AfterRecord,
+    /// A disk's state is about to change.
+    BeforeContent,
+    /// A disk's state has changed, the directory was not yet made durable.
+    AfterContent,
     /// Half of a write's bytes are in the file.
     MidWrite,
     /// A write is in the file, not yet made durable.
@@ -30,12 +34,14 @@ pub enum CrashPoint {
 
 impl CrashPoint {
     /// Every point, with the name the command line gives it.
-    pub const ALL: [(CrashPoint, &'static str); 8] = [
+    pub const ALL: [(CrashPoint, &'static str); 10] = [
         (CrashPoint::BeforeRecord, "before-record"),
         (CrashPoint::MidRecord, "mid-record"),
         (CrashPoint::BeforePublish, "before-publish"),
         (CrashPoint::AfterPublish, "after-publish"),
         (CrashPoint::AfterRecord, "after-record-before-answer"),
+        (CrashPoint::BeforeContent, "before-content"),
+        (CrashPoint::AfterContent, "after-content"),
         (CrashPoint::MidWrite, "mid-write"),
         (CrashPoint::BeforeSync, "before-sync"),
         (CrashPoint::BeforeAnswer, "before-answer-of-write"),

@@ -1,5 +1,11 @@
 //! The disk server's own binary; `lockstep disk-server` is the same server.
 #![forbid(unsafe_code)]
+#![warn(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
 
 use std::process::ExitCode;
 

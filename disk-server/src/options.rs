@@ -7,6 +7,9 @@ use crate::faults::{CrashAt, Fault};
 /// Where the disk server listens unless it is told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7411";
 
+/// Seconds for which a holder may return, unless told otherwise.
+pub const DEFAULT_GRACE_S: u32 = 10;
+
 /// Options of `disk-server` and of `lockstep disk-server`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -18,6 +21,11 @@ pub struct Options {
     /// has no passwords: listen where only the VMs' hosts can connect.
     #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: String,
+
+    /// Seconds for which the holder of a machine may return after this server has started, and after its last
+    /// connection has ended, before another copy may be started. The halves of a pair do not wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_GRACE_S)]
+    pub grace: u32,
 
     /// What clients may use up.
     #[command(flatten)]
@@ -39,6 +47,7 @@ impl Options {
         Self {
             data: data.into(),
             listen: listen.into(),
+            grace: DEFAULT_GRACE_S,
             limits: Limits::default(),
             crash_at: None,
             fault: Vec::new(),

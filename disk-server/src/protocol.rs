@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::test_and_set::{Claimant, Holding, Refusal};
 
 /// Version of the messages and of their layout.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The disk protocol's frames.
 pub const PROTOCOL: Protocol =
@@ -81,6 +81,8 @@ pub enum RequestBody {
         expect: Generation,
         /// Who claims.
         claimant: Claimant,
+        /// What for.
+        purpose: Purpose,
     },
     /// 2: asks for the VM's state.
     Query {
@@ -118,6 +120,43 @@ pub enum RequestBody {
     },
     /// 6: asks for statistics.
     Status,
+    /// 7: begins to fill a disk that is `New` with an image, or begins anew with one that is `Filling`, which
+    /// is empty again then. Until `EndFill`, only this connection may use the disk.
+    BeginFill {
+        /// Which disk.
+        disk: Handle,
+        /// The asker's generation.
+        generation: Generation,
+        /// Length of the image in bytes, padded to a multiple of 512.
+        bytes: u64,
+    },
+    /// 8: the disk that this connection fills is whole: durable, and never filled again.
+    EndFill {
+        /// Which disk.
+        disk: Handle,
+        /// The asker's generation.
+        generation: Generation,
+    },
+    /// 9: the holder has ended. Nothing is admitted under its generation any more, and a start need not wait.
+    Release {
+        /// The VM's name.
+        vm: String,
+        /// The generation that the asker holds.
+        generation: Generation,
+        /// Who it is.
+        claimant: Claimant,
+    },
+}
+
+/// What a claim is for: who must wait for a holder that may return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Purpose {
+    /// One half of a pair goes on without the other: decided at once.
+    Failover,
+    /// A new copy starts: refused while the holder is connected, or may return.
+    Start,
+    /// A person says that the holder must end: decided at once.
+    TakeOver,
 }
 
 /// What the server answers.
@@ -158,6 +197,8 @@ pub enum AnswerBody {
     },
     /// 8: the message's data is a `Status` as JSON.
     Status,
+    /// 9: a start was refused: the holder is connected, or may return for as long as the state says.
+    Held(VmState),
 }
 
 /// A disk that was opened.
@@ -169,6 +210,19 @@ pub struct Opened {
     pub bytes: u64,
     /// The VM's state.
     pub state: VmState,
+    /// What the disk holds.
+    pub content: Content,
+}
+
+/// What a disk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Content {
+    /// Nothing was ever written: it may be filled.
+    New,
+    /// An image is being copied to it, or the copy was cut short. Only `BeginFill` is of use.
+    Filling,
+    /// What a machine works with: it is never filled again, whatever its bytes are.
+    Filled,
 }
 
 /// The state of a VM.
@@ -178,6 +232,10 @@ pub struct VmState {
     pub holding: Holding,
     /// Whether the holder has a connection to the server. `false` proves nothing about whether it runs.
     pub holder_connected: bool,
+    /// Whether the holder has ended, by its own word or with the process that had the directory open.
+    pub ended: bool,
+    /// Milliseconds for which a start waits for a holder that is not connected and may return.
+    pub may_return_ms: u64,
 }
 
 /// Kinds of refusals.
@@ -187,7 +245,7 @@ pub enum ErrorCode {
     Invalid,
     /// No such VM, disk or handle.
     NotFound,
-    /// The disk exists with another size.
+    /// The disk exists with another size or state.
     Conflict,
     /// The generation was never granted.
     NeverGranted,
@@ -232,7 +290,8 @@ pub fn encode<T: Serialize>(head: &T, data: &[u8], payload: &mut Vec<u8>) -> Res
     if len > MAX_HEAD {
         return Err(MessageError::Head { head: len, payload: len + data.len() });
     }
-    payload[..2].copy_from_slice(&(len as u16).to_le_bytes());
+    let field = u16::try_from(len).expect("at most MAX_HEAD");
+    payload[..2].copy_from_slice(&field.to_le_bytes());
     payload.extend_from_slice(data);
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! storage and for its socket, and a hand-over between threads costs more than a small write.
 
 use std::collections::BTreeMap;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,13 +18,14 @@ use crate::faults::Faults;
 use crate::options::{Limits, Options};
 use crate::protocol::PROTOCOL_VERSION;
 use crate::seat::Number;
+use crate::socket::Socket;
 use crate::status::Status;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreOptions};
 
 /// How long requests in flight may take when the server stops.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 /// How long the last fdatasync may take.
-const LAST_SYNC: Duration = Duration::from_secs(30);
+pub(crate) const LAST_SYNC: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections beyond the limit that are told so; more are closed without a word.
@@ -66,7 +67,7 @@ impl ServerError {
     /// line.)
     pub fn exit_code(&self) -> u8 {
         match self {
-            ServerError::Store(StoreError::InUse { .. }) => 3,
+            ServerError::Store(StoreError::InUse { .. } | StoreError::MachineRuns { .. }) => 3,
             ServerError::Listen { .. } => 4,
             ServerError::Store(StoreError::Disk { .. }) | ServerError::NotDurable(_) => 6,
             ServerError::Store(_) => 5,
@@ -84,11 +85,23 @@ pub(crate) struct Shared {
     pub(crate) closed_for_errors: AtomicU64,
     superseded: AtomicU64,
     accepted: AtomicU64,
-    sockets: Mutex<BTreeMap<Number, Arc<TcpStream>>>,
+    sockets: Mutex<BTreeMap<Number, Arc<Socket>>>,
 }
 
 impl Shared {
-    fn sockets(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<TcpStream>>> {
+    pub(crate) fn new(store: Store, limits: Limits, faults: Arc<Faults>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            limits,
+            faults,
+            closed_for_errors: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            sockets: Mutex::default(),
+        })
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<Socket>>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,20 +140,13 @@ impl Server {
     /// Opens the data directory and the address. Blocks while it reads the directory.
     pub async fn bind(options: &Options) -> Result<Self, ServerError> {
         let faults = Arc::new(Faults::new(options.crash_at, options.fault.clone()));
-        let store = Store::open(&options.data, options.limits, Arc::clone(&faults))?;
+        let grace = Duration::from_secs(options.grace.into());
+        let store = StoreOptions { limits: options.limits, grace, machine: None };
+        let store = Store::open(&options.data, store, Arc::clone(&faults))?;
         let listen = |source| ServerError::Listen { address: options.listen.clone(), source };
         let listener = TcpListener::bind(&options.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let shared = Shared {
-            store,
-            limits: options.limits,
-            faults,
-            closed_for_errors: AtomicU64::new(0),
-            superseded: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
-            sockets: Mutex::default(),
-        };
-        Ok(Self { listener, address, shared: Arc::new(shared) })
+        Ok(Self { listener, address, shared: Shared::new(store, options.limits, faults) })
     }
 
     /// Where it listens.
@@ -168,9 +174,7 @@ impl Server {
         drop(self.listener);
         drop(alive);
         for how in [Shutdown::Read, Shutdown::Both] {
-            for socket in self.shared.sockets().values() {
-                let _ = socket.shutdown(how);
-            }
+            self.shared.shut_down(how);
             if tokio::time::timeout(DRAIN, all_gone.recv()).await.is_ok() {
                 break;
             }
@@ -179,25 +183,40 @@ impl Server {
     }
 
     fn start(&self, stream: tokio::net::TcpStream, peer: SocketAddr, alive: mpsc::Sender<()>) {
-        let id = self.shared.accepted.fetch_add(1, Relaxed);
-        let stream = match stream.into_std().and_then(|s| s.set_nonblocking(false).map(|()| s)) {
-            Ok(stream) => Arc::new(stream),
-            Err(error) => return tracing::warn!(%peer, %error, "connection lost at once"),
-        };
-        let mut sockets = self.shared.sockets();
-        let limit = self.shared.limits.max_connections;
+        match stream.into_std().and_then(|s| s.set_nonblocking(false).map(|()| s)) {
+            Ok(stream) => self.shared.start(Socket::Tcp(stream), peer.to_string(), Some(alive)),
+            Err(error) => tracing::warn!(%peer, %error, "connection lost at once"),
+        }
+    }
+}
+
+impl Shared {
+    /// Serves a connection, in a thread of its own.
+    pub(crate) fn start(self: &Arc<Self>, stream: Socket, peer: String, alive: Option<mpsc::Sender<()>>) {
+        let id = self.accepted.fetch_add(1, Relaxed);
+        let stream = Arc::new(stream);
+        let mut sockets = self.sockets();
+        let limit = self.limits.max_connections;
         let full = sockets.len() >= limit;
         if sockets.len() >= limit.saturating_add(MAX_REFUSED) {
             return tracing::warn!(%peer, limit, "too many connections");
         }
         sockets.insert(id, Arc::clone(&stream));
         drop(sockets);
-        let entry = Entry { shared: Arc::clone(&self.shared), id, _alive: alive };
-        let body = move || entry.run(&stream, peer, full);
+        let entry = Entry { shared: Arc::clone(self), id, _alive: alive };
         let thread = std::thread::Builder::new().name(format!("disk-{id}")).stack_size(STACK_BYTES);
-        if let Err(error) = thread.spawn(body) {
-            tracing::warn!(%peer, %error, "no thread for a connection");
+        if let Err(error) = thread.spawn(move || entry.run(&stream, &peer, full)) {
+            tracing::warn!(%error, "no thread for a connection");
         }
+    }
+
+    /// Lets no connection go on; whether there are none left.
+    pub(crate) fn shut_down(&self, how: Shutdown) -> bool {
+        let sockets = self.sockets();
+        for socket in sockets.values() {
+            let _ = socket.shutdown(how);
+        }
+        sockets.is_empty()
     }
 }
 
@@ -205,21 +224,21 @@ impl Server {
 struct Entry {
     shared: Arc<Shared>,
     id: Number,
-    _alive: mpsc::Sender<()>,
+    _alive: Option<mpsc::Sender<()>>,
 }
 
 impl Entry {
-    fn run(self, stream: &TcpStream, peer: SocketAddr, full: bool) {
-        tracing::debug!(%peer, "connected");
+    fn run(self, stream: &Socket, peer: &str, full: bool) {
+        tracing::debug!(peer, "connected");
         let mut connection = Connection::new(&self.shared, stream, self.id);
         if full {
             let error = ConnectionError::Full(self.shared.limits.max_connections);
-            tracing::warn!(%peer, %error, "connection refused");
+            tracing::warn!(peer, %error, "connection refused");
             return connection.refuse(&error);
         }
         match connection.serve() {
-            Ok(()) => tracing::debug!(%peer, "disconnected"),
-            Err(error) => tracing::warn!(%peer, %error, "connection closed"),
+            Ok(()) => tracing::debug!(peer, "disconnected"),
+            Err(error) => tracing::warn!(peer, %error, "connection closed"),
         }
     }
 }
@@ -278,7 +297,7 @@ mod tests {
         let io = || std::io::Error::from(std::io::ErrorKind::Other);
         let errors = [
             ServerError::Process { action: "try", source: io() },
-            ServerError::Store(StoreError::InUse { path: "x".into(), process: "1".into() }),
+            ServerError::Store(StoreError::InUse { path: "x".into(), user: "y".into() }),
             ServerError::Listen { address: "x".into(), source: io() },
             ServerError::Store(StoreError::io("try", "x".as_ref(), io())),
             ServerError::NotDurable(LAST_SYNC),

@@ -37,6 +37,9 @@ pub struct VmStatistics {
     pub holder: Option<String>,
     /// Whether the holder is connected.
     pub holder_connected: bool,
+    /// Whether the holder has ended.
+    #[serde(default)]
+    pub ended: bool,
     /// Why the VM is out of service, if it is.
     pub damaged: Option<String>,
     /// Claims granted since the start.
@@ -56,6 +59,9 @@ pub struct DiskStatistics {
     pub name: String,
     /// Its size.
     pub bytes: u64,
+    /// What it holds: `New`, `Filling` or `Filled`.
+    #[serde(default)]
+    pub content: String,
     /// Reads executed.
     pub reads: u64,
     /// Bytes read.

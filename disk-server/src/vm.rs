@@ -6,28 +6,51 @@
 //! any more. Nothing is shared between VMs: one that waits for its storage delays no other.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use logchannel::Generation;
 
 use crate::disk::Disk;
+use crate::disk_file;
 use crate::faults::{CrashPoint, Faults};
-use crate::generation_file::{self, ReplaceError};
+use crate::generation_file;
 use crate::options::Limits;
-use crate::protocol::{SECTOR, VmState, is_name};
+use crate::presence::Presence;
+use crate::protocol::{Purpose, VmState, is_name};
+use crate::record::{Ownership, Tenure};
+use crate::record_file::ReplaceError;
 use crate::status::VmStatistics;
 use crate::store::StoreError;
-use crate::test_and_set::{Claimant, Decision, Holding, admits, decide};
+use crate::test_and_set::{Claimant, Decision, Refusal, admits, decide};
 
 const DISKS: &str = "disks";
 
+/// A claim, and from where it comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClaimRequest {
+    pub(crate) expect: Generation,
+    pub(crate) claimant: Claimant,
+    pub(crate) purpose: Purpose,
+    /// Whether the claimant is the process that has the directory open: its holding ends with the process.
+    pub(crate) local: bool,
+}
+
+/// What becomes of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The test-and-set decided.
+    Decided(Decision),
+    /// A start must wait: the holder is there, or may return.
+    Held(VmState),
+}
+
 #[derive(Debug)]
 struct Fence {
-    holding: Holding,
+    ownership: Ownership,
     /// Why nothing can be said about the generation, if so.
     damaged: Option<String>,
 }
@@ -40,7 +63,7 @@ pub(crate) struct Vm {
     faults: Arc<Faults>,
     fence: RwLock<Fence>,
     disks: Mutex<BTreeMap<String, Arc<Disk>>>,
-    connected: Mutex<BTreeMap<Claimant, usize>>,
+    presence: Presence,
     claims_won: AtomicU64,
     claims_lost: AtomicU64,
     fenced: AtomicU64,
@@ -54,22 +77,30 @@ impl Vm {
         File::open(dir)?.sync_all()
     }
 
-    /// The VM in `dir`. If its record is damaged it exists, but refuses everything.
-    pub(crate) fn load(dir: PathBuf, name: &str, faults: Arc<Faults>) -> Self {
+    /// The VM in `dir`. If its record is damaged it exists, but refuses everything. A holder that is not
+    /// connected may return for `grace`, also after this start.
+    pub(crate) fn load(dir: PathBuf, name: &str, grace: Duration, faults: Arc<Faults>) -> Self {
         let fence = match generation_file::load(&dir, name) {
-            Ok(holding) => Fence { holding, damaged: None },
+            Ok(mut ownership) => {
+                if ownership.tenure == Tenure::Local {
+                    // Its process had the directory's lock, which is ours now.
+                    ownership.tenure = Tenure::Released;
+                }
+                Fence { ownership, damaged: None }
+            }
             Err(error) => {
                 tracing::error!(vm = name, %error, "VM out of service");
-                Fence { holding: Holding::default(), damaged: Some(error.to_string()) }
+                Fence { ownership: Ownership::default(), damaged: Some(error.to_string()) }
             }
         };
+        let presence = Presence::new(fence.ownership.holding.holder, grace);
         Self {
             name: name.into(),
             dir,
             faults,
             fence: RwLock::new(fence),
             disks: Mutex::default(),
-            connected: Mutex::default(),
+            presence,
             claims_won: AtomicU64::new(0),
             claims_lost: AtomicU64::new(0),
             fenced: AtomicU64::new(0),
@@ -77,15 +108,28 @@ impl Vm {
     }
 
     /// The test-and-set. A grant is durable when this returns.
-    pub(crate) fn claim(&self, expect: Generation, claimant: Claimant) -> Result<Decision, StoreError> {
+    pub(crate) fn claim(&self, request: ClaimRequest) -> Result<Verdict, StoreError> {
+        let ClaimRequest { expect, claimant, purpose, local } = request;
         let mut fence = self.fence.write().map_err(|_| self.poisoned())?;
         let before = self.sound(&fence)?;
-        let decision = decide(&before, expect, claimant);
+        let decision = decide(&before.holding, expect, claimant);
         match decision {
             Decision::Grant(next) => {
-                assert!(next.generation > before.generation, "a generation never decreases");
-                self.store(&mut fence, next)?;
-                tracing::info!(vm = %self.name, generation = next.generation, "generation granted");
+                assert!(next.generation > before.holding.generation, "a generation never decreases");
+                if purpose == Purpose::Start && before.holding.holder != Some(claimant) {
+                    let state = self.describe(&before);
+                    if state.holder_connected || state.may_return_ms > 0 {
+                        tracing::info!(vm = %self.name, ?state, "a start must wait");
+                        return Ok(Verdict::Held(state));
+                    }
+                    if local && !state.ended && state.holding.holder.is_some() {
+                        return Err(StoreError::HeldElsewhere { vm: self.name.clone() });
+                    }
+                }
+                let tenure = if local { Tenure::Local } else { Tenure::MayReturn };
+                self.store(&mut fence, Ownership { holding: next, tenure })?;
+                self.presence.set_holder(claimant);
+                tracing::info!(vm = %self.name, generation = next.generation, ?purpose, "generation granted");
                 self.faults.reach(CrashPoint::AfterRecord);
                 self.claims_won.fetch_add(1, Relaxed);
             }
@@ -95,13 +139,28 @@ impl Vm {
                 self.claims_lost.fetch_add(1, Relaxed);
             }
         }
-        Ok(decision)
+        Ok(Verdict::Decided(decision))
     }
 
-    fn store(&self, fence: &mut Fence, next: Holding) -> Result<(), StoreError> {
+    /// The holder has ended. Durable when this returns.
+    pub(crate) fn release(&self, generation: Generation, claimant: Claimant) -> Result<(), StoreError> {
+        let mut fence = self.fence.write().map_err(|_| self.poisoned())?;
+        let Ownership { holding, tenure } = self.sound(&fence)?;
+        admits(&holding, generation)?;
+        if holding.holder != Some(claimant) {
+            return Err(Refusal::NeverGranted { asked: generation, current: holding.generation }.into());
+        }
+        if tenure != Tenure::Released {
+            self.store(&mut fence, Ownership { holding, tenure: Tenure::Released })?;
+            tracing::info!(vm = %self.name, generation, "generation released");
+        }
+        Ok(())
+    }
+
+    fn store(&self, fence: &mut Fence, next: Ownership) -> Result<(), StoreError> {
         match generation_file::replace(&self.dir, &self.name, &next, &self.faults) {
             Ok(()) => {
-                fence.holding = next;
+                fence.ownership = next;
                 Ok(())
             }
             Err(ReplaceError::Unchanged(source)) => {
@@ -109,7 +168,9 @@ impl Vm {
             }
             Err(error @ ReplaceError::Uncertain(_)) => {
                 tracing::error!(vm = %self.name, %error, "VM out of service until restart");
-                fence.damaged = Some(format!("{error}; check the storage, then restart the disk server"));
+                let record = "the generation record";
+                fence.damaged =
+                    Some(format!("{record}: {error}; check the storage, then restart the disk server"));
                 self.sound(fence).map(|_| ())
             }
         }
@@ -122,38 +183,43 @@ impl Vm {
         action: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let fence = self.fence.read().map_err(|_| self.poisoned())?;
-        let holding = self.sound(&fence)?;
+        let Ownership { holding, tenure } = self.sound(&fence)?;
         if let Err(refusal) = admits(&holding, generation) {
             self.fenced.fetch_add(1, Relaxed);
             return Err(refusal.into());
         }
+        if tenure == Tenure::Released {
+            return Err(StoreError::Released { vm: self.name.clone(), generation });
+        }
         action()
     }
 
-    /// Generation, holder, and whether the holder is connected.
+    /// Generation, holder, and whether the holder is there or may return.
     pub(crate) fn state(&self) -> Result<VmState, StoreError> {
         let fence = self.fence.read().map_err(|_| self.poisoned())?;
-        let holding = self.sound(&fence)?;
-        drop(fence);
-        Ok(VmState { holding, holder_connected: self.is_connected(&holding) })
+        Ok(self.describe(&self.sound(&fence)?))
     }
 
-    fn is_connected(&self, holding: &Holding) -> bool {
-        holding.holder.is_some_and(|holder| lock(&self.connected).contains_key(&holder))
+    fn describe(&self, ownership: &Ownership) -> VmState {
+        let Ownership { holding, tenure } = *ownership;
+        let ended = holding.holder.is_some() && tenure == Tenure::Released;
+        let (holder_connected, may_return) = self.presence.holder();
+        let may_return_ms = match ended {
+            true => 0,
+            // Rounded up: 0 says that it may not.
+            false => u64::try_from(may_return.as_micros().div_ceil(1000)).unwrap_or(u64::MAX),
+        };
+        VmState { holding, holder_connected: holder_connected && !ended, ended, may_return_ms }
     }
 
     /// Notes that one more connection belongs to `claimant`.
     pub(crate) fn connect(&self, claimant: Claimant) {
-        *lock(&self.connected).entry(claimant).or_insert(0) += 1;
+        self.presence.connect(claimant);
     }
 
     /// Takes back one `connect`.
     pub(crate) fn disconnect(&self, claimant: Claimant) {
-        let mut connected = lock(&self.connected);
-        match connected.get_mut(&claimant) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(connected.remove(&claimant)),
-        }
+        self.presence.disconnect(claimant);
     }
 
     /// Opens a disk, and creates it first if `create_bytes` is given and it does not exist.
@@ -170,8 +236,8 @@ impl Vm {
         let disk = match disks.get(name) {
             Some(disk) => Arc::clone(disk),
             None => {
-                let (file, bytes) = self.open_file(name, create_bytes, limits)?;
-                let disk = Arc::new(Disk::new(&self.name, name, file, bytes, Arc::clone(&self.faults)));
+                let place = disk_file::Place { vm: &self.name, dir: self.dir.join(DISKS), disk: name };
+                let disk = place.open(create_bytes, limits, &self.faults)?;
                 disks.insert(name.into(), Arc::clone(&disk));
                 disk
             }
@@ -184,56 +250,6 @@ impl Vm {
         }
     }
 
-    fn open_file(
-        &self,
-        name: &str,
-        create_bytes: Option<u64>,
-        limits: &Limits,
-    ) -> Result<(File, u64), StoreError> {
-        let path = self.dir.join(DISKS).join(format!("{name}.img"));
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match create_bytes {
-                Some(bytes) => self.create_file(&path, bytes, limits)?,
-                None => return Err(StoreError::NoDisk { vm: self.name.clone(), disk: name.into() }),
-            },
-            Err(error) => return Err(StoreError::io("open", &path, error)),
-        };
-        let metadata = file.metadata().map_err(|error| StoreError::io("examine", &path, error))?;
-        if !metadata.is_file() || !metadata.len().is_multiple_of(SECTOR) || metadata.len() == 0 {
-            return Err(StoreError::NotADisk { path, bytes: metadata.len() });
-        }
-        Ok((file, metadata.len()))
-    }
-
-    /// A new disk appears under its name only when it has its size, durably.
-    fn create_file(&self, path: &Path, bytes: u64, limits: &Limits) -> Result<File, StoreError> {
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > limits.max_disk_bytes {
-            return Err(StoreError::DiskSize { bytes, limit: limits.max_disk_bytes });
-        }
-        let dir = self.dir.join(DISKS);
-        let create = || {
-            let images = |entry: &std::io::Result<std::fs::DirEntry>| {
-                entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "img"))
-            };
-            if std::fs::read_dir(&dir)?.filter(images).count() >= limits.max_disks {
-                return Ok(None);
-            }
-            let unfinished = path.with_extension("new");
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(true).mode(0o600);
-            let file = options.open(&unfinished)?;
-            file.set_len(bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&unfinished, path)?;
-            File::open(&dir)?.sync_all()?;
-            Ok(Some(file))
-        };
-        let file = create().map_err(|error| StoreError::io("create", path, error))?;
-        tracing::info!(vm = %self.name, path = %path.display(), bytes, created = file.is_some(), "new disk");
-        file.ok_or(StoreError::Limit { what: "disks of this VM", limit: limits.max_disks })
-    }
-
     /// The disks opened since the start.
     pub(crate) fn disks(&self) -> Vec<Arc<Disk>> {
         lock(&self.disks).values().cloned().collect()
@@ -241,16 +257,18 @@ impl Vm {
 
     /// Its counters. Does not wait for a claim that is being made durable.
     pub(crate) fn statistics(&self) -> VmStatistics {
-        let (holding, damaged) = match self.fence.try_read() {
-            Ok(fence) => (Some(fence.holding), fence.damaged.clone()),
+        let (state, damaged) = match self.fence.try_read() {
+            Ok(fence) => (Some(self.describe(&fence.ownership)), fence.damaged.clone()),
             Err(_) => (None, None),
         };
-        let known = holding.filter(|_| damaged.is_none());
+        let state = state.filter(|_| damaged.is_none());
+        let known = state.map(|state| state.holding);
         VmStatistics {
             name: self.name.clone(),
             generation: known.map(|holding| holding.generation),
             holder: known.and_then(|holding| holding.holder).map(|holder| format!("{holder:032x}")),
-            holder_connected: known.is_some_and(|holding| self.is_connected(&holding)),
+            holder_connected: state.is_some_and(|state| state.holder_connected),
+            ended: state.is_some_and(|state| state.ended),
             damaged,
             claims_won: self.claims_won.load(Relaxed),
             claims_lost: self.claims_lost.load(Relaxed),
@@ -259,9 +277,9 @@ impl Vm {
         }
     }
 
-    fn sound(&self, fence: &Fence) -> Result<Holding, StoreError> {
+    fn sound(&self, fence: &Fence) -> Result<Ownership, StoreError> {
         match &fence.damaged {
-            None => Ok(fence.holding),
+            None => Ok(fence.ownership),
             Some(reason) => Err(StoreError::Damaged { vm: self.name.clone(), reason: reason.clone() }),
         }
     }
@@ -285,8 +303,9 @@ mod tests {
     fn no_claim_is_decided_while_a_request_is_inside_the_fence() {
         let dir = tempfile::tempdir().unwrap();
         Vm::create_files(dir.path(), "vm").unwrap();
-        let vm = Vm::load(dir.path().into(), "vm", Arc::default());
-        vm.claim(0, 7).unwrap();
+        let vm = Vm::load(dir.path().into(), "vm", Duration::ZERO, Arc::default());
+        let purpose = Purpose::Failover;
+        vm.claim(ClaimRequest { expect: 0, claimant: 7, purpose, local: false }).unwrap();
         let inside = vm.fenced(1, || Ok(vm.fence.try_write().is_err())).unwrap();
         assert!(inside && vm.fence.try_write().is_ok());
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::{Site, new_vm, until};
 use disk_server::client::{Claim, ClientError, DiskOutcome};
 use disk_server::protocol::{
-    self, Answer, AnswerBody, ErrorCode, KIND_REQUEST, PROTOCOL, Request, RequestBody,
+    self, Answer, AnswerBody, ErrorCode, KIND_REQUEST, PROTOCOL, Purpose, Request, RequestBody,
 };
 use disk_server::test_and_set::Holding;
 use logchannel::frame::{FrameReader, FrameWriter};
@@ -158,7 +158,12 @@ fn every_kind_of_request_is_fenced() {
 fn what_was_read_before_a_claim_is_not_told_after_it() {
     let site = Site::new();
     let server = site.start(&[]);
-    let claim = |expect, claimant| RequestBody::TestAndSet { vm: "vm".into(), expect, claimant };
+    let claim = |expect, claimant| RequestBody::TestAndSet {
+        vm: "vm".into(),
+        expect,
+        claimant,
+        purpose: Purpose::Failover,
+    };
     let requests = [
         RequestBody::Open { vm: "vm".into(), disk: "disk".into(), create_bytes: Some(BYTES), claimant: A },
         claim(0, A),

@@ -9,7 +9,9 @@ use std::net::{Shutdown, TcpStream};
 
 use common::{DEADLINE, Server, Site, new_vm, until};
 use disk_server::client::{ClientError, DiskClient};
-use disk_server::protocol::{self, ErrorCode, KIND_CLOSING, KIND_REQUEST, PROTOCOL, Request, RequestBody};
+use disk_server::protocol::{
+    self, ErrorCode, KIND_CLOSING, KIND_REQUEST, PROTOCOL, Purpose, Request, RequestBody,
+};
 use logchannel::frame::{FrameReader, FrameWriter, Protocol};
 use proptest::prelude::*;
 
@@ -108,7 +110,8 @@ fn what_came_before_a_broken_frame_is_executed_and_answered() {
     let site = Site::new();
     let server = site.start(&[]);
     let mut writer = FrameWriter::new(PROTOCOL);
-    let claim = RequestBody::TestAndSet { vm: "vm".into(), expect: 0, claimant: A };
+    let claim =
+        RequestBody::TestAndSet { vm: "vm".into(), expect: 0, claimant: A, purpose: Purpose::Failover };
     let mut bytes = frame(&mut writer, 5, claim, &[]);
     bytes.extend_from_slice(b"garbage that is at least one header long");
     assert!(last_word(&server, &bytes).unwrap().contains("not a disk protocol frame"));
