@@ -11,6 +11,8 @@ use disk_server::client::DiskClient;
 use disk_server::protocol::VmState;
 use lockstep::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT, Part};
 use lockstep::io::clock::HostClock;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -297,6 +299,23 @@ impl Process {
         });
         let status = status.expect("it ended");
         status.code().unwrap_or_else(|| panic!("{status}:\n{}", self.output()))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
+        kill(pid, signal).expect("a child can be signalled");
+    }
+
+    /// kill -9, and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().expect("a child can be waited for");
     }
 
     /// Whether it runs.

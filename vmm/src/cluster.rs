@@ -80,6 +80,8 @@ pub struct ClusterOptions {
     pub backup_environment: Vec<(String, String)>,
     /// More options for the disk server.
     pub disk_options: Vec<String>,
+    /// Seconds for which a holder may return. On one host, a lost connection is mostly a lost process.
+    pub grace_s: u32,
     /// TCP port of the guest's service, which a port of this host reaches.
     pub guest_port: u16,
     /// Whether the service behind a port of this host answers.
@@ -102,6 +104,7 @@ impl ClusterOptions {
             primary_options: Vec::new(),
             backup_environment: Vec::new(),
             disk_options: Vec::new(),
+            grace_s: 1,
             guest_port: REDIS_PORT,
             answers: ping,
             patience: PATIENCE,
@@ -175,7 +178,8 @@ impl Cluster {
     pub fn start_disk_server(&mut self, listen: &str) -> anyhow::Result<()> {
         let from = self.log_len(Part::DiskServer);
         let data = self.options.directory.join("disks").display().to_string();
-        let mut arguments = words(&["disk-server", "--listen", listen, "--data", &data]);
+        let grace = self.options.grace_s.to_string();
+        let mut arguments = words(&["disk-server", "--listen", listen, "--data", &data, "--grace", &grace]);
         arguments.extend(self.options.disk_options.iter().cloned());
         self.spawn(Part::DiskServer, &arguments)?;
         self.disk_address = self.wait_for_line(Part::DiskServer, from, "disk-server listening on ")?;

@@ -54,8 +54,9 @@ pub struct VmArgs {
     /// Command line of the guest; without it, the guest's own.
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// Disk server, host:port.
-    #[arg(long, default_value = disk_server::DEFAULT_LISTEN, value_name = "ADDRESS")]
+    /// Disk server, host:port. Without it, a pair asks 127.0.0.1:7411; a machine without a backup keeps its
+    /// disk itself, where the command has --data.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
     pub disk_server: String,
     /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that
     /// has a root disk, else disk0.
@@ -176,8 +177,18 @@ impl VmConfig {
         if let Some(pair) = pair {
             pair.check()?;
         }
+        for (option, name) in [("--vm", Some(&args.vm)), ("--disk", args.disk.as_ref())] {
+            ensure!(
+                name.is_none_or(|name| disk_server::protocol::is_name(name)),
+                "{option} {:?}: 1 to 64 of A-Z a-z 0-9 _ . - and no dot in front",
+                name.map_or("", String::as_str)
+            );
+        }
         ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
         let mut config = Self::guest(args, wall_base_ns)?;
+        if pair.is_some() && args.disk_server.is_empty() {
+            config.args.disk_server = disk_server::DEFAULT_LISTEN.into();
+        }
         if let Some(path) = &args.initrd {
             config.initrd = Some(read("--initrd", path)?.into());
         }

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod bench;
+pub mod data;
 pub mod demo;
 pub mod disk_server;
 pub mod diverge;
@@ -17,10 +18,12 @@ pub mod run;
 pub mod status;
 pub mod verify;
 
+use ::disk_server::{ServerError, StoreError};
 use ::replay::Ending;
 use ft::HaltReason;
 
 use crate::engine::EngineError;
+use crate::pair::generation::LiveElsewhere;
 use crate::pair::host::ProcessEnd;
 use crate::pair::live::LiveEnd;
 
@@ -38,7 +41,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   0  the guest powered off (or its own exit status), or the pair ended together
   1  something failed; standard error says what and what to do
   2  wrong command line
-  3  another copy of the machine is live: this one halted
+  3  another copy of the machine is live: this one halted, or did not start
   4  the backup diverged; standard error names the report
   5  --engine kvm was asked for, and this host has none that works (see lockstep doctor)
   6  the guest can never run again by its own doing";
@@ -48,7 +51,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let no_kvm = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref::<EngineError>(), Some(EngineError::Open(_) | EngineError::Missing(_)))
     };
-    if error.chain().any(no_kvm) { EXIT_NO_KVM } else { 1 }
+    let other_live = |cause: &(dyn std::error::Error + 'static)| {
+        let runs = |error: &ServerError| matches!(error, ServerError::Store(StoreError::MachineRuns { .. }));
+        cause.is::<LiveElsewhere>() || cause.downcast_ref().is_some_and(runs)
+    };
+    match () {
+        () if error.chain().any(no_kvm) => EXIT_NO_KVM,
+        () if error.chain().any(other_live) => EXIT_OTHER_LIVE,
+        () => 1,
+    }
 }
 
 /// Says how a process' part in a machine ended; the exit code.

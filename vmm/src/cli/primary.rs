@@ -33,7 +33,8 @@ pub struct PrimaryArgs {
     /// backup is told when the pair forms; so is one that joins later, also after a failover.
     #[arg(long)]
     pub backup_reads: bool,
-    /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
+    /// Start even when another copy is live, or may be: that one is fenced off and halts. For a person who
+    /// knows that it must end, not for a script.
     #[arg(long)]
     pub take_over: bool,
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
+use crate::cli::data::DataArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
@@ -44,7 +45,6 @@ fn seconds(text: &str) -> anyhow::Result<f64> {
 /// Options of `lockstep record`.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Examples:
-  lockstep disk-server --data ./disks &
   lockstep record -o run.lkr --checkpoint-every 5
   lockstep replay run.lkr
   lockstep verify run.lkr -n 20
@@ -56,20 +56,25 @@ pub struct RecordCommandArgs {
     /// The machine.
     #[command(flatten)]
     pub vm: VmArgs,
+    /// The disk.
+    #[command(flatten)]
+    pub data: DataArgs,
     /// The recording; the file must not exist.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
     pub checkpoint_every: f64,
-    /// Start even when the disk server says that another copy is live; that one is fenced off and halts.
+    /// Start even when another copy is live, or may be: that one is fenced off and halts. For a person who
+    /// knows that it must end, not for a script.
     #[arg(long)]
     pub take_over: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &RecordCommandArgs) -> anyhow::Result<u8> {
-    let config = VmConfig::new(&args.vm, None, wall_ns())?;
+    let mut config = VmConfig::new(&args.vm, None, wall_ns())?;
+    let _store = args.data.keep_disk(&mut config)?;
     let options = options(&args.output, args.checkpoint_every);
     Ok(conclude(&run_live(config, None, args.take_over, Some(&options))?))
 }

@@ -24,6 +24,7 @@ use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
+use crate::pair::live::LiveEnd;
 use crate::pair::outside::Outside;
 use crate::pair::primary::end_on_signal;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
@@ -74,7 +75,8 @@ pub fn run_backup(
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
             let outside = Outside::new(net, host.console()?, generation);
-            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            let disk = host.filled_disk(generation)?;
+            let leader = host.lead(backup.into_primary(), outside, claims, disk)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
             announce(&host, &leader)?;
             // The guest's time is as the last entry left it: what has passed since, it catches up.
@@ -89,13 +91,17 @@ pub fn run_backup(
                 parts.backup = Some(*status);
             });
             eprintln!("lockstep: {} is live here, generation {generation}", host.config.args.vm);
-            let mut live = host.live(recorder, leader, None);
+            let mut live = host.live(recorder, leader.clone(), None);
             if let Some(sink) = recording {
                 end_on_signal(host.control.0.clone())?;
                 live.record(sink);
             }
             live.go_live(generation);
-            Ok(ProcessEnd::Live(live.run()?))
+            let end = live.run()?;
+            if matches!(end, LiveEnd::Guest { .. }) {
+                host.release(&leader);
+            }
+            Ok(ProcessEnd::Live(end))
         }
     }
 }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use disk_server::client::{Claim, DiskClient};
+use disk_server::client::DiskClient;
 use ft::{HaltReason, Primary};
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::sender::Sender as ChannelSender;
 use logchannel::tcp::ChannelWriter;
-use logchannel::{Generation, Output};
+use logchannel::{Event, Generation, Output};
 use replay::Recorder;
 
 use crate::assemble::Vm;
@@ -23,6 +23,7 @@ use crate::io::clock::HostClock;
 use crate::io::{console, control};
 use crate::pair::claims::Claims;
 use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
+use crate::pair::generation;
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::new_disk;
@@ -38,6 +39,8 @@ const NET_QUEUE: usize = 1024;
 const CONSOLE_QUEUE: usize = 16;
 /// Completions and requests that wait for the guest: more than a disk has in flight.
 const CONTROL_QUEUE: usize = 4096;
+/// Longest wait for answers of the disk server when the guest has ended.
+const RELEASE_WITHIN_NS: u64 = 5_000_000_000;
 /// How often an announcement of the guest's address is sent at once.
 const ANNOUNCEMENTS: usize = 2;
 /// Waits before it is sent again: a copy that was replaced, and did not know it yet, may have sent since.
@@ -200,13 +203,40 @@ impl Host {
         })
     }
 
-    /// Fills the disk, if it is empty and the guest has a content for it.
+    /// Fills the disk, if that was not done before and the guest has a content for it.
     pub(super) fn fill_disk(&self, client: &mut DiskClient, generation: Generation) -> anyhow::Result<()> {
-        let Some(image) = &self.config.disk_image else { return Ok(()) };
         let address = self.disk_address();
-        let opened = client.open(&address.vm, &address.disk, None, self.claimant)?;
-        new_disk::fill(client, opened.disk, opened.bytes, generation, image)?;
+        let opened = client.open(&address.vm, &address.disk, Some(address.bytes), self.claimant)?;
+        new_disk::fill(client, &opened, generation, self.config.disk_image.as_deref())?;
         Ok(())
+    }
+
+    /// The disk for a backup that went live: filled, should the primary have died over that.
+    pub(super) fn filled_disk(&self, generation: Generation) -> anyhow::Result<Option<DiskClient>> {
+        let Ok((mut client, _)) = self.disk_address().open() else { return Ok(None) };
+        self.fill_disk(&mut client, generation)?;
+        Ok(Some(client))
+    }
+
+    /// The guest has ended: when its last disk requests are answered, the disk server is told, so that the
+    /// next start need not wait.
+    pub(super) fn release(&self, leader: &Leader) {
+        let end = self.clock.now_ns() + RELEASE_WITHIN_NS;
+        while leader.status().disk_in_flight > 0 {
+            let left = Duration::from_nanos(end.saturating_sub(self.clock.now_ns()));
+            match self.control.1.recv_timeout(left) {
+                Ok(Control::Input(Event::DiskDone { request, .. })) => {
+                    leader.disk_completed(request);
+                }
+                Ok(_) if !left.is_zero() => {}
+                _ => {
+                    return tracing::warn!("the disk server does not answer: the generation is not released");
+                }
+            }
+        }
+        if let Err(error) = generation::release(&self.disk_address(), leader.status().generation) {
+            tracing::warn!(%error, "the generation is not released");
+        }
     }
 
     /// Starts reading the console's input, if there is any. The terminal is as before once the result is
@@ -271,30 +301,14 @@ impl Host {
         backup: Option<&str>,
     ) -> anyhow::Result<(Generation, DiskClient)> {
         let address = self.disk_address();
-        let (mut client, opened) = address.open().with_context(|| {
-            format!("no disk at {}: start one with `lockstep disk-server --data DIR`", address.server)
-        })?;
-        let state = opened.state;
-        if state.holder_connected && !take_over {
-            bail!(
-                "virtual machine {} is live elsewhere: generation {} is held by {:032x}, which is connected \
-                 to the disk server. If that copy must end, repeat with --take-over",
-                address.vm,
-                state.holding.generation,
-                state.holding.holder.unwrap_or(0)
-            );
-        }
+        let (mut client, state) = generation::wait_until_free(&address, take_over)?;
         if let (true, Some(backup)) = (state.holder_connected, backup) {
             // Before the live copy is fenced off: is there anybody to replicate to?
             TcpStream::connect(backup)
                 .with_context(|| format!("no backup listens on {backup}; the live copy was left alone"))?;
         }
-        match client.test_and_set(&address.vm, state.holding.generation, self.claimant)? {
-            Claim::Won(generation) => Ok((generation, client)),
-            Claim::Lost(holding) => {
-                bail!("somebody else started {} just now (generation {})", address.vm, holding.generation)
-            }
-        }
+        let generation = generation::win(&mut client, &address, take_over)?;
+        Ok((generation, client))
     }
 }
 

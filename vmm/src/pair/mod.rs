@@ -20,6 +20,7 @@ pub mod claims;
 pub mod digests;
 pub mod fetch;
 pub mod follower;
+pub mod generation;
 pub mod host;
 pub mod leader;
 pub mod live;

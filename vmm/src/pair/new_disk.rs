@@ -1,56 +1,76 @@
-//! The first content of a guest's root disk: copied from its image when the disk is still empty.
+//! The first content of a guest's root disk: copied from its image, once.
 //!
-//! The first part is written last, when everything else is durable: a disk whose beginning is zero is new,
-//! also when an earlier copy was cut short.
+//! The disk server knows durably whether a disk was filled (`disk_server::protocol::Content`); what is on it
+//! does not matter. A copy that was cut short is begun anew, on a disk that is empty again.
+#![warn(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use disk_server::client::DiskClient;
-use disk_server::protocol::Handle;
+use disk_server::protocol::{Content, Opened, SECTOR};
 use logchannel::Generation;
 
 /// Bytes of one write.
 const PART: u64 = 1 << 20;
-/// Bytes at the beginning that tell a new disk.
-const BEGINNING: u32 = 64 << 10;
+/// How long one call may take: at the end, everything must reach the storage.
+const CALL: Duration = Duration::from_secs(600);
 
-/// Copies the file `image` to `disk`, of `disk_bytes`, unless something is there; whether it did.
+/// Copies the file `image` to the disk that `opened` describes, unless it was filled before or a guest has
+/// written to it; whether it did. Without an image, a disk may be new, but not half filled.
 pub fn fill(
     client: &mut DiskClient,
-    disk: Handle,
-    disk_bytes: u64,
+    opened: &Opened,
     generation: Generation,
-    image: &Path,
+    image: Option<&Path>,
 ) -> anyhow::Result<bool> {
-    let beginning = client.read(disk, generation, 0, BEGINNING.min(disk_bytes as u32))?;
-    if beginning.iter().any(|&byte| byte != 0) {
-        return Ok(false);
-    }
-    let file = File::open(image).with_context(|| format!("cannot read {}", image.display()))?;
-    let bytes = file.metadata()?.len();
+    let image = match (opened.content, image) {
+        (Content::Filled, _) | (Content::New, None) => return Ok(false),
+        (Content::Filling, None) => bail!(
+            "the disk was being filled from an image, and that was cut short: start the machine with its \
+             image again (--guest or --disk-image), or give it another --disk"
+        ),
+        (Content::New | Content::Filling, Some(image)) => image,
+    };
+    let cannot_read = || format!("cannot read the disk image {}", image.display());
+    let mut file = File::open(image).with_context(cannot_read)?;
+    // Not the metadata's length: that of a block device is 0.
+    let bytes = file.seek(SeekFrom::End(0)).with_context(cannot_read)?;
+    file.rewind().with_context(cannot_read)?;
+    ensure!(bytes > 0, "the disk image {} is empty", image.display());
     ensure!(
-        bytes <= disk_bytes,
-        "the guest's disk needs {} MiB, and it has {}: --disk-size",
+        bytes <= opened.bytes,
+        "the disk image {} has {} MiB, the disk {}: give the disk that size when it is made, by another name \
+         if this one exists (--disk-size, --disk)",
+        image.display(),
         bytes.div_ceil(1 << 20),
-        disk_bytes >> 20
+        opened.bytes >> 20
     );
     eprintln!("lockstep: a new disk: copying {}", image.display());
-    let mut data = vec![0; PART as usize];
-    for part in (0..bytes.div_ceil(PART)).rev() {
-        let at = part * PART;
-        let data = &mut data[..(bytes - at).min(PART) as usize];
-        file.read_exact_at(data, at).with_context(|| format!("cannot read {}", image.display()))?;
-        if data.iter().all(|&byte| byte == 0) {
-            continue;
+    client.set_deadline(CALL)?;
+    client.begin_fill(opened.disk, generation, bytes.next_multiple_of(SECTOR))?;
+    let (mut at, mut data) = (0, Vec::new());
+    while at < bytes {
+        data.clear();
+        file.by_ref().take(PART).read_to_end(&mut data).with_context(cannot_read)?;
+        let read = data.len() as u64;
+        ensure!(read == PART.min(bytes - at), "the disk image {} has changed its length", image.display());
+        let padded = data.len().next_multiple_of(usize::try_from(SECTOR)?);
+        data.resize(padded, 0);
+        // The disk is empty.
+        if data.iter().any(|&byte| byte != 0) {
+            client.write(opened.disk, generation, at, &data, false)?;
         }
-        if part == 0 {
-            client.flush(disk, generation)?;
-        }
-        client.write(disk, generation, at, data, false)?;
+        at += read;
     }
-    client.flush(disk, generation)?;
+    client.end_fill(opened.disk, generation)?;
     Ok(true)
 }

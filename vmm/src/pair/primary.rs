@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use crossbeam_channel::Sender;
+use disk_server::Embedded;
 use ft::Primary;
 use logchannel::batch::LogStart;
 use logchannel::message::Hello;
@@ -19,6 +20,7 @@ use crate::io::clock::wall_ns;
 use crate::pair::claims::claims;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
 use crate::pair::leader::{Control, Leader};
+use crate::pair::live::LiveEnd;
 use crate::pair::outside::Outside;
 use crate::pair::threads::start;
 use crate::pair::transfer::{Joined, Joining};
@@ -90,12 +92,18 @@ pub fn run_live(
     announce(&host, &leader)?;
     host.status(|parts| parts.leader = Some(leader.clone()));
     let _terminal = host.console_input()?;
-    let mut live = host.live(recorder, leader, writer);
-    if let Some(sink) = sink {
+    let mut live = host.live(recorder, leader.clone(), writer);
+    if sink.is_some() || backup.is_none() {
         end_on_signal(host.control.0.clone())?;
+    }
+    if let Some(sink) = sink {
         live.record(sink);
     }
-    Ok(ProcessEnd::Live(live.run()?))
+    let end = live.run()?;
+    if matches!(end, LiveEnd::Guest { .. }) {
+        host.release(&leader);
+    }
+    Ok(ProcessEnd::Live(end))
 }
 
 /// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has
@@ -130,6 +138,11 @@ pub(super) fn greet_backup(
     to: &str,
 ) -> anyhow::Result<Joining> {
     let wait_for_backup = Duration::from_secs(10);
+    ensure!(
+        !Embedded::is_address(&config.args.disk_server),
+        "this machine keeps its disk itself, and a backup must reach it too: stop the machine, start \
+         `lockstep disk-server` on the same directory (--data), and the machine with --disk-server"
+    );
     let generation = leader.context("no live copy runs in this process yet")?.alone();
     let generation = generation.context("this process has a backup, or does not hold its generation")?;
     let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);

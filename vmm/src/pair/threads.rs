@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Sender as Queue;
+use disk_server::Embedded;
 use disk_server::client::{AnswerReader, ClientError, DiskClient, DiskOutcome};
 use ft::{BackupEvent, PrimaryEvent};
 use lan::wire::FrameBatch;
@@ -132,7 +133,10 @@ pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, 
             Ok((sender, mut answers)) => {
                 leader.connect_disk(sender);
                 let error = completions(&leader, &control, &mut answers);
-                tracing::warn!(%error, "connection to the disk server lost; connecting again");
+                // A store in this process ends with it.
+                if !Embedded::is_address(&address.server) {
+                    tracing::warn!(%error, "connection to the disk server lost; connecting again");
+                }
             }
             Err(error) => {
                 tracing::debug!(%error, "disk server");
