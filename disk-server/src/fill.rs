@@ -1,7 +1,7 @@
 //! The filling of one disk with an image, and who may use the disk meanwhile (content.rs has the states).
 //!
-//! A request holds the state shared while it is executed, a change of the state holds it alone. Once a disk is
-//! filled nothing changes any more, and requests do not even look.
+//! A request holds the state while it is executed, and a change of the state holds it alone. Once a disk
+//! is filled nothing changes any more, and requests do not even look.
 //!
 //! Invariants: a disk whose durable state is `New` holds nothing that a guest wrote; one that is `Filling` is
 //! used only by the connection that fills it; one that is `Filled` never becomes anything else.

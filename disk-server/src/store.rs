@@ -12,8 +12,8 @@
 //!   DIR/vms/VM/disks/DISK.new        a disk being created
 //! ```
 //!
-//! Version 1 had no `DISK.state`: it filled whatever began with zeros. A directory of version 1 becomes one of
-//! version 2 when it is opened, so that no older server fills a disk of it again.
+//! Version 1 had no `DISK.state`: it filled whatever began with zeros. A directory of version 1 becomes one
+//! of version 2 when it is opened, so that no older server fills a disk of it again.
 //!
 //! A VM's directory appears under `vms` by a rename, with everything in it: a directory without a sound
 //! record is damage, never a new VM, so a generation cannot fall back to 0.
@@ -462,7 +462,7 @@ fn check_format(root: &Path) -> Result<(), StoreError> {
     match std::fs::read(&path) {
         Ok(bytes) if bytes == FORMAT.as_bytes() => Ok(()),
         Ok(bytes) if bytes == FORMAT_1.as_bytes() => {
-            tracing::info!(path = %root.display(), "data directory of version 1: it becomes one of version 2");
+            tracing::info!(path = %root.display(), "data directory of version 1: from now on version 2");
             write_format(root, &path)
         }
         Ok(bytes) => {

@@ -104,7 +104,8 @@ fn an_image_that_does_not_fit_is_refused_with_both_sizes() {
     assert_eq!(client.open("vm", "disk", None, A).unwrap().content, Content::New);
 }
 
-/// The server dies at each point; the next start fills with another, shorter image: nothing of the first stays.
+/// The server dies at each point; the next start fills with another, shorter image: nothing of the first is
+/// left.
 #[test]
 fn a_filling_that_was_cut_short_is_begun_anew_by_whoever_comes() {
     let points = [

@@ -90,7 +90,9 @@ fn over_tcp(name: &str, event: Event) {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let incoming = listener.accept(None, Duration::from_secs(10)).unwrap();
-            let connection = incoming.welcome(Welcome { claimant: 2, heartbeat_port: 0 }).unwrap();
+            let mut reserved = incoming.welcome(Welcome { claimant: 2, heartbeat_port: 0 }).unwrap();
+            reserved.wait_for_begin(Duration::from_secs(10)).unwrap();
+            let connection = reserved.begun().unwrap();
             let (endpoint, mut writer, mut reader) = connection.split().unwrap();
             let mut receiver = Receiver::new(endpoint, LogStart::default());
             let (mut buffer, mut out, mut got) = (vec![0; 1 << 16], Vec::new(), Vec::new());
@@ -104,13 +106,14 @@ fn over_tcp(name: &str, event: Event) {
         });
         let hello = Hello {
             config: PairConfig::default(),
-            generation: 1,
+            policy: Policy::default(),
             claimant: 1,
             heartbeat_port: 0,
             transfer: false,
             backup_reads: false,
         };
-        let (connection, _) = connect(&address, &hello, Duration::from_secs(10)).unwrap();
+        let (welcomed, _) = connect(&address, &hello, Duration::from_secs(10)).unwrap();
+        let connection = welcomed.begin(1, Duration::from_secs(10)).unwrap();
         let (endpoint, mut writer, mut reader) = connection.split().unwrap();
         let mut sender = Sender::new(endpoint, Limits::default(), LogStart::default());
         let (mut buffer, mut out, mut times) = (vec![0; 1 << 16], Vec::new(), Vec::with_capacity(ROUNDS));

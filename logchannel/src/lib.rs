@@ -10,10 +10,12 @@
 //!   sender, receiver   the two ends, over the bounded buffers in `buffer`
 //!   heartbeat          datagrams, and when to suspect the peer
 //!   ------------------ everything above is pure: bytes in, bytes out; the simulator runs the same code
-//!   tcp, udp, file     sockets and recordings
+//!   address, handshake, tcp, udp     sockets, and how a pair forms
+//!   file               recordings
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod batch;
 pub mod buffer;
 pub mod codec;
@@ -21,6 +23,7 @@ pub mod endpoint;
 pub mod entry;
 pub mod file;
 pub mod frame;
+pub mod handshake;
 pub mod heartbeat;
 pub mod message;
 pub mod output;
@@ -39,7 +42,7 @@ pub use entry::{
 pub use heartbeat::{Heartbeat, Role};
 pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};
-pub use pair::{Mismatch, PairConfig};
+pub use pair::{Mismatch, PairConfig, Policy};
 pub use receiver::Receiver;
 pub use sender::{AckReader, Sender};
 

@@ -7,7 +7,7 @@ use crate::batch::{self, BatchEncoder, BatchError, BatchHead, LogStart};
 use crate::codec::{self, CodecError};
 use crate::entry::{Generation, LogEntry, Seq};
 use crate::frame::{FrameWriter, Protocol};
-use crate::pair::{Mismatch, PairConfig};
+use crate::pair::{Mismatch, PairConfig, Policy};
 
 /// The logging channel, as a protocol of frames.
 pub const CHANNEL: Protocol = Protocol {
@@ -37,6 +37,12 @@ pub mod kind {
     pub const ACK: u8 = 5;
     /// `Message::Goodbye`
     pub const GOODBYE: u8 = 6;
+    /// `Message::Preparing`
+    pub const PREPARING: u8 = 7;
+    /// `Message::Begin`
+    pub const BEGIN: u8 = 8;
+    /// `Message::Begun`
+    pub const BEGUN: u8 = 9;
     /// `Message::Pages`
     pub const PAGES: u8 = 16;
     /// `Message::State`
@@ -50,8 +56,14 @@ pub enum Message {
     Hello(Box<Hello>),
     /// Backup to primary: the answer to a Hello it agrees with.
     Welcome(Welcome),
-    /// Backup to primary: the answer to a Hello it does not agree with. The connection ends.
+    /// Backup to primary: the answer to a Hello or Begin it does not agree with. The connection ends.
     Refuse(Refusal),
+    /// Primary to backup, between Welcome and Begin: it is still there, and not ready yet.
+    Preparing,
+    /// Primary to backup: it holds its generation, and its machine is about to run.
+    Begin(Begin),
+    /// Backup to primary: it follows. From here on silence means death.
+    Begun,
     /// Primary to backup: log entries.
     Entries(Batch),
     /// Backup to primary: what it has.
@@ -72,8 +84,8 @@ pub enum Message {
 pub struct Hello {
     /// Its machine.
     pub config: PairConfig,
-    /// The generation it holds.
-    pub generation: Generation,
+    /// The times and the clock of the pair, which the backup adopts.
+    pub policy: Policy,
     /// Its claimant.
     pub claimant: Claimant,
     /// UDP port on which it hears heartbeats.
@@ -82,6 +94,13 @@ pub struct Hello {
     pub transfer: bool,
     /// The backup is to read the shared disk itself: of most reads the log has only `Event::DiskRead`.
     pub backup_reads: bool,
+}
+
+/// How a pair begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// The generation that the claimant of the Hello holds.
+    pub generation: Generation,
 }
 
 /// Consecutive pages of guest memory, of 4096 bytes.
@@ -221,6 +240,9 @@ pub fn kind_name(kind: u8) -> &'static str {
         kind::ENTRIES => "Entries",
         kind::ACK => "Ack",
         kind::GOODBYE => "Goodbye",
+        kind::PREPARING => "Preparing",
+        kind::BEGIN => "Begin",
+        kind::BEGUN => "Begun",
         kind::PAGES => "Pages",
         kind::STATE => "State",
         _ => "unknown",
@@ -234,6 +256,9 @@ impl Message {
             Message::Hello(_) => kind::HELLO,
             Message::Welcome(_) => kind::WELCOME,
             Message::Refuse(_) => kind::REFUSE,
+            Message::Preparing => kind::PREPARING,
+            Message::Begin(_) => kind::BEGIN,
+            Message::Begun => kind::BEGUN,
             Message::Entries(_) => kind::ENTRIES,
             Message::Ack(_) => kind::ACK,
             Message::Goodbye { .. } => kind::GOODBYE,
@@ -250,6 +275,9 @@ impl Message {
             Message::Hello(hello) => write_control(kind::HELLO, hello, writer, out),
             Message::Welcome(welcome) => write_control(kind::WELCOME, welcome, writer, out),
             Message::Refuse(refusal) => write_control(kind::REFUSE, refusal, writer, out),
+            Message::Preparing => write_control(kind::PREPARING, &(), writer, out),
+            Message::Begin(begin) => write_control(kind::BEGIN, begin, writer, out),
+            Message::Begun => write_control(kind::BEGUN, &(), writer, out),
             Message::Ack(ack) => write_control(kind::ACK, ack, writer, out),
             Message::Goodbye { reason } => write_control(kind::GOODBYE, reason, writer, out),
             Message::Pages(pages) => write_control(kind::PAGES, pages, writer, out),
@@ -267,6 +295,9 @@ impl Message {
             kind::HELLO => decode_control(kind, payload).map(Message::Hello),
             kind::WELCOME => decode_control(kind, payload).map(Message::Welcome),
             kind::REFUSE => decode_control(kind, payload).map(Refusal::printable).map(Message::Refuse),
+            kind::PREPARING => decode_control(kind, payload).map(|()| Message::Preparing),
+            kind::BEGIN => decode_control(kind, payload).map(Message::Begin),
+            kind::BEGUN => decode_control(kind, payload).map(|()| Message::Begun),
             kind::ACK => decode_control(kind, payload).map(Message::Ack),
             kind::GOODBYE => decode_control(kind, payload)
                 .map(|reason: String| Message::Goodbye { reason: printable(&reason) }),

@@ -35,6 +35,99 @@ pub struct PairConfig {
     pub wall_base_ns: u64,
 }
 
+/// Times and the clock of a pair: the primary's hold for both halves, so that both judge silence alike and a
+/// copy that goes live runs its guest as the one before did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Milliseconds between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which the peer is given up.
+    pub timeout_ms: u64,
+    /// Execution lag in milliseconds above which the primary is slowed.
+    pub lag_target_ms: u64,
+    /// Milliseconds between digests of the whole machine; 0 for none.
+    pub digest_ms: u64,
+    /// The guest's time is virtual: no host time enters.
+    pub virtual_clock: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { heartbeat_ms: 50, timeout_ms: 500, lag_target_ms: 50, digest_ms: 1000, virtual_clock: false }
+    }
+}
+
+/// A policy that no pair can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A time that is too short or too long.
+    #[error("{option} {found}: {least} to {most}")]
+    Bounds {
+        /// The option that sets it.
+        option: &'static str,
+        /// Its value, milliseconds.
+        found: u64,
+        /// The shortest.
+        least: u64,
+        /// The longest.
+        most: u64,
+    },
+    /// A single lost heartbeat would end the pair.
+    #[error(
+        "--timeout-ms {timeout} must be at least twice --heartbeat-ms {heartbeat}, or one lost datagram is a \
+         failover"
+    )]
+    Timeout {
+        /// `Policy::timeout_ms`
+        timeout: u64,
+        /// `Policy::heartbeat_ms`
+        heartbeat: u64,
+    },
+}
+
+impl Policy {
+    /// Longest time of any option but the digests', in milliseconds: an hour.
+    pub const MAX_MS: u64 = 3_600_000;
+    /// Longest time between digests, in milliseconds: a day.
+    pub const MAX_DIGEST_MS: u64 = 86_400_000;
+
+    /// Whether a pair can go by it: every time within its bounds.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        let (timeout, heartbeat) = (self.timeout_ms, self.heartbeat_ms);
+        for (option, found, least, most) in [
+            ("--heartbeat-ms", heartbeat, 1, Self::MAX_MS),
+            ("--timeout-ms", timeout, 2, Self::MAX_MS),
+            ("--lag-target-ms", self.lag_target_ms, 0, Self::MAX_MS),
+            ("--digest-ms", self.digest_ms, 0, Self::MAX_DIGEST_MS),
+        ] {
+            if !(least..=most).contains(&found) {
+                return Err(PolicyError::Bounds { option, found, least, most });
+            }
+        }
+        if timeout < 2 * heartbeat {
+            return Err(PolicyError::Timeout { timeout, heartbeat });
+        }
+        Ok(())
+    }
+
+    /// What differs from `here`, for people: the options with these values, and with those of `here`.
+    pub fn differences(&self, here: &Policy) -> Vec<String> {
+        let clock = |policy: &Policy| if policy.virtual_clock { "virtual" } else { "host" }.to_string();
+        let values = |policy: &Policy| {
+            [
+                ("--heartbeat-ms", policy.heartbeat_ms.to_string()),
+                ("--timeout-ms", policy.timeout_ms.to_string()),
+                ("--lag-target-ms", policy.lag_target_ms.to_string()),
+                ("--digest-ms", policy.digest_ms.to_string()),
+                ("--clock", clock(policy)),
+            ]
+        };
+        let pairs = values(self).into_iter().zip(values(here));
+        let differing = pairs.filter(|((_, theirs), (_, ours))| theirs != ours);
+        differing.map(|((option, theirs), (_, ours))| format!("{option} {theirs} (not {ours})")).collect()
+    }
+}
+
 /// A field of `PairConfig` that must be equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Field {

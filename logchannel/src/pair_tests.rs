@@ -75,3 +75,31 @@ fn long_values_are_told_by_where_they_differ() {
     assert_eq!((mismatch.ours.chars().count(), mismatch.theirs.as_str()), (401, "\"b\""));
     assert!(mismatch.ours.starts_with("\"aaa") && mismatch.ours.ends_with("aaa…"));
 }
+
+#[test]
+fn a_policy_is_within_bounds_or_says_which_option_is_not() {
+    let usual = Policy::default();
+    usual.check().unwrap();
+    let refused = |policy: Policy| policy.check().unwrap_err().to_string();
+    for huge in [Policy::MAX_MS + 1, u64::MAX] {
+        assert!(refused(Policy { timeout_ms: huge, ..usual }).starts_with("--timeout-ms"));
+        assert!(
+            refused(Policy { heartbeat_ms: huge, timeout_ms: huge, ..usual }).starts_with("--heartbeat-ms")
+        );
+        assert!(refused(Policy { lag_target_ms: huge, ..usual }).starts_with("--lag-target-ms"));
+    }
+    assert!(refused(Policy { digest_ms: u64::MAX, ..usual }).starts_with("--digest-ms"));
+    assert!(refused(Policy { heartbeat_ms: 0, ..usual }).starts_with("--heartbeat-ms 0"));
+    assert!(refused(Policy { timeout_ms: 0, ..usual }).starts_with("--timeout-ms 0"));
+    assert!(refused(Policy { timeout_ms: 99, ..usual }).contains("at least twice --heartbeat-ms 50"));
+    let longest = Policy::MAX_MS;
+    Policy { heartbeat_ms: 1, timeout_ms: longest, lag_target_ms: longest, ..usual }.check().unwrap();
+}
+
+#[test]
+fn policies_that_differ_say_in_what() {
+    let usual = Policy::default();
+    assert_eq!(usual.differences(&usual), Vec::<String>::new());
+    let other = Policy { timeout_ms: 5000, virtual_clock: true, ..usual };
+    assert_eq!(other.differences(&usual), ["--timeout-ms 5000 (not 500)", "--clock virtual (not host)"]);
+}

@@ -2,33 +2,28 @@
 //! wakes faster than an asynchronous task. No thread is started here.
 //!
 //! ```text
-//!   primary                                         backup
-//!   connect(address, hello) -- TCP, Hello -------->  Listener::accept() -> Incoming
-//!                           <-- Welcome or Refuse -  Incoming::welcome() or refuse()
 //!   Connection::split()                              Connection::split()
 //!     Endpoint -> Sender                               Endpoint -> Receiver
 //!     ChannelWriter: entries ----------------------->  ChannelReader
 //!     ChannelReader <------------------------- acks :  ChannelWriter
 //! ```
 //!
+//! `handshake` makes the connections.
+//!
 //! Writing blocks while the peer does not read: that is the back-pressure. `Closer` ends both directions from
 //! another thread, so that a blocked one comes back.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::endpoint::{ChannelError, Endpoint};
-use crate::message::{Hello, Message, MessageError, Refusal, Welcome};
+use crate::frame::HEADER_LEN;
+pub use crate::handshake::{Incoming, Listener, Reserved, Welcomed, connect, dial};
+use crate::message::{MAX_CONTROL_LEN, Message, MessageError, Refusal};
 
-/// How long to wait between two attempts to reach a backup.
-const RETRY: Duration = Duration::from_millis(50);
-
-/// How long one attempt may take: a host that is down does not answer at all.
-const ATTEMPT: Duration = Duration::from_secs(2);
-
-/// How often a listener with a deadline looks for a connection.
-const POLL: Duration = Duration::from_millis(2);
+/// Shortest timeout of a socket, and how often a listener with a deadline looks for a connection.
+pub(crate) const POLL: Duration = Duration::from_millis(2);
 
 /// What goes wrong between processes.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +36,15 @@ pub enum TcpError {
         /// For how long.
         waited: Duration,
         /// What the last attempt met.
+        #[source]
+        source: io::Error,
+    },
+    /// What is given is no address, or a name that has none.
+    #[error("cannot reach a backup at {address:?}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -116,159 +120,13 @@ pub enum TcpError {
 
 /// The host's monotonic clock, for deadlines of the handshake only.
 #[allow(clippy::disallowed_methods)]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 /// Time left until `waited` after `start`.
-fn left(start: Instant, wait: Duration) -> Option<Duration> {
+pub(crate) fn left(start: Instant, wait: Duration) -> Option<Duration> {
     wait.checked_sub(now().saturating_duration_since(start)).filter(|left| !left.is_zero())
-}
-
-/// Connects to the backup at `address` (host:port), says hello and waits for its welcome. Tries again until
-/// `deadline` is over while nobody listens there; a refusal is final.
-pub fn connect(address: &str, hello: &Hello, deadline: Duration) -> Result<(Connection, Welcome), TcpError> {
-    let start = now();
-    let stream = loop {
-        let source = match attempt(address, left(start, deadline).unwrap_or(POLL)) {
-            Ok(stream) => break stream,
-            Err(source) => source,
-        };
-        match left(start, deadline) {
-            Some(left) => std::thread::sleep(left.min(RETRY)),
-            None => return Err(TcpError::Connect { address: address.to_owned(), waited: deadline, source }),
-        }
-    };
-    let mut connection = Connection::new(stream, deadline).map_err(|source| TcpError::Connect {
-        address: address.to_owned(),
-        waited: deadline,
-        source,
-    })?;
-    connection.send(&Message::Hello(Box::new(hello.clone())))?;
-    let peer = connection.peer;
-    match connection.receive("answer the greeting", start, deadline)? {
-        Message::Welcome(welcome) => {
-            connection.timeouts(None)?;
-            Ok((connection, welcome))
-        }
-        Message::Refuse(refusal) => Err(TcpError::Refused { peer, refusal: refusal.flipped() }),
-        other => Err(TcpError::Channel {
-            peer,
-            source: ChannelError::unexpected(other.kind(), "Welcome or Refuse"),
-        }),
-    }
-}
-
-fn attempt(address: &str, left: Duration) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, left.min(ATTEMPT)) {
-            // TCP connects a port of this host that nobody listens on with itself, if the two ends' ports
-            // meet.
-            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
-                last = io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there");
-            }
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Where a backup waits for its primary.
-#[derive(Debug)]
-pub struct Listener {
-    inner: TcpListener,
-    address: SocketAddr,
-}
-
-/// A connection whose primary said hello and waits for the answer.
-#[derive(Debug)]
-pub struct Incoming {
-    connection: Connection,
-    /// What it said.
-    pub hello: Hello,
-}
-
-impl Listener {
-    /// Listens at `address` (host:port; port 0 takes any).
-    pub fn bind(address: &str) -> Result<Self, TcpError> {
-        let error = |source| TcpError::Bind { address: address.to_owned(), source };
-        let inner = TcpListener::bind(address).map_err(error)?;
-        let address = inner.local_addr().map_err(error)?;
-        Ok(Self { inner, address })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Waits for a connection for `wait` (forever if `None`), then for its Hello for `handshake`. An error
-    /// other than `NoPrimary` is about one connection: the caller may go on accepting.
-    pub fn accept(&self, wait: Option<Duration>, handshake: Duration) -> Result<Incoming, TcpError> {
-        let stream = self.wait(wait)?;
-        let start = now();
-        // It may be gone already.
-        let gone = |source| broke(self.address, "accepting a primary", source);
-        let mut connection = Connection::new(stream, handshake).map_err(gone)?;
-        let peer = connection.peer;
-        let message = match connection.receive("say hello", start, handshake) {
-            Err(error) => {
-                // A primary of another version sees ours in any frame of ours, and can tell its user.
-                if matches!(&error, TcpError::Channel { source, .. } if source.is_version()) {
-                    let _ = connection.send(&Message::Refuse(Refusal::Other(error.to_string())));
-                }
-                return Err(error);
-            }
-            Ok(message) => message,
-        };
-        match message {
-            Message::Hello(hello) => Ok(Incoming { connection, hello: *hello }),
-            other => Err(TcpError::Channel { peer, source: ChannelError::unexpected(other.kind(), "Hello") }),
-        }
-    }
-
-    fn wait(&self, wait: Option<Duration>) -> Result<TcpStream, TcpError> {
-        let start = now();
-        let error = |source| TcpError::Io { peer: self.address, doing: "waiting for a primary", source };
-        self.inner.set_nonblocking(wait.is_some()).map_err(error)?;
-        loop {
-            match self.inner.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).map_err(error)?;
-                    return Ok(stream);
-                }
-                Err(source) if source.kind() == io::ErrorKind::WouldBlock => {}
-                Err(source) if source.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) if source.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(source) => return Err(error(source)),
-            }
-            if let Some(waited) = wait {
-                let left = left(start, waited).ok_or(TcpError::NoPrimary { waited })?;
-                std::thread::sleep(left.min(POLL));
-            }
-        }
-    }
-}
-
-impl Incoming {
-    /// Who connected.
-    pub fn peer(&self) -> SocketAddr {
-        self.connection.peer
-    }
-
-    /// Accepts the primary.
-    pub fn welcome(mut self, welcome: Welcome) -> Result<Connection, TcpError> {
-        self.connection.send(&Message::Welcome(welcome))?;
-        self.connection.timeouts(None)?;
-        Ok(self.connection)
-    }
-
-    /// Tells the primary why not, and ends the connection.
-    pub fn refuse(mut self, refusal: Refusal) -> Result<(), TcpError> {
-        self.connection.send(&Message::Refuse(refusal))
-    }
 }
 
 /// A connection between a primary and its backup.
@@ -280,7 +138,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
+    pub(crate) fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
         let peer = stream.peer_addr()?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout.max(POLL)))?;
@@ -293,6 +151,11 @@ impl Connection {
         self.peer
     }
 
+    /// This end's address, with the interface of a link-local one.
+    pub fn local_addr(&self) -> Result<SocketAddr, TcpError> {
+        self.stream.local_addr().map_err(|source| broke(self.peer, "asking for its address", source))
+    }
+
     /// The three parts: the protocol's state for a `Sender` or `Receiver`, and the two directions of the
     /// socket.
     pub fn split(self) -> Result<(Endpoint, ChannelWriter, ChannelReader), TcpError> {
@@ -301,14 +164,16 @@ impl Connection {
         Ok((endpoint, ChannelWriter { stream, peer }, ChannelReader { stream: other, peer }))
     }
 
-    fn send(&mut self, message: &Message) -> Result<(), TcpError> {
+    pub(crate) fn send(&mut self, message: &Message) -> Result<(), TcpError> {
         let peer = self.peer;
         let mut out = Vec::new();
         self.endpoint.send(message, &mut out).map_err(|source| TcpError::Message { peer, source })?;
         self.stream.write_all(&out).map_err(|source| broke(peer, "greeting", source))
     }
 
-    fn receive(
+    /// The next message of the handshake, `wait` after `start` at the latest. It is short: a peer may not have
+    /// this end buffer more.
+    pub(crate) fn receive(
         &mut self,
         missing: &'static str,
         start: Instant,
@@ -316,24 +181,32 @@ impl Connection {
     ) -> Result<Message, TcpError> {
         let peer = self.peer;
         let late = TcpError::Handshake { peer, missing, waited: wait };
-        let mut buffer = [0; 4096];
+        let (mut buffer, mut pushed) = ([0; 4096], 0);
         loop {
             let next = self.endpoint.next_message();
             if let Some(message) = next.map_err(|source| TcpError::Channel { peer, source })? {
                 return Ok(message);
             }
+            if pushed > MAX_CONTROL_LEN + HEADER_LEN {
+                let (name, limit) = ("handshake", MAX_CONTROL_LEN);
+                let source = ChannelError::Message(MessageError::TooLong { name, limit, found: pushed });
+                return Err(TcpError::Channel { peer, source });
+            }
             let Some(left) = left(start, wait) else { return Err(late) };
             self.timeouts(Some(left))?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(TcpError::Closed { peer }),
-                Ok(len) => self.endpoint.push(&buffer[..len]),
+                Ok(len) => {
+                    pushed += len;
+                    self.endpoint.push(&buffer[..len]);
+                }
                 Err(source) if is_timeout(&source) || source.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(broke(peer, "greeting", source)),
             }
         }
     }
 
-    fn timeouts(&self, timeout: Option<Duration>) -> Result<(), TcpError> {
+    pub(crate) fn timeouts(&self, timeout: Option<Duration>) -> Result<(), TcpError> {
         let set = self.stream.set_read_timeout(timeout).and_then(|()| self.stream.set_write_timeout(timeout));
         set.map_err(|source| broke(self.peer, "setting a timeout", source))
     }
@@ -417,7 +290,7 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-fn broke(peer: SocketAddr, doing: &'static str, source: io::Error) -> TcpError {
+pub(crate) fn broke(peer: SocketAddr, doing: &'static str, source: io::Error) -> TcpError {
     match source.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
             TcpError::Closed { peer }

@@ -58,6 +58,17 @@ impl HeartbeatSocket {
         Ok(Self { socket, address })
     }
 
+    /// Opens the socket at the address `local` of a channel, on any port: heartbeats take the channel's way, of
+    /// its family and on its interface.
+    pub fn beside(local: SocketAddr) -> Result<Self, UdpError> {
+        let mut address = local;
+        address.set_port(0);
+        let error = |source| UdpError::Bind { address: address.to_string(), source };
+        let socket = UdpSocket::bind(address).map_err(error)?;
+        let address = socket.local_addr().map_err(error)?;
+        Ok(Self { socket, address })
+    }
+
     /// Where it hears; its port goes into `Hello` or `Welcome`.
     pub fn local_addr(&self) -> SocketAddr {
         self.address

@@ -341,7 +341,7 @@ fn hostile_batches_are_refused_and_say_why() {
 fn control_messages_round_trip_and_are_bounded() {
     let hello = Hello {
         config: common::config(),
-        generation: 3,
+        policy: Policy { virtual_clock: true, ..Policy::default() },
         claimant: u128::MAX,
         heartbeat_port: 7701,
         transfer: true,
@@ -353,6 +353,9 @@ fn control_messages_round_trip_and_are_bounded() {
         Message::Welcome(Welcome { claimant: 5, heartbeat_port: 7702 }),
         Message::Refuse(Refusal::Mismatch(mismatch)),
         Message::Refuse(Refusal::Other("another primary is here".into())),
+        Message::Preparing,
+        Message::Begin(message::Begin { generation: 3 }),
+        Message::Begun,
         Message::Ack(Ack { received: u64::MAX, executed: 1 }),
         Message::Goodbye { reason: "the guest powered off".into() },
         batch(1, 0, 0, &common::every_kind()),

@@ -21,7 +21,7 @@ const BOOT: LogStart = LogStart { seq: 0, count: 0 };
 fn hello() -> Hello {
     Hello {
         config: common::config(),
-        generation: 1,
+        policy: Policy::default(),
         claimant: 11,
         heartbeat_port: 7001,
         transfer: false,
@@ -41,11 +41,15 @@ fn pair() -> (Connection, Connection) {
         let backup = scope.spawn(move || {
             let incoming = listener.accept(Some(LONG), LONG).unwrap();
             assert_eq!(incoming.hello, hello());
-            incoming.welcome(welcome()).unwrap()
+            let mut reserved = incoming.welcome(welcome()).unwrap();
+            assert_eq!(reserved.wait_for_begin(LONG).unwrap(), 3);
+            reserved.begun().unwrap()
         });
-        let (primary, answer) = connect(&address, &hello(), LONG).unwrap();
+        let (mut primary, answer) = connect(&address, &hello(), LONG).unwrap();
         assert_eq!(answer, welcome());
-        (primary, backup.join().unwrap())
+        primary.preparing().unwrap();
+        primary.preparing().unwrap();
+        (primary.begin(3, LONG).unwrap(), backup.join().unwrap())
     })
 }
 
@@ -181,8 +185,10 @@ fn nobody_there_is_an_error_that_says_what_to_do() {
     let text =
         format!("no backup answers at {address} (tried for 1ms): start it first, or check the address");
     assert_eq!(error.to_string(), text);
-    let error = connect("127.0.0.1", &hello(), Duration::from_millis(1)).unwrap_err();
-    assert!(matches!(error, TcpError::Connect { .. }), "{error}");
+    for nonsense in ["127.0.0.1", "nonsense", "::1:7700", "[::1]"] {
+        let error = connect(nonsense, &hello(), LONG).unwrap_err();
+        assert!(matches!(error, TcpError::Address { .. }), "{error}");
+    }
     let listener = Listener::bind(LOCAL).unwrap();
     let error = listener.accept(Some(Duration::from_millis(1)), LONG).unwrap_err();
     assert!(matches!(error, TcpError::NoPrimary { .. }), "{error}");
@@ -261,4 +267,73 @@ fn heartbeats_cross_and_garbage_is_passed_over() {
     one.send(&beat, gone).unwrap();
     let error = HeartbeatSocket::bind(&one.local_addr().to_string()).unwrap_err();
     assert!(error.to_string().starts_with("cannot hear heartbeats at 127.0.0.1:"), "{error}");
+}
+
+/// A pair is not begun by a primary that goes away, says nothing, or something else; a refusal is told.
+#[test]
+fn a_reserved_backup_is_free_again_when_its_primary_does_not_begin() {
+    let listener = Listener::bind(LOCAL).unwrap();
+    let address = listener.local_addr().to_string();
+    let meet = || {
+        thread::scope(|scope| {
+            let primary = scope.spawn(|| connect(&address, &hello(), LONG).unwrap().0);
+            let reserved = listener.accept(Some(LONG), LONG).unwrap().welcome(welcome()).unwrap();
+            (primary.join().unwrap(), reserved)
+        })
+    };
+    let (primary, mut reserved) = meet();
+    drop(primary);
+    let error = reserved.wait_for_begin(LONG).unwrap_err();
+    assert!(matches!(error, TcpError::Closed { .. }), "{error}");
+
+    let (mut primary, mut reserved) = meet();
+    primary.preparing().unwrap();
+    let error = reserved.wait_for_begin(Duration::from_millis(20)).unwrap_err();
+    assert!(matches!(error, TcpError::Handshake { missing: "begin", .. }), "{error}");
+
+    let (primary, mut reserved) = meet();
+    let error = thread::scope(|scope| {
+        let primary = scope.spawn(|| primary.begin(7, LONG).unwrap_err());
+        assert_eq!(reserved.wait_for_begin(LONG).unwrap(), 7);
+        reserved.refuse(Refusal::Other("somebody else holds it".into())).unwrap();
+        primary.join().unwrap()
+    });
+    assert!(error.to_string().ends_with("refused the pair: somebody else holds it"), "{error}");
+}
+
+/// A peer cannot have this end keep more than a greeting's length.
+#[test]
+fn a_greeting_without_end_is_cut_short() {
+    let listener = Listener::bind(LOCAL).unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr()).unwrap();
+    let mut header = Vec::new();
+    Endpoint::new().send(&Message::Hello(Box::new(hello())), &mut header).unwrap();
+    header.truncate(24);
+    header[16..20].copy_from_slice(&(3u32 << 20).to_le_bytes());
+    stream.write_all(&header).unwrap();
+    thread::scope(|scope| {
+        let flood = scope.spawn(move || while stream.write_all(&[0; 4096]).is_ok() {});
+        let error = listener.accept(Some(LONG), LONG).unwrap_err();
+        assert!(error.to_string().contains("65536 allowed"), "{error}");
+        flood.join().unwrap();
+    });
+}
+
+/// On the channel's own address and of its family: over IPv6, too.
+#[test]
+fn heartbeats_take_the_channels_way() {
+    for local in ["127.0.0.1:0", "[::1]:0"] {
+        let Ok(listener) = Listener::bind(local) else {
+            eprintln!("SKIPPED heartbeats_take_the_channels_way: no {local} on this machine");
+            continue;
+        };
+        let dialled = tcp::dial(&listener.local_addr().to_string(), LONG).unwrap();
+        let at = dialled.local_addr().unwrap();
+        let (one, two) = (HeartbeatSocket::beside(at).unwrap(), HeartbeatSocket::beside(at).unwrap());
+        assert_eq!(one.local_addr().ip(), listener.local_addr().ip());
+        let (role, generation, claimant) = (Role::Backup, 2, 11);
+        let beat = Heartbeat { vm: 1, generation, role, claimant, sequence: 1 };
+        one.send(&beat, two.local_addr()).unwrap();
+        assert_eq!(two.receive(LONG).unwrap(), Some(beat));
+    }
 }

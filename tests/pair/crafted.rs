@@ -6,7 +6,7 @@ use clap::Parser;
 use disk_server::client::{Claim, DiskClient};
 use lockstep::config::{VmArgs, VmConfig};
 use logchannel::message::{CHANNEL, Hello};
-use logchannel::pair::PairConfig;
+use logchannel::pair::{PairConfig, Policy};
 use logchannel::tcp::{ChannelReader, ChannelWriter};
 use logchannel::{Endpoint, Event, LogEntry, MachineDigest, Message, Position};
 use replay::Machine as _;
@@ -40,9 +40,9 @@ pub fn first_digest(options: &[&str]) -> MachineDigest {
 }
 
 /// What a primary of `config` says first.
-pub fn hello(config: PairConfig, generation: u64) -> Hello {
-    let (heartbeat_port, transfer, backup_reads) = (9, false, false);
-    Hello { config, generation, claimant: CLAIMANT, heartbeat_port, transfer, backup_reads }
+pub fn hello(config: PairConfig) -> Hello {
+    let (policy, heartbeat_port, transfer, backup_reads) = (Policy::default(), 9, false, false);
+    Hello { config, policy, claimant: CLAIMANT, heartbeat_port, transfer, backup_reads }
 }
 
 /// Wins the next generation of `vm` as a primary does, for `CLAIMANT`. The machine then counts as live as
@@ -90,9 +90,10 @@ impl Channel {
     }
 }
 
-/// Connects to a backup as the primary of `config`.
-pub fn connect(address: &str, hello: &Hello) -> Result<Channel, logchannel::tcp::TcpError> {
-    let (connection, _) = logchannel::tcp::connect(address, hello, Duration::from_secs(60))?;
+/// Connects to a backup as the primary of `config`, and begins a pair under `generation`.
+pub fn connect(address: &str, hello: &Hello, generation: u64) -> Result<Channel, logchannel::tcp::TcpError> {
+    let (welcomed, _) = logchannel::tcp::connect(address, hello, Duration::from_secs(60))?;
+    let connection = welcomed.begin(generation, Duration::from_secs(60))?;
     let (endpoint, writer, reader) = connection.split()?;
     Ok(Channel { endpoint, writer, reader })
 }

@@ -1,7 +1,7 @@
 //! A root disk is filled once, and right, whoever dies on the way.
 //!
-//! LOCKSTEP_FILL_KILLS says how often somebody is killed (default 12), LOCKSTEP_FILL_STARTS how often a machine
-//! is started (default 4), LOCKSTEP_FILL_MIB how large its disk is (default 4096).
+//! LOCKSTEP_FILL_KILLS says how often somebody is killed (default 12), LOCKSTEP_FILL_STARTS how often a
+//! machine is started (default 4), LOCKSTEP_FILL_MIB how large its disk is (default 4096).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

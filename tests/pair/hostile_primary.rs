@@ -42,7 +42,7 @@ fn throw(address: &str, bytes: &[u8], end: End) {
 
 /// Bytes for a port where a greeting is due.
 fn greetings() -> Vec<(&'static str, Vec<u8>)> {
-    let right = message(&Message::Hello(Box::new(hello(pair_config(&MACHINE), 1))));
+    let right = message(&Message::Hello(Box::new(hello(pair_config(&MACHINE)))));
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = right.clone();
         change(&mut bytes);
@@ -51,8 +51,14 @@ fn greetings() -> Vec<(&'static str, Vec<u8>)> {
     let with = |change: &dyn Fn(&mut logchannel::PairConfig)| {
         let mut config = pair_config(&MACHINE);
         change(&mut config);
-        message(&Message::Hello(Box::new(hello(config, 1))))
+        message(&Message::Hello(Box::new(hello(config))))
     };
+    let policy = |change: &dyn Fn(&mut logchannel::Policy)| {
+        let mut hello = hello(pair_config(&MACHINE));
+        change(&mut hello.policy);
+        message(&Message::Hello(Box::new(hello)))
+    };
+    let begin = |generation: u8| frame(8, 1, &[generation]);
     vec![
         ("nothing", Vec::new()),
         ("garbage", Noise(1).bytes(100_000)),
@@ -74,11 +80,17 @@ fn greetings() -> Vec<(&'static str, Vec<u8>)> {
         ("another machine", with(&|config| config.memory_bytes = 1 << 20)),
         ("a name to steer terminals", with(&|config| config.vm = "\u{1b}[2J\u{7}\nvm0".into())),
         ("a command line as long as a message", with(&|config| config.command_line = "\n".repeat(65_000))),
-        (
-            "a generation that nobody won",
-            message(&Message::Hello(Box::new(hello(pair_config(&MACHINE), 77)))),
-        ),
-        ("generation 0", message(&Message::Hello(Box::new(hello(pair_config(&MACHINE), 0))))),
+        ("a generation that nobody won", [right.clone(), begin(77)].concat()),
+        ("generation 0", [right.clone(), begin(0)].concat()),
+        ("the last of generations", [right.clone(), frame(8, 1, &[253; 9])].concat()),
+        ("a wait without end", [right.clone(), frame(7, 1, &[])].concat()),
+        ("entries before the pair began", [right.clone(), frame(4, 1, &[1, 0, 0, 0])].concat()),
+        ("a second greeting", [right.clone(), frame(1, 1, &right[24..])].concat()),
+        ("heartbeats without a pause", policy(&|policy| policy.heartbeat_ms = 0)),
+        ("a timeout beyond numbers", policy(&|policy| policy.timeout_ms = u64::MAX)),
+        ("a lag beyond numbers", policy(&|policy| policy.lag_target_ms = u64::MAX / 2)),
+        ("digests beyond numbers", policy(&|policy| policy.digest_ms = u64::MAX)),
+        ("a timeout below the heartbeat", policy(&|policy| policy.timeout_ms = 10)),
         ("a greeting replayed", right.clone()),
     ]
 }
@@ -192,14 +204,14 @@ fn inputs() -> Vec<(&'static str, Script, Verdict)> {
 fn frames() -> Vec<(&'static str, Script, Verdict)> {
     use Verdict::GoesLive;
     let frames = |frames: &[(u8, Vec<u8>)]| {
-        // The greeting was frame 0.
-        let numbered = frames.iter().zip(1..).map(|((kind, payload), number)| frame(*kind, number, payload));
+        // The greeting was frame 0, the beginning frame 1.
+        let numbered = frames.iter().zip(2..).map(|((kind, payload), number)| frame(*kind, number, payload));
         Script::Frames(numbered.collect())
     };
     let one = || (ENTRIES, batch(1, 0, 0, 1, &CLOCK_5));
     let broken = |name, bytes: Vec<u8>| (name, frames(&[one(), (ENTRIES, bytes)]), GoesLive);
     let flipped = |at: usize| {
-        let mut bytes = frame(ENTRIES, 1, &one().1);
+        let mut bytes = frame(ENTRIES, 2, &one().1);
         bytes[at] ^= 0x40;
         Script::Frames(vec![bytes])
     };
@@ -218,11 +230,13 @@ fn frames() -> Vec<(&'static str, Script, Verdict)> {
             batch(2, 0, 0, 1, &[0, 0, 253, 255, 255, 255, 255, 255, 255, 255, 127]),
         ),
         ("an ack", frames(&[one(), (ACK, vec![1, 1])]), GoesLive),
-        ("a frame repeated", Script::Frames(vec![frame(ENTRIES, 1, &one().1); 2]), GoesLive),
+        ("a frame repeated", Script::Frames(vec![frame(ENTRIES, 2, &one().1); 2]), GoesLive),
         ("a damaged frame", flipped(26), GoesLive),
         ("another version", flipped(4), GoesLive),
+        ("a beginning again", frames(&[one(), (8, vec![1])]), GoesLive),
+        ("a wait", frames(&[one(), (7, vec![])]), GoesLive),
         ("an oversized frame", flipped(19), GoesLive),
-        ("a cut frame", Script::Frames(vec![frame(ENTRIES, 1, &one().1)[..20].to_vec()]), GoesLive),
+        ("a cut frame", Script::Frames(vec![frame(ENTRIES, 2, &one().1)[..20].to_vec()]), GoesLive),
     ]
 }
 
@@ -230,7 +244,7 @@ fn frames() -> Vec<(&'static str, Script, Verdict)> {
 fn play(pair: &mut Pair, name: &str, script: Script, verdict: Verdict) {
     pair.start_backup().unwrap();
     let (generation, disk) = crafted::win(pair, VM);
-    let mut channel = connect(pair.backup_address(), &hello(pair_config(&MACHINE), generation)).unwrap();
+    let mut channel = connect(pair.backup_address(), &hello(pair_config(&MACHINE)), generation).unwrap();
     perform(&mut channel, script);
     if verdict == Verdict::Diverges {
         let code = pair.exit_code(Part::Backup);
@@ -310,7 +324,7 @@ fn noise_as_entries_never_panics() {
             bytes.extend([0, noise.next() as u8 % 11]);
             bytes.extend(noise.bytes(length));
         }
-        let script = Script::Frames(vec![frame(ENTRIES, 1, &batch(1, 0, 0, count, &bytes))]);
+        let script = Script::Frames(vec![frame(ENTRIES, 2, &batch(1, 0, 0, count, &bytes))]);
         eprintln!("seed {seed}");
         play(&mut pair, &format!("seed {seed}"), script, Verdict::GuestsAffair);
     }
@@ -325,7 +339,7 @@ fn what_follows_a_goodbye_is_not_heard() {
     pair.start_backup().unwrap();
     let (generation, _disk) = crafted::win(&pair, VM);
     let digest = Event::Digest(crafted::first_digest(&MACHINE));
-    let mut channel = connect(pair.backup_address(), &hello(pair_config(&MACHINE), generation)).unwrap();
+    let mut channel = connect(pair.backup_address(), &hello(pair_config(&MACHINE)), generation).unwrap();
     let digests = entries(1, 0, vec![digest; DIGESTS as usize]);
     perform(&mut channel, Script::Entries(digests));
     assert!(channel.send(&Message::Goodbye { reason: "the guest ended".into() }));

@@ -14,9 +14,11 @@
 
 mod channel;
 mod client;
+mod control;
 mod crafted;
 mod disk;
 mod failover;
+mod families;
 mod filling;
 mod harness;
 mod hostile_backup;
@@ -29,4 +31,6 @@ mod namespaces;
 mod own_disk;
 mod reads;
 mod relay;
+mod start;
 mod starting;
+mod strangers;

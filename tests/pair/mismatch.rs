@@ -109,7 +109,7 @@ fn crafted_differences(pair: &mut Pair) {
         let (generation, _disk) = win(pair, VM);
         let mut config = pair_config(&MACHINE);
         change(&mut config);
-        let refused = connect(pair.backup_address(), &hello(config, generation));
+        let refused = connect(pair.backup_address(), &hello(config), generation);
         let Err(TcpError::Refused { refusal, .. }) = refused.map(|_| ()) else {
             panic!("{field} was accepted")
         };

@@ -215,8 +215,8 @@ fn reads_that_cannot_be_stop_the_backup_or_the_channel() {
         pair.start_backup().unwrap();
         let (generation, mut disk) = win(&pair, VM);
         disk.open(VM, "disk0", Some(DISK_BYTES), CLAIMANT).unwrap();
-        let hello = Hello { backup_reads: true, ..hello(pair_config(&MACHINE), generation) };
-        let mut channel = connect(pair.backup_address(), &hello).unwrap();
+        let hello = Hello { backup_reads: true, ..hello(pair_config(&MACHINE)) };
+        let mut channel = connect(pair.backup_address(), &hello, generation).unwrap();
         let batch = Batch { first: 1, released: 0, base: 0, entries: entries(1, 0, events) };
         assert!(channel.send(&Message::Entries(batch)));
         match verdict {
@@ -246,8 +246,8 @@ fn a_backup_whose_reads_are_fenced_halts_as_one_that_lost() {
     pair.start_backup().unwrap();
     let (generation, mut disk) = win(&pair, VM);
     disk.open(VM, "disk0", Some(DISK_BYTES), CLAIMANT).unwrap();
-    let hello = Hello { backup_reads: true, ..hello(pair_config(&MACHINE), generation) };
-    let mut channel = connect(pair.backup_address(), &hello).unwrap();
+    let hello = Hello { backup_reads: true, ..hello(pair_config(&MACHINE)) };
+    let mut channel = connect(pair.backup_address(), &hello, generation).unwrap();
     let mut third = DiskClient::connect(pair.disk_address(), PATIENCE).unwrap();
     third.test_and_set(VM, generation, 7).unwrap();
     let done = Event::DiskDone { request: 1, status: DiskStatus::Ok, data: vec![0; 512] };

@@ -74,8 +74,8 @@ fn a_backup_that_diverges_names_the_command_that_compares() {
     let Some(mut pair) = Pair::services("a diverged backup's recording", options) else { return };
     start_recording_backup(&mut pair, &path);
     let (generation, _disk) = crafted::win(&pair, VM);
-    let hello = crafted::hello(crafted::pair_config(&machine), generation);
-    let mut channel = crafted::connect(pair.backup_address(), &hello).expect("a handshake");
+    let hello = crafted::hello(crafted::pair_config(&machine));
+    let mut channel = crafted::connect(pair.backup_address(), &hello, generation).expect("a handshake");
     let mut log = crafted::entries(1, 1000, vec![Event::Clock { now_ns: 1_000_000 }]);
     log.extend(crafted::entries(2, 20_000, vec![Event::Digest(MachineDigest::default())]));
     let batch = Batch { first: 1, released: 0, base: 0, entries: log };

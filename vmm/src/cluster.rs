@@ -25,6 +25,7 @@ pub const DIE_WITH_PARENT: &str = "LOCKSTEP_DIE_WITH_PARENT";
 /// Longest wait for anything where the options do not say, generous for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LOCAL_HOST: &str = "127.0.0.1";
 /// Of minikv, and of redis.
 const REDIS_PORT: u16 = 6379;
 
@@ -66,6 +67,9 @@ pub struct ClusterOptions {
     pub directory: PathBuf,
     /// With a backup.
     pub replicated: bool,
+    /// Address of this machine at which everything listens: an IPv6 address in brackets. Then the network is
+    /// reached by TCP, too.
+    pub host: String,
     /// With a cable from the guest's network card to the network.
     pub networked: bool,
     /// Whether the processes end with the one that started them.
@@ -97,6 +101,7 @@ impl ClusterOptions {
             program: program.into(),
             directory: directory.into(),
             replicated: true,
+            host: LOCAL_HOST.into(),
             networked: true,
             die_with_parent: true,
             vm_options: Vec::new(),
@@ -121,6 +126,8 @@ pub struct Cluster {
     backups_started: u32,
     disk_address: String,
     backup_address: String,
+    /// Where the network listens, if that is not a Unix socket.
+    lan_address: Option<String>,
     port: u16,
 }
 
@@ -148,10 +155,11 @@ impl Cluster {
             backups_started: 0,
             disk_address: String::new(),
             backup_address: String::new(),
+            lan_address: None,
             port: 0,
         };
         progress("disk server");
-        cluster.start_disk_server("127.0.0.1:0")?;
+        cluster.start_disk_server(&format!("{}:0", cluster.options.host))?;
         progress("network");
         cluster.start_lan()?;
         Ok(cluster)
@@ -189,8 +197,13 @@ impl Cluster {
     /// Starts the network, at the same address each time; the port for clients is another.
     pub fn start_lan(&mut self) -> anyhow::Result<()> {
         let from = self.log_len(Part::Lan);
-        let forward = format!("127.0.0.1:0=10.77.0.2:{}", self.options.guest_port);
+        // Every address of this machine reaches the guest where the others are not IPv4's.
+        let any = if self.options.host == LOCAL_HOST { LOCAL_HOST } else { "[::]" };
+        let forward = format!("{any}:0=10.77.0.2:{}", self.options.guest_port);
         self.spawn(Part::Lan, &words(&["lan", "--listen", &self.lan_endpoint(), "--forward", &forward]))?;
+        if self.options.host != LOCAL_HOST {
+            self.lan_address = Some(self.wait_for_line(Part::Lan, from, "lan listening on ")?);
+        }
         let line = self.wait_for_line(Part::Lan, from, "lan forwarding ")?;
         let address = line.split('=').next().unwrap_or_default();
         let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
@@ -199,7 +212,11 @@ impl Cluster {
     }
 
     fn lan_endpoint(&self) -> String {
-        format!("unix:{}", self.options.directory.join("lan.sock").display())
+        match (&self.lan_address, &*self.options.host) {
+            (Some(address), _) => address.clone(),
+            (None, LOCAL_HOST) => format!("unix:{}", self.options.directory.join("lan.sock").display()),
+            (None, host) => format!("tcp:{host}:0"),
+        }
     }
 
     fn vm_arguments(&self, part: Part) -> Vec<String> {
@@ -223,7 +240,8 @@ impl Cluster {
         }
         let from = self.log_len(Part::Backup);
         let reports = self.options.directory.display().to_string();
-        let mut arguments = words(&["backup", "--listen", "127.0.0.1:0", "--reports", &reports]);
+        let listen = format!("{}:0", self.options.host);
+        let mut arguments = words(&["backup", "--listen", &listen, "--reports", &reports]);
         arguments.extend(self.vm_arguments(Part::Backup));
         self.spawn(Part::Backup, &arguments)?;
         self.backup_address = self.wait_for_line(Part::Backup, from, "backup listening on ")?;

@@ -9,7 +9,8 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use devices::{ConsoleInput, DevicesConfig};
 use guest_images::cache::Cache;
-use logchannel::pair::PairConfig;
+use logchannel::message::Hello;
+use logchannel::pair::{PairConfig, Policy};
 use replay::ClockPolicy;
 
 use crate::boot::GuestFiles;
@@ -54,9 +55,10 @@ pub struct VmArgs {
     /// Command line of the guest; without it, the guest's own.
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// Disk server, host:port. Without it, a pair asks 127.0.0.1:7411; a machine without a backup keeps its
-    /// disk itself, where the command has --data.
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411; a machine
+    /// without a backup keeps its disk itself, where the command has --data.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS",
+          value_parser = disk_server_address)]
     pub disk_server: String,
     /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that
     /// has a root disk, else disk0.
@@ -79,10 +81,11 @@ pub struct VmArgs {
     #[arg(long, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
-    /// time is skipped, a disk request takes none, and two runs with the same inputs are identical.
+    /// time is skipped, a disk request takes none, and two runs with the same inputs are identical. Of a
+    /// pair, the primary's holds.
     #[arg(long, default_value = "host", value_parser = ["host", "virtual"])]
     pub clock: String,
-    /// Milliseconds between digests of the whole machine; 0 for none.
+    /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
     /// Control socket for `lockstep status`.
@@ -96,7 +99,7 @@ pub struct VmArgs {
     pub console_input: String,
 }
 
-/// Options of both halves of a pair.
+/// Options of a pair. The primary's hold for both halves; a backup says so where its own differ.
 #[derive(Debug, Clone, Args)]
 pub struct PairArgs {
     /// Milliseconds between heartbeats.
@@ -116,28 +119,16 @@ impl Default for PairArgs {
     }
 }
 
-impl PairArgs {
-    /// The protocol's configuration for this process.
-    pub fn protocol(&self, claimant: u128) -> ft::Config {
-        ft::Config {
-            heartbeat_every_ns: self.heartbeat_ms * 1_000_000,
-            suspect_after_ns: self.timeout_ms * 1_000_000,
-            ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * 1_000_000,
-            read_timeout_ns: (2 * self.timeout_ms).max(1_000) * 1_000_000,
-            lag_target_ns: self.lag_target_ms * 1_000_000,
-            ..ft::Config::new(claimant)
-        }
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        ensure!(self.heartbeat_ms > 0, "--heartbeat-ms must be at least 1");
-        ensure!(
-            self.timeout_ms >= 2 * self.heartbeat_ms,
-            "--timeout-ms {} must be at least twice --heartbeat-ms {}, or one lost datagram is a failover",
-            self.timeout_ms,
-            self.heartbeat_ms
-        );
-        Ok(())
+/// The protocol's configuration for a process of a pair with this policy.
+pub fn protocol(policy: &Policy, claimant: u128) -> ft::Config {
+    const NS_PER_MS: u64 = 1_000_000;
+    ft::Config {
+        heartbeat_every_ns: policy.heartbeat_ms * NS_PER_MS,
+        suspect_after_ns: policy.timeout_ms * NS_PER_MS,
+        ack_timeout_ns: (4 * policy.timeout_ms).max(2_000) * NS_PER_MS,
+        read_timeout_ns: (2 * policy.timeout_ms).max(1_000) * NS_PER_MS,
+        lag_target_ns: policy.lag_target_ms * NS_PER_MS,
+        ..ft::Config::new(claimant)
     }
 }
 
@@ -150,6 +141,8 @@ pub struct VmConfig {
     pub engine: EngineKind,
     /// How host time becomes virtual time.
     pub clock: ClockPolicy,
+    /// The pair's times and clock; those of a pair that this machine may have one day.
+    pub policy: Policy,
     /// Who looks into the guest.
     pub debugging: Debugging,
     /// The kernel, or the whole guest where it has no other files. Shared, since copies of this are made when
@@ -174,9 +167,8 @@ pub struct VmConfig {
 impl VmConfig {
     /// Checks the options and reads the image.
     pub fn new(args: &VmArgs, pair: Option<&PairArgs>, wall_base_ns: u64) -> anyhow::Result<Self> {
-        if let Some(pair) = pair {
-            pair.check()?;
-        }
+        let policy = policy(args, pair.unwrap_or(&PairArgs::default()));
+        policy.check()?;
         for (option, name) in [("--vm", Some(&args.vm)), ("--disk", args.disk.as_ref())] {
             ensure!(
                 name.is_none_or(|name| disk_server::protocol::is_name(name)),
@@ -185,7 +177,7 @@ impl VmConfig {
             );
         }
         ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
-        let mut config = Self::guest(args, wall_base_ns)?;
+        let mut config = Self { policy, ..Self::guest(args, wall_base_ns)? };
         if pair.is_some() && args.disk_server.is_empty() {
             config.args.disk_server = disk_server::DEFAULT_LISTEN.into();
         }
@@ -221,6 +213,7 @@ impl VmConfig {
             args: args.clone(),
             engine,
             clock,
+            policy: Policy::default(),
             debugging: Debugging::default(),
             image: Arc::default(),
             initrd: None,
@@ -257,6 +250,14 @@ impl VmConfig {
         Ok(config)
     }
 
+    /// Makes this the configuration of a backup of the primary that says `hello`, whose policy is sound.
+    pub fn adopt(&mut self, hello: &Hello) {
+        self.wall_base_ns = hello.config.wall_base_ns;
+        self.backup_reads = hello.backup_reads;
+        self.policy = hello.policy;
+        self.clock = if hello.policy.virtual_clock { ClockPolicy::Virtual } else { ClockPolicy::default() };
+    }
+
     /// What the guest is started with.
     pub fn files(&self) -> GuestFiles<'_> {
         GuestFiles { kernel: &self.image, initrd: self.initrd.as_deref(), command_line: &self.command_line }
@@ -286,7 +287,7 @@ impl VmConfig {
 
     /// Time between digests, nanoseconds.
     pub fn digest_every_ns(&self) -> u64 {
-        Duration::from_millis(self.args.digest_ms).as_nanos() as u64
+        Duration::from_millis(self.policy.digest_ms).as_nanos() as u64
     }
 
     /// The devices'.
@@ -336,8 +337,24 @@ impl VmConfig {
     }
 }
 
+/// The policy that these options make.
+fn policy(args: &VmArgs, pair: &PairArgs) -> Policy {
+    Policy {
+        heartbeat_ms: pair.heartbeat_ms,
+        timeout_ms: pair.timeout_ms,
+        lag_target_ms: pair.lag_target_ms,
+        digest_ms: args.digest_ms,
+        virtual_clock: args.clock == "virtual",
+    }
+}
+
 fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {option} {}", path.display()))
+}
+
+/// An address, or nothing.
+fn disk_server_address(text: &str) -> Result<String, logchannel::address::AddressError> {
+    if text.is_empty() { Ok(String::new()) } else { logchannel::address::peer(text) }
 }
 
 fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {

@@ -174,7 +174,7 @@ impl PrimaryDriver {
     /// A connection to a new backup is there: greet it.
     pub fn connect(&mut self, claimant: Claimant, out: &mut Vec<Effect>) {
         let (mut endpoint, mut bytes) = (Endpoint::default(), Vec::new());
-        let hello = hello(self.generation, claimant, self.reads.is_some());
+        let hello = hello(claimant, self.reads.is_some());
         endpoint.send(&hello, &mut bytes).expect("a short message");
         self.channel = Channel::Greeting(endpoint);
         out.push(Effect::Bytes(bytes));

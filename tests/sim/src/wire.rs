@@ -1,12 +1,12 @@
 //! The ends of the logging channel, and the messages of its handshake as simulated processes send them. Which
 //! machines may pair is not simulated: both are the small machine.
 
-use logchannel::{Claimant, Generation, Hello, Message, PairConfig, Welcome};
+use logchannel::{Claimant, Hello, Message, PairConfig, Policy, Welcome};
 
 /// What a primary says first.
-pub fn hello(generation: Generation, claimant: Claimant, backup_reads: bool) -> Message {
-    let (config, heartbeat_port) = (PairConfig::default(), 0);
-    let hello = Hello { config, generation, claimant, heartbeat_port, transfer: true, backup_reads };
+pub fn hello(claimant: Claimant, backup_reads: bool) -> Message {
+    let (config, policy, heartbeat_port) = (PairConfig::default(), Policy::default(), 0);
+    let hello = Hello { config, policy, claimant, heartbeat_port, transfer: true, backup_reads };
     Message::Hello(Box::new(hello))
 }
 

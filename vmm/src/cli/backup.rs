@@ -21,14 +21,16 @@ pub struct BackupArgs {
     /// The machine: the same as the primary's.
     #[command(flatten)]
     pub vm: VmArgs,
-    /// Times of the pair.
+    /// Times of the pair; where the primary's differ, those hold, and a line says so.
     #[command(flatten)]
     pub pair: PairArgs,
     /// The recording.
     #[command(flatten)]
     pub record: RecordArgs,
-    /// Where to wait for the primary, host:port; port 0 takes any, and a line on standard output says which.
-    #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
+    /// Where to wait for the primary: HOST:PORT, an IPv6 address as [::1]:PORT. Port 0 takes any, and a line
+    /// on standard output says which.
+    #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS",
+          value_parser = logchannel::address::listen)]
     pub listen: String,
     /// Directory for the report, should this backup diverge.
     #[arg(long, default_value = ".", value_name = "DIR")]
@@ -38,7 +40,7 @@ pub struct BackupArgs {
 /// Runs the command.
 pub fn run(args: &BackupArgs) -> anyhow::Result<u8> {
     let config = VmConfig::new(&args.vm, Some(&args.pair), 0)?;
-    let end = run_backup(config, &args.pair, &args.listen, args.record.options().as_ref(), |divergence| {
+    let end = run_backup(config, &args.listen, args.record.options().as_ref(), |divergence| {
         let name = format!("divergence-{}-{}.txt", args.vm.vm, divergence.seq);
         let path = args.reports.join(name);
         std::fs::write(&path, divergence.to_string())

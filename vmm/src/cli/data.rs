@@ -11,8 +11,8 @@ use crate::config::VmConfig;
 /// Options of commands that run one machine without a backup.
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
-    /// Directory in which this process keeps the disk, where no --disk-server does; $XDG_DATA_HOME/lockstep or
-    /// ~/.local/share/lockstep without it. Made if it is not there. Machines of other names may share it.
+    /// Directory in which this process keeps the disk, where no --disk-server does; $XDG_DATA_HOME/lockstep
+    /// or ~/.local/share/lockstep without it. Made if it is not there. Machines of other names may share it.
     #[arg(long, value_name = "DIR", conflicts_with = "disk_server", env = "LOCKSTEP_DATA")]
     pub data: Option<PathBuf>,
 }

@@ -23,8 +23,7 @@ use ::replay::Ending;
 use ft::HaltReason;
 
 use crate::engine::EngineError;
-use crate::pair::generation::LiveElsewhere;
-use crate::pair::host::ProcessEnd;
+use crate::pair::host::{OtherCopyLive, ProcessEnd};
 use crate::pair::live::LiveEnd;
 
 /// Another copy holds the generation: this one halted.
@@ -53,7 +52,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     };
     let other_live = |cause: &(dyn std::error::Error + 'static)| {
         let runs = |error: &ServerError| matches!(error, ServerError::Store(StoreError::MachineRuns { .. }));
-        cause.is::<LiveElsewhere>() || cause.downcast_ref().is_some_and(runs)
+        cause.is::<OtherCopyLive>() || cause.downcast_ref().is_some_and(runs)
     };
     match () {
         () if error.chain().any(no_kvm) => EXIT_NO_KVM,

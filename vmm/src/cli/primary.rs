@@ -26,8 +26,8 @@ pub struct PrimaryArgs {
     /// The recording.
     #[command(flatten)]
     pub record: RecordArgs,
-    /// Where the backup listens, host:port.
-    #[arg(long, value_name = "ADDRESS")]
+    /// Where the backup listens: HOST:PORT, an IPv6 address as [::1]:PORT.
+    #[arg(long, value_name = "ADDRESS", value_parser = logchannel::address::peer)]
     pub backup: String,
     /// Have the backup read the shared disk itself: the log then carries no data of most disk reads. The
     /// backup is told when the pair forms; so is one that joins later, also after a failover.
@@ -44,6 +44,6 @@ pub fn run(args: &PrimaryArgs) -> anyhow::Result<u8> {
     let mut config = VmConfig::new(&args.vm, Some(&args.pair), wall_ns())?;
     config.backup_reads = args.backup_reads;
     let record = args.record.options();
-    let end = run_live(config, Some((&args.backup, &args.pair)), args.take_over, record.as_ref())?;
+    let end = run_live(config, Some(&args.backup), args.take_over, record.as_ref())?;
     Ok(conclude(&end))
 }

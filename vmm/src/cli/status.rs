@@ -1,6 +1,9 @@
 //! `lockstep status`: a live view of one half of a pair, by its control socket.
 
-use std::path::PathBuf;
+mod view;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -8,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::io::control;
+use view::{View, fit, plain};
 
 /// Options of `lockstep status`.
 #[derive(Debug, Args)]
@@ -15,7 +19,9 @@ use crate::io::control;
   lockstep status primary.sock
   lockstep status --watch 1 primary.sock backup.sock
   lockstep status --json primary.sock | jq .live.lag_ns
-  lockstep status --shutdown primary.sock")]
+  lockstep status --shutdown primary.sock
+
+On a terminal --watch redraws in place; colours are left out where NO_COLOR is set.")]
 pub struct StatusArgs {
     /// Control sockets, as given to --control.
     #[arg(required = true, value_name = "SOCKET")]
@@ -34,33 +40,25 @@ pub struct StatusArgs {
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
     if args.shutdown {
-        let answer = control::ask(&args.sockets[0], "shutdown")?;
-        let answer: Value = serde_json::from_str(&answer).context("the answer is no JSON")?;
+        let answer = ask(&args.sockets[0], "shutdown")?;
         if let Some(error) = answer.get("error").and_then(Value::as_str) {
             bail!("{}: {error}", args.sockets[0].display());
         }
         return Ok(0);
     }
+    let is_terminal = std::io::stdout().is_terminal();
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    let view = View { colours: is_terminal && !no_color && !is_dumb };
+    let redraws = is_terminal && !is_dumb && args.watch.is_some() && !args.json;
     let mut previous: Vec<Option<Value>> = vec![None; args.sockets.len()];
+    let mut drawn = 0;
     loop {
+        let mut lines = Vec::new();
         for (socket, previous) in args.sockets.iter().zip(&mut previous) {
-            let line = match control::ask(socket, "status") {
-                Ok(line) => line,
-                // The plug that was pulled is no reason to stop watching the others.
-                Err(error) if args.watch.is_some() => {
-                    println!("{}: {error:#}", socket.display());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if args.json {
-                print!("{line}");
-                continue;
-            }
-            let status: Value = serde_json::from_str(&line).context("the answer is no JSON")?;
-            print_status(&status, previous.as_ref());
-            *previous = Some(status);
+            lines.extend(look(args, view, socket, previous)?);
         }
+        show(&lines, redraws, &mut drawn)?;
         match args.watch {
             None => return Ok(0),
             Some(seconds) => std::thread::sleep(Duration::from_secs(seconds.max(1))),
@@ -68,90 +66,52 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
     }
 }
 
-fn number(value: &Value, path: &str) -> u64 {
-    value.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+fn ask(socket: &Path, request: &str) -> anyhow::Result<Value> {
+    serde_json::from_str(&control::ask(socket, request)?).context("the answer is no JSON")
 }
 
-fn digest(value: &Value, path: &str) -> String {
-    let at = value.pointer(path).filter(|v| !v.is_null());
-    at.map_or("none yet".into(), |v| {
-        format!("entry {} memory {:016x}", number(v, "/0"), number(v, "/1/memory"))
-    })
+/// What the process behind one socket says, as lines.
+fn look(
+    args: &StatusArgs,
+    view: View,
+    socket: &Path,
+    previous: &mut Option<Value>,
+) -> anyhow::Result<Vec<String>> {
+    let status = match ask(socket, "status") {
+        Ok(status) => status,
+        // The plug that was pulled is no reason to stop watching the others.
+        Err(error) if args.watch.is_some() => {
+            let line = plain(&format!("{}: {error:#}", socket.display()));
+            return Ok(vec![if args.json { line } else { fit(&line) }]);
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(error) = status.get("error").and_then(Value::as_str) {
+        bail!("{}: {error}", socket.display());
+    }
+    if args.json {
+        return Ok(vec![status.to_string()]);
+    }
+    let lines = view.lines(&status, previous.as_ref());
+    *previous = Some(status);
+    Ok(lines)
 }
 
-/// What a backup reads from the shared disk itself, if it does.
-fn print_reads(status: &Value) {
-    if status.pointer("/backup/disk_reads").is_some_and(|reads| !reads.is_null()) {
-        println!(
-            "  reads the disk itself: {} reads of {} bytes, {} to come",
-            number(status, "/backup/disk_reads/reads"),
-            number(status, "/backup/disk_reads/bytes"),
-            number(status, "/backup/disk_reads/waiting"),
-        );
+/// Prints `lines`; in the place of the `drawn` before, where they are redrawn.
+fn show(lines: &[String], redraws: bool, drawn: &mut usize) -> anyhow::Result<()> {
+    let mut text = String::new();
+    if redraws {
+        if *drawn > 0 {
+            text += &format!("\x1b[{drawn}A\r");
+        }
+        *drawn = lines.len();
+        // Each line's rest is cleared after it, and what is below the last: nothing flickers.
+        lines.iter().for_each(|line| text += &format!("{line}\x1b[K\n"));
+        text += "\x1b[J";
+    } else {
+        lines.iter().for_each(|line| text += &format!("{line}\n"));
     }
-}
-
-fn print_status(status: &Value, previous: Option<&Value>) {
-    let text = |path: &str| status.pointer(path).and_then(Value::as_str).unwrap_or("").to_string();
-    let uptime = status["uptime_s"].as_f64().unwrap_or(0.0);
-    println!(
-        "{} {} (pid {}), {}, up {uptime:.1} s",
-        text("/role"),
-        text("/vm"),
-        number(status, "/pid"),
-        text("/engine")
-    );
-    if status.get("live").is_some_and(|live| !live.is_null()) {
-        let bytes = number(status, "/live/log_bytes");
-        let (before, since) = previous
-            .map_or((0, 0.0), |p| (number(p, "/live/log_bytes"), p["uptime_s"].as_f64().unwrap_or(0.0)));
-        let rate = (bytes.saturating_sub(before)) as f64 * 8.0 / 1e6 / (uptime - since).max(1e-3);
-        println!(
-            "  {} generation {}: entry {} (acked {}, released {}, {} gated)",
-            text("/live/state"),
-            number(status, "/live/generation"),
-            number(status, "/live/appended"),
-            status
-                .pointer("/live/acked")
-                .filter(|v| !v.is_null())
-                .map_or("by nobody".into(), Value::to_string),
-            number(status, "/live/released"),
-            number(status, "/live/gated"),
-        );
-        println!(
-            "  lag {} entries, {:.3} ms; log {bytes} bytes, {rate:.3} Mbit/s; last digest {}",
-            number(status, "/live/lag_entries"),
-            number(status, "/live/lag_ns") as f64 / 1e6,
-            digest(status, "/live/digest"),
-        );
-    }
-    if status.get("backup").is_some_and(|backup| !backup.is_null()) {
-        println!(
-            "  backup: {} generation {}: entry {} received, {} executed, lag {:.3} ms; {} outputs and {} \
-             digests compared, last {}",
-            text("/backup/state"),
-            number(status, "/backup/generation"),
-            number(status, "/backup/received"),
-            number(status, "/backup/executed"),
-            number(status, "/backup/lag_ns") as f64 / 1e6,
-            number(status, "/backup/outputs"),
-            number(status, "/backup/digests"),
-            digest(status, "/backup/digest"),
-        );
-        print_reads(status);
-    }
-    if status.get("failover").is_some_and(|failover| !failover.is_null()) {
-        let ms = |from: &str, to: &str| {
-            number(status, &format!("/failover/{to}"))
-                .saturating_sub(number(status, &format!("/failover/{from}"))) as f64
-                / 1e6
-        };
-        println!(
-            "  went live: test-and-set {:.3} ms, replay of {} entries {:.3} ms, go live {:.3} ms",
-            ms("suspected_ns", "won_ns"),
-            number(status, "/failover/entries_left"),
-            ms("won_ns", "replayed_ns"),
-            ms("replayed_ns", "live_ns"),
-        );
-    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
 }

@@ -1,64 +1,61 @@
 //! The process of `lockstep backup`: follows a primary and goes live when it must.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use disk_server::client::DiskClient;
 use ft::Backup;
 use logchannel::batch::LogStart;
 use logchannel::heartbeat::{Role, vm_hash};
-use logchannel::message::{Hello, Refusal, Welcome};
+use logchannel::message::{Hello, Refusal};
 use logchannel::receiver::Receiver as ChannelReceiver;
-use logchannel::tcp::{Connection, Listener};
+use logchannel::tcp::{ChannelReader, Connection, Listener};
 use logchannel::udp::HeartbeatSocket;
 use logchannel::{Generation, Output};
 use replay::Replayer;
 
 use crate::assemble::{self, Vm};
-use crate::config::{PairArgs, VmConfig};
+use crate::config::{VmConfig, protocol};
 use crate::memory::Ram;
+use crate::pair::answers::StatusParts;
 use crate::pair::claims::{ClaimServer, Claims, claims};
 use crate::pair::fetch::Fetch;
-use crate::pair::follower::{FollowEnd, FollowLink, Follower};
+use crate::pair::follower::{FollowEnd, FollowLink, Follower, FollowerStatus};
+use crate::pair::greeting::heartbeat_address;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::live::LiveEnd;
 use crate::pair::outside::Outside;
 use crate::pair::primary::end_on_signal;
+use crate::pair::reception::{Arrival, Desk, Reception};
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer;
 use crate::recording::format::Header;
 use crate::recording::sink::{RecordOptions, Sink};
 
-/// How long a backup asks its disk server about a primary.
-const ASK_HOLDER: Duration = Duration::from_secs(2);
-
 /// Runs the backup of a pair: listens for a primary, follows it, and goes live when it must; with `record`
 /// its log goes into a file too.
 pub fn run_backup(
-    mut config: VmConfig,
-    pair: &PairArgs,
+    config: VmConfig,
     listen: &str,
     record: Option<&RecordOptions>,
     report: impl Fn(&replay::Divergence) -> anyhow::Result<()>,
 ) -> anyhow::Result<ProcessEnd> {
     let listener = Listener::bind(listen)?;
-    let heartbeats = Arc::new(HeartbeatSocket::bind(&format!("{}:0", listener.local_addr().ip()))?);
+    let mut host = Host::new(config, "backup", new_claimant()?)?;
+    say_waiting(&host.parts(), 0);
+    let (claims, claim_server) =
+        claims(&host.config.args.disk_server, &host.config.args.vm, host.health.clone());
+    let part: Arc<Mutex<Part>> = Arc::default();
+    serve_claims(claim_server, part.clone())?;
     println!("lockstep: backup listening on {}", listener.local_addr());
     std::io::stdout().flush()?;
-    let claimant = new_claimant()?;
-    let (hello, connection, booted) = accept(&listener, &mut config, claimant, &heartbeats)?;
-    drop(listener);
-    let host = Host::new(config, "backup", claimant)?;
-    let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
+    let met = meet(listener, &mut host)?;
+    host.status(|parts| parts.backup = Some(named("Joining")));
     let net = host.network()?;
-    let (mut replayer, log, follower) = join(&host, pair, &hello, connection, booted, &claims, &heartbeats)?;
+    let (mut replayer, log, follower) = join(&host, met, &claims)?;
     let recording = record.map(|options| begin_recording(&host, options, log, replayer.machine_mut()));
     let recording = recording.transpose()?;
-    let slot: Arc<Mutex<Option<Arc<Leader>>>> = Arc::default();
-    serve_claims(claim_server, follower.clone(), slot.clone())?;
+    *part.lock().unwrap_or_else(PoisonError::into_inner) = Part::Backup(follower.clone());
     host.status(|parts| parts.follower = Some(follower.clone()));
     match follower.follow(replayer, recording) {
         FollowEnd::Halted { reason, divergence, mut replayer, recording } => {
@@ -75,9 +72,8 @@ pub fn run_backup(
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
             let outside = Outside::new(net, host.console()?, generation);
-            let disk = host.filled_disk(generation)?;
-            let leader = host.lead(backup.into_primary(), outside, claims, disk)?;
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader.clone());
+            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            *part.lock().unwrap_or_else(PoisonError::into_inner) = Part::Live(leader.clone());
             announce(&host, &leader)?;
             // The guest's time is as the last entry left it: what has passed since, it catches up.
             let recorder = replayer.into_recorder(host.config.clock, entry_ns);
@@ -106,22 +102,29 @@ pub fn run_backup(
     }
 }
 
-/// Starts the thread that asks for generations: first for the follower, then for the live copy in the slot.
-fn serve_claims(
-    server: ClaimServer,
-    follower: Arc<Follower>,
-    slot: Arc<Mutex<Option<Arc<Leader>>>>,
-) -> anyhow::Result<()> {
+/// Which part this process has in the pair.
+#[derive(Default)]
+enum Part {
+    /// None yet.
+    #[default]
+    Waiting,
+    Backup(Arc<Follower>),
+    Live(Arc<Leader>),
+}
+
+/// Starts the thread that asks for generations: first for the follower, then for the live copy.
+fn serve_claims(server: ClaimServer, part: Arc<Mutex<Part>>) -> anyhow::Result<()> {
     start("claims", move || {
-        let leader = || slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let part = || part.lock().unwrap_or_else(PoisonError::into_inner);
         server.serve(
-            |expect, answer| match leader() {
-                Some(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
-                None => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
+            |expect, answer| match &*part() {
+                Part::Live(leader) => leader.event(ft::PrimaryEvent::ClaimAnswer { expect, answer }),
+                Part::Backup(follower) => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
+                Part::Waiting => {}
             },
             // A backup needs no word of it: it asks when its primary is gone.
             |generation| {
-                if let Some(leader) = leader() {
+                if let Part::Live(leader) = &*part() {
                     leader.event(ft::PrimaryEvent::Fenced { generation });
                 }
             },
@@ -141,83 +144,73 @@ fn begin_recording(
     Sink::create(&options.path, &header, log, machine)
 }
 
-/// Waits for a primary with the same machine; refuses others and says why. The machine before its first
-/// instruction, if that is what the primary has.
-fn accept(
-    listener: &Listener,
-    config: &mut VmConfig,
-    claimant: u128,
-    heartbeats: &HeartbeatSocket,
-) -> anyhow::Result<(Hello, Connection, Option<Vm>)> {
-    let ours = config.pair();
+/// A backup's numbers before it has any.
+fn named(state: &str) -> FollowerStatus {
+    FollowerStatus { state: state.into(), ..FollowerStatus::default() }
+}
+
+/// Says, for `status`, that no primary has begun yet; `reserved` of them were welcomed.
+fn say_waiting(parts: &Mutex<StatusParts>, reserved: usize) {
+    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that leaves late is no news to a backup that follows another.
+    if parts.backup.as_ref().is_none_or(|backup| ["Waiting", "Reserved"].contains(&&*backup.state)) {
+        parts.backup = Some(named(if reserved == 0 { "Waiting" } else { "Reserved" }));
+    }
+}
+
+/// A primary that began the pair.
+struct Met {
+    hello: Hello,
+    generation: Generation,
+    connection: Connection,
+    heartbeats: Arc<HeartbeatSocket>,
+    /// The machine before its first instruction, if that is what the primary has.
+    booted: Option<Vm>,
+}
+
+/// Waits for a primary with the same machine that begins; refuses others and says why.
+fn meet(listener: Listener, host: &mut Host) -> anyhow::Result<Met> {
+    let parts = host.parts();
+    let desk = Desk {
+        ours: host.config.pair(),
+        claimant: host.claimant,
+        disk_server: host.config.args.disk_server.clone(),
+        health: host.health.clone(),
+        reserved: Box::new(move |reserved| say_waiting(&parts, reserved)),
+    };
+    let own = host.config.policy;
+    let reception = Reception::open(listener, desk)?;
     loop {
-        let incoming = match listener.accept(None, Duration::from_secs(5)) {
-            Ok(incoming) => incoming,
+        let Arrival { reserved, generation, heartbeats } = reception.next();
+        let hello = reserved.hello.clone();
+        host.adopt(&hello);
+        // Before the pair begins: a large guest takes its time, and from then on silence means death.
+        let booted = match (!hello.transfer).then(|| assemble::boot(&host.config)).transpose() {
+            Ok(booted) => booted,
             Err(error) => {
-                tracing::warn!(%error, "not a primary");
-                eprintln!("lockstep: refused a connection: {error}");
-                continue;
+                let reason = format!("the backup cannot load the guest: {error:#}");
+                let _ = reserved.refuse(Refusal::Other(reason));
+                return Err(error);
             }
         };
-        let (peer, hello) = (incoming.peer(), incoming.hello.clone());
-        let refusal = match ours.mismatch(&hello.config) {
-            Some(mismatch) => Some(Refusal::Mismatch(mismatch)),
-            None => check_holder(config, &hello).err().map(Refusal::Other),
-        };
-        // Whatever becomes of the answer, the next primary may be the right one.
-        let answered = match refusal {
-            Some(refusal) => {
-                eprintln!("lockstep: refused the primary at {peer}: {refusal}");
-                incoming.refuse(refusal)
-            }
-            None => {
-                config.wall_base_ns = hello.config.wall_base_ns;
-                config.backup_reads = hello.backup_reads;
-                // Before the welcome: a large guest takes its time, and from then on silence means death.
-                let booted = if hello.transfer { None } else { Some(assemble::boot(config)?) };
-                let welcome = Welcome { claimant, heartbeat_port: heartbeats.local_addr().port() };
-                match incoming.welcome(welcome) {
-                    Ok(connection) => return Ok((hello, connection, booted)),
-                    Err(error) => Err(error),
+        match reserved.begun() {
+            Ok(connection) => {
+                let differences = hello.policy.differences(&own);
+                if !differences.is_empty() {
+                    eprintln!("lockstep: the primary's options hold: {}", differences.join(", "));
                 }
+                return Ok(Met { hello, generation, connection, heartbeats, booted });
             }
-        };
-        if let Err(error) = answered {
-            tracing::warn!(%error, "the primary did not wait for its answer");
+            // The next primary may be one that stays.
+            Err(error) => eprintln!("lockstep: the primary left as it began: {error}"),
         }
     }
 }
 
-/// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair that
-/// asks two servers could go live twice.
-fn check_holder(config: &VmConfig, hello: &Hello) -> Result<(), String> {
-    let (server, vm) = (&config.args.disk_server, &config.args.vm);
-    let state = DiskClient::connect(server, ASK_HOLDER).and_then(|mut client| client.query(vm));
-    let holding = state.map_err(|error| format!("the backup has no disk server: {error}"))?.holding;
-    if (holding.generation, holding.holder) == (hello.generation, Some(hello.claimant)) {
-        return Ok(());
-    }
-    Err(format!(
-        "the backup's disk server {server} has generation {} of {vm}, held by {:032x}; the primary is \
-         {:032x} with generation {}: give both the same disk server",
-        holding.generation,
-        holding.holder.unwrap_or(0),
-        hello.claimant,
-        hello.generation
-    ))
-}
-
-/// Starts following with the machine that was `booted`, or gets one by state transfer.
-fn join(
-    host: &Host,
-    pair: &PairArgs,
-    hello: &Hello,
-    connection: Connection,
-    booted: Option<Vm>,
-    claims: &Claims,
-    heartbeats: &Arc<HeartbeatSocket>,
-) -> anyhow::Result<(Replayer<Vm>, LogStart, Arc<Follower>)> {
-    let to = SocketAddr::new(connection.peer().ip(), hello.heartbeat_port);
+/// Starts following with the machine that was booted, or gets one by state transfer.
+fn join(host: &Host, met: Met, claims: &Claims) -> anyhow::Result<(Replayer<Vm>, LogStart, Arc<Follower>)> {
+    let Met { hello, generation, connection, heartbeats, booted } = met;
+    let to = heartbeat_address(connection.peer(), hello.heartbeat_port);
     let (mut endpoint, writer, mut reader) = connection.split()?;
     let closer = writer.closer()?;
     let (machine, log) = match booted {
@@ -227,12 +220,12 @@ fn join(
     let in_flight = machine.disk_in_flight().into_iter().map(Output::Disk);
     let vm = vm_hash(&host.config.args.vm);
     let link = HeartbeatLink { socket: heartbeats.clone(), to, vm, claimant: host.claimant };
-    let backup = Backup::new(pair.protocol(host.claimant), host.clock.now_ns());
+    let backup = Backup::new(protocol(&host.config.policy, host.claimant), host.clock.now_ns());
     let receiver = ChannelReceiver::new(endpoint, log);
-    let fetch = hello.backup_reads.then(|| Fetch::new(hello.generation));
+    let fetch = hello.backup_reads.then(|| Fetch::new(generation));
     let link = FollowLink {
         fetch,
-        joined: joined(hello.generation, log, in_flight),
+        joined: joined(generation, log, in_flight),
         log,
         receiver,
         writer,
@@ -240,6 +233,19 @@ fn join(
         heartbeat: link,
     };
     let follower = Arc::new(Follower::new(backup, link, claims.clone(), host.clock));
+    start_threads(host, &follower, &hello, reader, heartbeats)?;
+    eprintln!("lockstep: following {} under generation {generation}", host.config.args.vm);
+    Ok((Replayer::resume(machine, log.seq + 1), log, follower))
+}
+
+/// Starts the threads of a backup that follows.
+fn start_threads(
+    host: &Host,
+    follower: &Arc<Follower>,
+    hello: &Hello,
+    reader: ChannelReader,
+    heartbeats: Arc<HeartbeatSocket>,
+) -> anyhow::Result<()> {
     let of_entries = follower.clone();
     start("entries", move || threads::entries(of_entries, reader))?;
     if hello.backup_reads {
@@ -251,22 +257,21 @@ fn join(
     }
     let (of_ticks, clock) = (follower.clone(), host.clock);
     start("ticker", move || crate::pair::follower::tick(&of_ticks, clock))?;
+    let vm = vm_hash(&host.config.args.vm);
     let (of_beats, peer) =
         (follower.clone(), PeerIdentity { vm, claimant: hello.claimant, role: Role::Primary });
-    let socket = heartbeats.clone();
     start("heartbeats", move || {
         let heard = |beat| of_beats.event(ft::BackupEvent::Heartbeat(beat));
-        threads::heartbeats(&socket, peer, heard, || of_beats.next_tick_ns().is_some());
+        threads::heartbeats(&heartbeats, peer, heard, || of_beats.next_tick_ns().is_some());
     })?;
-    eprintln!("lockstep: following {} under generation {}", host.config.args.vm, hello.generation);
-    Ok((Replayer::resume(machine, log.seq + 1), log, follower))
+    Ok(())
 }
 
 /// Receives a running machine.
 fn transferred(
     config: &VmConfig,
     endpoint: &mut logchannel::endpoint::Endpoint,
-    reader: &mut logchannel::tcp::ChannelReader,
+    reader: &mut ChannelReader,
 ) -> anyhow::Result<(Vm, LogStart)> {
     let mut ram = Ram::new(config.memory_bytes())?;
     let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;

@@ -4,12 +4,15 @@
 //! hand learns it even if its guest leaves the disk alone, and the connection is known to be good when it
 //! is needed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use disk_server::client::{Claim, ClientError, DiskClient};
 use ft::ClaimAnswer;
 use logchannel::Generation;
+
+use crate::pair::disk_health::DiskHealth;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -27,13 +30,15 @@ pub struct ClaimServer {
     server: String,
     vm: String,
     client: Option<DiskClient>,
+    health: Arc<DiskHealth>,
 }
 
-/// A queue of claims for the machine `vm` at the disk server `server`.
-pub fn claims(server: &str, vm: &str) -> (Claims, ClaimServer) {
+/// A queue of claims for the machine `vm` at the disk server `server`; `health` is told whether that answers.
+pub fn claims(server: &str, vm: &str, health: Arc<DiskHealth>) -> (Claims, ClaimServer) {
     // One claim in hand and one waiting: a repeated question adds nothing.
     let (send, receive) = bounded(1);
-    let server = ClaimServer { queue: receive, server: server.into(), vm: vm.into(), client: None };
+    let (server, vm) = (server.into(), vm.into());
+    let server = ClaimServer { queue: receive, server, vm, client: None, health };
     (Claims { queue: send }, server)
 }
 
@@ -68,8 +73,12 @@ impl ClaimServer {
     fn current(&mut self) -> Option<Generation> {
         let vm = self.vm.clone();
         match self.client().and_then(|client| client.query(&vm)) {
-            Ok(state) => Some(state.holding.generation),
+            Ok(state) => {
+                self.health.answered();
+                Some(state.holding.generation)
+            }
             Err(error) => {
+                self.health.failed();
                 tracing::debug!(%error, "watching the generation");
                 self.client = None;
                 None
@@ -80,7 +89,12 @@ impl ClaimServer {
     fn claim(&mut self, expect: Generation, claimant: u128) -> ClaimAnswer {
         // A connection that idled may be dead: one more try on a new one.
         for _ in 0..2 {
-            match self.try_claim(expect, claimant) {
+            let answer = self.try_claim(expect, claimant);
+            match &answer {
+                Ok(_) => self.health.answered(),
+                Err(_) => self.health.failed(),
+            }
+            match answer {
                 Ok(Claim::Won(generation)) => return ClaimAnswer::Won { generation },
                 Ok(Claim::Lost(holding)) => {
                     return ClaimAnswer::Lost {

@@ -2,15 +2,15 @@
 //! the machine has ended.
 //!
 //! ```text
-//!   open ─▶ held by a copy that is connected? ── yes ──▶ refused (exit code 3)
+//!   look ─▶ held by a copy that is connected? ── yes ──▶ refused (exit code 3)
 //!                    │ no
 //!           may it return? ── yes ──▶ wait, and look again
 //!                    │ no
 //!           (a backup is greeted) ─▶ claim ─▶ run ─▶ the guest ends ─▶ release
 //! ```
 //!
-//! The claim is decided by the disk server, which looks again: what was seen before is for people, and so that
-//! nobody waits in the middle of forming a pair.
+//! The claim is decided by the disk server, which looks again: what was seen before is for people, and so
+//! that nobody waits in the middle of forming a pair.
 
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use disk_server::client::{ClientError, DiskClient, Start};
 use disk_server::protocol::VmState;
 use logchannel::Generation;
 
+use crate::pair::host::OtherCopyLive;
 use crate::pair::threads::DiskAddress;
 
 /// How often a holder that may return is looked for.
@@ -27,56 +28,31 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often somebody who waits is told how long.
 const TELL_EVERY_MS: u64 = 5_000;
 
-/// Another copy of the machine is live.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "virtual machine {vm} is live elsewhere: generation {generation} is held by {holder:032x}, which is \
-     connected to the disk server: stop that copy (`lockstep status` on its host), or wait until it has ended"
-)]
-pub struct LiveElsewhere {
-    vm: String,
-    generation: Generation,
-    holder: u128,
+/// How long the disk server may take to say whether another copy is live.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Waits while the copy that held the machine before may return. Fails if it is there.
+pub(super) fn wait_until_free(address: &DiskAddress) -> anyhow::Result<()> {
+    let client = DiskClient::connect(&address.server, LOOK);
+    let mut client = client.map_err(|error| explained(address, error))?;
+    let mut state = client.query(&address.vm).map_err(|error| explained(address, error))?;
+    wait(&mut client, address, &mut state)
 }
 
-impl LiveElsewhere {
-    fn new(vm: &str, state: &VmState) -> Self {
-        let holder = state.holding.holder.unwrap_or(0);
-        Self { vm: vm.into(), generation: state.holding.generation, holder }
-    }
-}
-
-/// Opens the disk, and waits while the copy that held the machine before may return. Fails if it is there,
-/// unless a person says `take_over`.
-pub(super) fn wait_until_free(
-    address: &DiskAddress,
-    take_over: bool,
-) -> anyhow::Result<(DiskClient, VmState)> {
+/// Opens the disk and wins the next generation.
+pub(super) fn win(address: &DiskAddress, take_over: bool) -> anyhow::Result<(Generation, DiskClient)> {
     let (mut client, opened) = address.open().map_err(|error| explained(address, error))?;
     let mut state = opened.state;
-    if !take_over {
-        wait(&mut client, address, &mut state)?;
-    }
-    Ok((client, state))
-}
-
-/// Wins the next generation.
-pub(super) fn win(
-    client: &mut DiskClient,
-    address: &DiskAddress,
-    take_over: bool,
-) -> anyhow::Result<Generation> {
-    let mut state = client.query(&address.vm)?;
     loop {
         match client.start(&address.vm, state.holding.generation, address.claimant, take_over)? {
-            Start::Won(generation) => return Ok(generation),
+            Start::Won(generation) => return Ok((generation, client)),
             Start::Lost(holding) => {
-                state.holding = holding;
-                return Err(LiveElsewhere::new(&address.vm, &state).into());
+                let (vm, generation) = (address.vm.clone(), holding.generation);
+                return Err(OtherCopyLive::StartedNow { vm, generation }.into());
             }
             Start::Held(held) => {
                 state = held;
-                wait(client, address, &mut state)?;
+                wait(&mut client, address, &mut state)?;
             }
         }
     }
@@ -87,7 +63,9 @@ fn wait(client: &mut DiskClient, address: &DiskAddress, state: &mut VmState) -> 
     let mut told = None;
     loop {
         if state.holder_connected {
-            return Err(LiveElsewhere::new(&address.vm, state).into());
+            let (vm, generation) = (address.vm.clone(), state.holding.generation);
+            let holder = state.holding.holder.unwrap_or(0);
+            return Err(OtherCopyLive::Connected { vm, generation, holder }.into());
         }
         let left = state.may_return_ms;
         if left == 0 {

@@ -1,7 +1,6 @@
 //! What both halves of a pair have: their sockets, their control socket, the threads of a live copy.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use disk_server::client::DiskClient;
 use ft::{HaltReason, Primary};
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
+use logchannel::message::Hello;
 use logchannel::sender::Sender as ChannelSender;
 use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, Generation, Output};
@@ -21,15 +21,14 @@ use crate::assemble::Vm;
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
 use crate::io::{console, control};
+use crate::pair::answers::{Answers, StatusParts};
 use crate::pair::claims::Claims;
-use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
+use crate::pair::disk_health::DiskHealth;
 use crate::pair::generation;
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::new_disk;
 use crate::pair::outside::{NetWriter, Outside};
-use crate::pair::primary::greet_backup;
-use crate::pair::status::Status;
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer::Joined;
 
@@ -64,23 +63,8 @@ pub(super) struct Host {
     net: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     typed: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     live: Arc<AtomicBool>,
+    pub(super) health: Arc<DiskHealth>,
     status: Arc<Mutex<StatusParts>>,
-}
-
-/// What `status` is made of.
-pub(super) struct StatusParts {
-    pub(super) role: &'static str,
-    pub(super) leader: Option<Arc<Leader>>,
-    pub(super) follower: Option<Arc<Follower>>,
-    pub(super) backup: Option<FollowerStatus>,
-    pub(super) failover: Option<FailoverTimes>,
-}
-
-impl StatusParts {
-    /// Whether the live copy is here; else what this process is.
-    fn live_role(&self) -> Result<(), &'static str> {
-        self.leader.is_some().then_some(()).ok_or(self.role)
-    }
 }
 
 impl Host {
@@ -92,8 +76,11 @@ impl Host {
             net: bounded(NET_QUEUE),
             typed: bounded(CONSOLE_QUEUE),
             live: Arc::new(AtomicBool::new(false)),
+            health: Arc::default(),
             status: Arc::new(Mutex::new(StatusParts {
                 role,
+                config: Arc::new(config.clone()),
+                starting: None,
                 leader: None,
                 follower: None,
                 backup: None,
@@ -109,53 +96,41 @@ impl Host {
         Ok(host)
     }
 
+    /// What `status` is made of.
+    pub(super) fn parts(&self) -> Arc<Mutex<StatusParts>> {
+        self.status.clone()
+    }
+
     pub(super) fn status(&self, change: impl FnOnce(&mut StatusParts)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Says what a process does that is to be a live copy.
+    pub(super) fn starting(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.status(|parts| parts.starting = Some(what));
+    }
+
+    /// Makes this the backup of the primary that says `hello`.
+    pub(super) fn adopt(&mut self, hello: &Hello) {
+        self.config.adopt(hello);
+        let config = Arc::new(self.config.clone());
+        self.status(|parts| parts.config = config);
+    }
+
     fn serve_control(&self) -> anyhow::Result<()> {
-        let Some(path) = self.config.args.control.clone() else { return Ok(()) };
-        let (status, clock, vm) = (self.status.clone(), self.clock, self.config.args.vm.clone());
-        let (config, claimant) = (self.config.clone(), self.claimant);
-        let started_ns = clock.now_ns();
-        let queue = self.control.0.clone();
-        let fail = |error: String| serde_json::json!({ "error": error }).to_string();
-        let answer = move |request: &str| match request.split_once(' ') {
-            Some(("replicate", to)) => {
-                let leader = status.lock().unwrap_or_else(PoisonError::into_inner).leader.clone();
-                let joining = greet_backup(&config, claimant, leader.as_deref(), to);
-                let sent = joining.and_then(|joining| Ok(queue.send(Control::Replicate(Box::new(joining)))?));
-                sent.map_or_else(|error| fail(format!("{error:#}")), |()| "{}".to_string())
-            }
-            _ if request == "shutdown" => {
-                let role = status.lock().unwrap_or_else(PoisonError::into_inner).live_role();
-                match role {
-                    Ok(()) => {
-                        let _ = queue.send(Control::Shutdown);
-                        "{}".to_string()
-                    }
-                    // Kept for later, it would end the machine at the next failover.
-                    Err(role) => fail(format!("no live copy runs in this {role}: ask the primary")),
-                }
-            }
-            _ => {
-                let parts = status.lock().unwrap_or_else(PoisonError::into_inner);
-                let follower = parts.follower.as_ref().map(|follower| follower.status());
-                let status = Status {
-                    role: parts.role,
-                    vm: vm.clone(),
-                    pid: std::process::id(),
-                    engine: config.engine.to_string(),
-                    uptime_s: (clock.now_ns() - started_ns) as f64 / 1e9,
-                    live: parts.leader.as_ref().map(|leader| leader.status()),
-                    backup: follower.or_else(|| parts.backup.clone()),
-                    failover: parts.failover,
-                };
-                serde_json::to_string(&status).expect("plain data")
-            }
+        let Some(path) = &self.config.args.control else { return Ok(()) };
+        let answers = Answers {
+            parts: self.status.clone(),
+            clock: self.clock,
+            started_ns: self.clock.now_ns(),
+            claimant: self.claimant,
+            queue: self.control.0.clone(),
+            health: self.health.clone(),
+            replication: Arc::default(),
         };
-        let socket = control::bind(&path)?;
-        start("control", move || control::serve(&socket, answer))?;
+        let socket = control::bind(path)?;
+        start("control", move || control::serve(&socket, move |request| answers.answer(request)))?;
         Ok(())
     }
 
@@ -209,13 +184,6 @@ impl Host {
         let opened = client.open(&address.vm, &address.disk, Some(address.bytes), self.claimant)?;
         new_disk::fill(client, &opened, generation, self.config.disk_image.as_deref())?;
         Ok(())
-    }
-
-    /// The disk for a backup that went live: filled, should the primary have died over that.
-    pub(super) fn filled_disk(&self, generation: Generation) -> anyhow::Result<Option<DiskClient>> {
-        let Ok((mut client, _)) = self.disk_address().open() else { return Ok(None) };
-        self.fill_disk(&mut client, generation)?;
-        Ok(Some(client))
     }
 
     /// The guest has ended: when its last disk requests are answered, the disk server is told, so that the
@@ -294,22 +262,44 @@ impl Host {
         Ok(leader)
     }
 
-    /// Wins the first generation of this start. `take_over` disregards a holder that is still connected.
-    pub(super) fn win_generation(
-        &self,
-        take_over: bool,
-        backup: Option<&str>,
-    ) -> anyhow::Result<(Generation, DiskClient)> {
-        let address = self.disk_address();
-        let (mut client, state) = generation::wait_until_free(&address, take_over)?;
-        if let (true, Some(backup)) = (state.holder_connected, backup) {
-            // Before the live copy is fenced off: is there anybody to replicate to?
-            TcpStream::connect(backup)
-                .with_context(|| format!("no backup listens on {backup}; the live copy was left alone"))?;
-        }
-        let generation = generation::win(&mut client, &address, take_over)?;
-        Ok((generation, client))
+    /// Looks whether this start is in vain, before anything is done for it: another copy is live. Waits while
+    /// one that is not connected may return.
+    pub(super) fn look_for_another_copy(&self) -> anyhow::Result<()> {
+        generation::wait_until_free(&self.disk_address())
     }
+
+    /// Wins the first generation of this start: the machine is about to run. `take_over` disregards a holder
+    /// that is there or may return. An `OtherCopyLive` says that another copy was found and left alone.
+    pub(super) fn win_generation(&self, take_over: bool) -> anyhow::Result<(Generation, DiskClient)> {
+        generation::win(&self.disk_address(), take_over)
+    }
+}
+
+/// This start found another copy of its machine, and left it alone.
+#[derive(Debug, thiserror::Error)]
+pub enum OtherCopyLive {
+    /// It is connected to the disk server.
+    #[error(
+        "virtual machine {vm} is live elsewhere: generation {generation} is held by {holder:032x}, which is \
+         connected to the disk server. That copy was left alone and nothing was started here; to give it a \
+         backup: start `lockstep backup`, then `lockstep replicate` at the live copy"
+    )]
+    Connected {
+        /// The machine.
+        vm: String,
+        /// What it holds.
+        generation: Generation,
+        /// Who it is.
+        holder: u128,
+    },
+    /// It won while this one was about to.
+    #[error("another copy of {vm} was started just now, under generation {generation}; it was left alone")]
+    StartedNow {
+        /// The machine.
+        vm: String,
+        /// What it holds.
+        generation: Generation,
+    },
 }
 
 /// Who this process is in claims: unique for each start.
@@ -324,7 +314,7 @@ pub(super) fn replicate(
     leader: &Arc<Leader>,
     joined: Joined,
 ) -> anyhow::Result<ChannelWriter> {
-    let Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start: log } = joined;
+    let Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start: log, attempt } = joined;
     let mut sender = ChannelSender::new(endpoint, Limits::default(), log);
     let (acks, hash) = (sender.take_acks(), vm_hash(vm));
     let heartbeat = HeartbeatLink { socket: heartbeats.clone(), to, vm: hash, claimant };
@@ -338,6 +328,9 @@ pub(super) fn replicate(
         threads::heartbeats(&heartbeats, peer, heard, || of_beats.replicating(pairing));
     })?;
     eprintln!("lockstep: replicating {vm} from entry {} on", log.seq + 1);
+    if let Some(attempt) = attempt {
+        attempt.done();
+    }
     Ok(writer)
 }
 

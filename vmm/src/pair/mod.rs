@@ -15,18 +15,23 @@
 //! written under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk
 //! requests (a deadline ends a connection that takes none), console bytes.
 
+mod answers;
 pub mod backup;
 pub mod claims;
 pub mod digests;
+pub mod disk_health;
 pub mod fetch;
 pub mod follower;
 pub mod generation;
+mod greeting;
 pub mod host;
 pub mod leader;
 pub mod live;
 pub mod new_disk;
 pub mod outside;
 pub mod primary;
+mod reception;
+pub mod replication;
 pub mod status;
 pub mod threads;
 pub mod transfer;

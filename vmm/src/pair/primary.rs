@@ -1,29 +1,24 @@
 //! The process of `lockstep run` and of `lockstep primary`: a live copy from power-on.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-
-use anyhow::{Context, ensure};
 use crossbeam_channel::Sender;
-use disk_server::Embedded;
+use disk_server::client::DiskClient;
 use ft::Primary;
+use logchannel::Generation;
 use logchannel::batch::LogStart;
-use logchannel::message::Hello;
-use logchannel::udp::HeartbeatSocket;
 use replay::Recorder;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::assemble;
-use crate::config::{PairArgs, VmConfig};
+use crate::assemble::{self, Vm};
+use crate::config::{VmConfig, protocol};
 use crate::io::clock::wall_ns;
 use crate::pair::claims::claims;
+use crate::pair::greeting::{Begun, Greeted, heartbeat_address};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
-use crate::pair::leader::{Control, Leader};
+use crate::pair::leader::Control;
 use crate::pair::live::LiveEnd;
 use crate::pair::outside::Outside;
 use crate::pair::threads::start;
-use crate::pair::transfer::{Joined, Joining};
+use crate::pair::transfer::Joined;
 use crate::recording::format::Header;
 use crate::recording::sink::{RecordOptions, Sink};
 
@@ -31,45 +26,25 @@ use crate::recording::sink::{RecordOptions, Sink};
 /// file too.
 pub fn run_live(
     config: VmConfig,
-    backup: Option<(&str, &PairArgs)>,
+    backup: Option<&str>,
     take_over: bool,
     record: Option<&RecordOptions>,
 ) -> anyhow::Result<ProcessEnd> {
-    let wait_for_backup = Duration::from_secs(60);
     let role = if backup.is_some() { "primary" } else { "run" };
     let host = Host::new(config, role, claimant()?)?;
-    let (generation, mut disk) = host.win_generation(take_over, backup.map(|(address, _)| address))?;
-    host.fill_disk(&mut disk, generation)?;
-    let (claims, claim_server) = claims(&host.config.args.disk_server, &host.config.args.vm);
-    let protocol = match backup {
-        Some((_, pair)) => pair.protocol(host.claimant),
-        None => PairArgs::default().protocol(host.claimant),
-    };
-    let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
-    let outside = Outside::new(host.network()?, host.console()?, generation);
+    if !take_over {
+        host.look_for_another_copy()?;
+    }
+    let (network, console) = (host.network()?, host.console()?);
+    host.starting("loading the guest");
     // Before the pair forms: a large guest takes its time, and from then on silence means death.
     let mut machine = assemble::boot(&host.config)?;
-    let sink = match record {
-        Some(options) => {
-            let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Some(Sink::create(&options.path, &header, LogStart::default(), &mut machine)?)
-        }
-        None => None,
-    };
-    let mut channel = None;
-    if let Some((address, _)) = backup {
-        let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
-        let hello = Hello {
-            config: host.config.pair(),
-            generation,
-            claimant: host.claimant,
-            heartbeat_port: heartbeats.local_addr().port(),
-            transfer: false,
-            backup_reads: host.config.backup_reads,
-        };
-        eprintln!("lockstep: waiting for the backup at {address}");
-        channel = Some((logchannel::tcp::connect(address, &hello, wait_for_backup)?, heartbeats));
-    }
+    let Won { generation, disk, sink, begun } = win(&host, &mut machine, backup, take_over, record)?;
+    let (claims, claim_server) =
+        claims(&host.config.args.disk_server, &host.config.args.vm, host.health.clone());
+    let protocol = protocol(&host.config.policy, host.claimant);
+    let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
+    let outside = Outside::new(network, console, generation);
     let recorder = Recorder::new(machine, host.config.clock, power_on_ns(&host));
     let leader = host.lead(primary, outside, claims, Some(disk))?;
     let of_claims = leader.clone();
@@ -79,20 +54,21 @@ pub fn run_live(
             |generation| of_claims.event(ft::PrimaryEvent::Fenced { generation }),
         );
     })?;
-    let mut writer = None;
-    if let Some(((connection, welcome), heartbeats)) = channel {
-        let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
-        let (endpoint, channel, reader) = connection.split()?;
+    let mut channel = None;
+    if let Some(Begun { connection, welcome, heartbeats }) = begun {
+        let to = heartbeat_address(connection.peer(), welcome.heartbeat_port);
+        let (endpoint, writer_half, reader) = connection.split()?;
         let start = LogStart::default();
-        let closer = channel.closer()?;
-        let joined = Joined { endpoint, writer: channel, closer, reader, welcome, heartbeats, to, start };
-        writer = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
+        let closer = writer_half.closer()?;
+        let (writer, attempt) = (writer_half, None);
+        let joined = Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start, attempt };
+        channel = Some(replicate(&host.config.args.vm, host.claimant, &leader, joined)?);
     }
     // A network may still know the address at the place of a copy that is gone.
     announce(&host, &leader)?;
-    host.status(|parts| parts.leader = Some(leader.clone()));
+    host.status(|parts| (parts.leader, parts.starting) = (Some(leader.clone()), None));
     let _terminal = host.console_input()?;
-    let mut live = host.live(recorder, leader.clone(), writer);
+    let mut live = host.live(recorder, leader.clone(), channel);
     if sink.is_some() || backup.is_none() {
         end_on_signal(host.control.0.clone())?;
     }
@@ -104,6 +80,50 @@ pub fn run_live(
         host.release(&leader);
     }
     Ok(ProcessEnd::Live(end))
+}
+
+/// What a machine that is about to run has.
+struct Won {
+    generation: Generation,
+    disk: DiskClient,
+    sink: Option<Sink>,
+    begun: Option<Begun>,
+}
+
+/// Greets the backup, wins the first generation, prepares the disk, and begins the pair. The generation comes as
+/// late as it can: whoever holds it fences all others, so nothing that takes its time or may fail in another way
+/// is between that and the guest's first instruction but what needs the generation.
+fn win(
+    host: &Host,
+    machine: &mut Vm,
+    backup: Option<&str>,
+    take_over: bool,
+    record: Option<&RecordOptions>,
+) -> anyhow::Result<Won> {
+    let greeted = backup.map(|address| greet(host, address)).transpose()?;
+    let mut prepare = || {
+        host.starting("winning a generation");
+        let (generation, mut disk) = host.win_generation(take_over)?;
+        host.starting("preparing the disk");
+        host.fill_disk(&mut disk, generation)?;
+        let sink = record.map(|options| {
+            let header = Header::new(&host.config, options.checkpoint_every_ns);
+            Sink::create(&options.path, &header, LogStart::default(), machine)
+        });
+        let sink = sink.transpose()?;
+        anyhow::Ok(Won { generation, disk, sink, begun: None })
+    };
+    let Some(mut greeted) = greeted else { return prepare() };
+    let won = greeted.while_preparing(prepare)?;
+    let begun = Some(greeted.begin_start(won.generation)?);
+    Ok(Won { begun, ..won })
+}
+
+/// Greets the backup that this start is to have.
+fn greet(host: &Host, address: &str) -> anyhow::Result<Greeted> {
+    host.starting(format!("waiting for the backup at {address}"));
+    eprintln!("lockstep: waiting for the backup at {address}");
+    Greeted::at_start(address, &host.config, host.claimant)
 }
 
 /// When virtual time began, on the host's monotonic clock: when the wall clock was read, whatever has
@@ -128,27 +148,4 @@ pub(super) fn end_on_signal(control: Sender<Control>) -> anyhow::Result<()> {
         });
     })?;
     Ok(())
-}
-
-/// Greets a backup that is to get this machine by state transfer.
-pub(super) fn greet_backup(
-    config: &VmConfig,
-    claimant: u128,
-    leader: Option<&Leader>,
-    to: &str,
-) -> anyhow::Result<Joining> {
-    let wait_for_backup = Duration::from_secs(10);
-    ensure!(
-        !Embedded::is_address(&config.args.disk_server),
-        "this machine keeps its disk itself, and a backup must reach it too: stop the machine, start \
-         `lockstep disk-server` on the same directory (--data), and the machine with --disk-server"
-    );
-    let generation = leader.context("no live copy runs in this process yet")?.alone();
-    let generation = generation.context("this process has a backup, or does not hold its generation")?;
-    let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
-    let heartbeat_port = heartbeats.local_addr().port();
-    let (machine, backup_reads) = (config.pair(), config.backup_reads);
-    let hello = Hello { config: machine, generation, claimant, heartbeat_port, transfer: true, backup_reads };
-    let (connection, welcome) = logchannel::tcp::connect(to, &hello, wait_for_backup)?;
-    Ok(Joining { connection, welcome, heartbeats })
 }

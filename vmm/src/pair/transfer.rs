@@ -28,6 +28,8 @@ use logchannel::udp::HeartbeatSocket;
 use crate::engine::Engine;
 use crate::machine::{Machine, MachineError, MachineState};
 use crate::memory::{PAGE_BYTES, Ram};
+use crate::pair::greeting::heartbeat_address;
+use crate::pair::replication::Attempt;
 
 /// Pages copied at one stop of the guest: well under a millisecond.
 const PAGES_PER_STOP: usize = 128;
@@ -94,6 +96,8 @@ pub struct Joining {
     pub welcome: Welcome,
     /// Our heartbeats.
     pub heartbeats: Arc<HeartbeatSocket>,
+    /// What is told of it.
+    pub attempt: Attempt,
 }
 
 /// The channel of a backup that has the whole machine.
@@ -114,6 +118,8 @@ pub struct Joined {
     pub to: SocketAddr,
     /// Where the log continues.
     pub start: LogStart,
+    /// The attempt that this was, if the backup joined a machine that ran.
+    pub attempt: Option<Attempt>,
 }
 
 /// A transfer under way.
@@ -129,15 +135,16 @@ impl Outgoing {
     /// Begins with all of memory.
     pub fn start<M: Transferable>(machine: &mut M, joining: Joining) -> anyhow::Result<Self> {
         machine.track_pages(true)?;
-        let Joining { connection, welcome, heartbeats } = joining;
-        let to = SocketAddr::new(connection.peer().ip(), welcome.heartbeat_port);
+        let Joining { connection, welcome, heartbeats, attempt } = joining;
+        let to = heartbeat_address(connection.peer(), welcome.heartbeat_port);
         let (endpoint, writer, reader) = connection.split()?;
         writer.set_patience(Some(MAX_STALL))?;
         let pages = machine.memory().pages();
         let todo = vec![u64::MAX; pages.div_ceil(64)];
         let start = LogStart::default();
         let closer = writer.closer()?;
-        let channel = Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start };
+        let attempt = Some(attempt);
+        let channel = Joined { endpoint, writer, closer, reader, welcome, heartbeats, to, start, attempt };
         Ok(Self { channel, todo, round: 0, bytes: Vec::new(), raw: Vec::new() })
     }
 
@@ -200,7 +207,14 @@ impl Outgoing {
     fn send(&mut self, message: &Message) -> anyhow::Result<()> {
         self.bytes.clear();
         self.channel.endpoint.send(message, &mut self.bytes)?;
-        Ok(self.channel.writer.write_all(&self.bytes)?)
+        let written = self.channel.writer.write_all(&self.bytes).map_err(anyhow::Error::new);
+        if let Some(attempt) = &self.channel.attempt {
+            match &written {
+                Ok(()) => attempt.sent(self.bytes.len()),
+                Err(error) => attempt.fail(error),
+            }
+        }
+        written
     }
 }
 

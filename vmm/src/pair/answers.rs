@@ -1,0 +1,128 @@
+//! What the control socket answers: `status`, `shutdown`, `replicate ADDRESS`. Clients ask side by side.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use crate::config::VmConfig;
+use crate::io::clock::HostClock;
+use crate::io::control::error;
+use crate::pair::disk_health::DiskHealth;
+use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
+use crate::pair::greeting::greet_backup;
+use crate::pair::leader::{Control, Leader};
+use crate::pair::replication::Replication;
+use crate::pair::status::Status;
+
+/// How long a request may wait for the guest's thread to have room for it.
+const ROOM: Duration = Duration::from_secs(5);
+const NOTHING: &str = "{}";
+
+/// What `status` is made of.
+pub(super) struct StatusParts {
+    /// `primary`, `backup` or `run`.
+    pub(super) role: &'static str,
+    /// The machine; a backup's is what its primary said.
+    pub(super) config: Arc<VmConfig>,
+    /// What a process that is to be a live copy does before it is one.
+    pub(super) starting: Option<String>,
+    pub(super) leader: Option<Arc<Leader>>,
+    pub(super) follower: Option<Arc<Follower>>,
+    pub(super) backup: Option<FollowerStatus>,
+    pub(super) failover: Option<FailoverTimes>,
+}
+
+/// Whoever answers.
+pub(super) struct Answers {
+    pub(super) parts: Arc<Mutex<StatusParts>>,
+    pub(super) clock: HostClock,
+    pub(super) started_ns: u64,
+    pub(super) claimant: u128,
+    pub(super) queue: Sender<Control>,
+    pub(super) health: Arc<DiskHealth>,
+    pub(super) replication: Arc<Replication>,
+}
+
+impl Answers {
+    /// The answer to one request, a line of JSON.
+    pub(super) fn answer(&self, request: &str) -> String {
+        let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
+        match (word, rest.trim()) {
+            ("status", "") => self.status(),
+            ("shutdown", "") => self.shutdown().map_or_else(error, |()| NOTHING.into()),
+            ("replicate", "") => error("replicate needs the address of a backup: replicate HOST:PORT"),
+            ("replicate", to) => self
+                .replicate(to)
+                .map_or_else(error, |number| serde_json::json!({ "attempt": number }).to_string()),
+            _ => error("unknown request: status, shutdown or replicate HOST:PORT"),
+        }
+    }
+
+    fn parts(&self) -> MutexGuard<'_, StatusParts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shutdown(&self) -> Result<(), String> {
+        let parts = self.parts();
+        if parts.leader.is_none() {
+            // Kept for later, it would end the machine at the next failover.
+            return Err(format!("no live copy runs in this {}: ask the primary", parts.role));
+        }
+        drop(parts);
+        self.queue
+            .send_timeout(Control::Shutdown, ROOM)
+            .map_err(|_| "the guest takes no requests".to_string())
+    }
+
+    /// Greets the backup at `to` and has the vCPU thread begin the transfer; the number of the attempt.
+    fn replicate(&self, to: &str) -> Result<u64, String> {
+        logchannel::address::peer(to).map_err(|error| error.to_string())?;
+        let parts = self.parts();
+        let (leader, config) = (parts.leader.clone(), parts.config.clone());
+        drop(parts);
+        let leader = leader.ok_or("no live copy runs in this process yet")?;
+        let attempt = self.replication.attempt(to).map_err(|running| {
+            format!("this machine is being replicated to {running} already: one backup at a time")
+        })?;
+        let number = attempt.number();
+        match greet_backup(&config, self.claimant, &leader, to) {
+            Ok(greeted) => {
+                attempt.transferring();
+                let joining = Box::new(greeted.joining(attempt));
+                let sent = self.queue.send_timeout(Control::Replicate(joining), ROOM);
+                sent.map_err(|_| "the guest takes no requests".to_string())?;
+                Ok(number)
+            }
+            Err(error) => {
+                attempt.fail(&error);
+                Err(format!("{error:#}"))
+            }
+        }
+    }
+
+    fn status(&self) -> String {
+        let parts = self.parts();
+        let (leader, follower, config) = (parts.leader.clone(), parts.follower.clone(), parts.config.clone());
+        let mut status = Status {
+            role: parts.role,
+            vm: config.args.vm.clone(),
+            pid: std::process::id(),
+            engine: config.engine.to_string(),
+            uptime_s: (self.clock.now_ns() - self.started_ns) as f64 / 1e9,
+            policy: config.policy,
+            starting: parts.starting.clone(),
+            live: None,
+            backup: parts.backup.clone(),
+            failover: parts.failover,
+            replication: self.replication.status(),
+            disk_server: self.health.status(&config.args.disk_server),
+            failover_possible: false,
+        };
+        drop(parts);
+        status.live = leader.map(|leader| leader.status());
+        status.backup = follower.map(|follower| follower.status()).or(status.backup);
+        status.failover_possible = status.is_redundant() && status.disk_server.answers != Some(false);
+        serde_json::to_string(&status).expect("plain data")
+    }
+}
