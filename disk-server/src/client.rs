@@ -446,6 +446,11 @@ impl DiskClient {
         self.done(RequestBody::Flush { disk, generation }, &[])
     }
 
+    /// How long each call may take.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// How long each later call may take.
     pub fn set_deadline(&mut self, deadline: Duration) -> Result<(), ClientError> {
         let set = self.link.stream.set_write_timeout(Some(deadline.max(Duration::from_millis(1))));

@@ -55,6 +55,7 @@ pub fn fill(
         opened.bytes >> 20
     );
     eprintln!("lockstep: a new disk: copying {}", image.display());
+    let deadline = client.deadline();
     client.set_deadline(CALL)?;
     client.begin_fill(opened.disk, generation, bytes.next_multiple_of(SECTOR))?;
     let (mut at, mut data) = (0, Vec::new());
@@ -72,5 +73,7 @@ pub fn fill(
         at += read;
     }
     client.end_fill(opened.disk, generation)?;
+    // The guest's requests go over this connection too.
+    client.set_deadline(deadline)?;
     Ok(true)
 }
