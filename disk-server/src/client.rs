@@ -11,7 +11,7 @@
 //! known about what was asked: ask again), refused (it said why), or fenced (halt).
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -279,7 +279,7 @@ impl DiskClient {
         }
         let end = clock::now() + deadline;
         let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        let addresses = server.to_socket_addrs().map_err(|error| match error.kind() {
+        let addresses = logchannel::address::resolve(server).map_err(|error| match error.kind() {
             ErrorKind::InvalidInput => ClientError::Address { server: server.into() },
             _ => unreachable(error),
         })?;

@@ -38,11 +38,11 @@ pub mod kind {
     /// `Message::Goodbye`
     pub const GOODBYE: u8 = 6;
     /// `Message::Preparing`
-    pub const PREPARING: u8 = 7;
+    pub const PREPARING: u8 = 9;
     /// `Message::Begin`
-    pub const BEGIN: u8 = 8;
+    pub const BEGIN: u8 = 10;
     /// `Message::Begun`
-    pub const BEGUN: u8 = 9;
+    pub const BEGUN: u8 = 11;
     /// `Message::Pages`
     pub const PAGES: u8 = 16;
     /// `Message::State`

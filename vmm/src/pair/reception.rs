@@ -6,8 +6,8 @@
 //!              64 at most, more wait                   16 at most, more are refused
 //! ```
 //!
-//! A primary that was welcomed has nothing but a connection here. Who the right one is only the disk server says,
-//! when one begins: it holds the generation that it names. Until then the backup waits on.
+//! A primary that was welcomed has nothing but a connection here. Who the right one is only the disk server
+//! says, when one begins: it holds the generation that it names. Until then the backup waits on.
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
@@ -205,9 +205,10 @@ impl Shared {
         let place = match self.agree(&incoming.hello) {
             Ok(place) => place,
             Err(refusal) => {
-                let told = refused(&refusal);
+                // Whoever asks here once the peer knows finds the line.
+                self.tell(&refused(&refusal));
                 let _ = incoming.refuse(refusal);
-                return Err(told);
+                return Ok(());
             }
         };
         let left = |error: TcpError| format!("the primary at {peer} left before it began: {error}");
@@ -230,9 +231,9 @@ impl Shared {
         };
         if let Err(reason) = self.check_holder(&reserved.hello, generation) {
             let refusal = Refusal::Other(reason);
-            let told = refused(&refusal);
+            self.tell(&refused(&refusal));
             let _ = reserved.refuse(refusal);
-            return Err(told);
+            return Ok(());
         }
         drop(place);
         if let Err(unmet) = self.arrivals.send(Arrival { reserved, generation, heartbeats }) {
@@ -265,8 +266,8 @@ impl Shared {
         Ok(Place { shared: self, of: |counts| &mut counts.reserved })
     }
 
-    /// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair that
-    /// asks two servers could go live twice.
+    /// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair
+    /// that asks two servers could go live twice.
     fn check_holder(&self, hello: &Hello, generation: Generation) -> Result<(), String> {
         let (server, vm) = (&self.desk.disk_server, &self.desk.ours.vm);
         let state = DiskClient::connect(server, ASK_HOLDER).and_then(|mut client| client.query(vm));
