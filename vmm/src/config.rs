@@ -55,8 +55,8 @@ pub struct VmArgs {
     /// Command line of the guest; without it, the guest's own.
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411; a machine
-    /// without a backup keeps its disk itself, where the command has --data.
+    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411, and a
+    /// machine without a backup keeps its disk itself, where the command has --data.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS",
           value_parser = disk_server_address)]
     pub disk_server: String,
