@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -26,6 +25,9 @@ const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 pub const MINIKV: &str = "minikv";
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
+/// Most that an option in milliseconds takes, a day: nanoseconds of it and multiples of those fit in 64 bits.
+const MAX_MS: u64 = 24 * 60 * 60 * 1000;
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Name of a disk that has no better one.
 const DEFAULT_DISK: &str = "disk0";
@@ -82,7 +84,7 @@ pub struct VmArgs {
     #[arg(long, default_value = "host", value_parser = ["host", "virtual"])]
     pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none.
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = milliseconds())]
     pub digest_ms: u64,
     /// Control socket for `lockstep status`.
     #[arg(long, value_name = "PATH")]
@@ -95,17 +97,21 @@ pub struct VmArgs {
     pub console_input: String,
 }
 
+fn milliseconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=MAX_MS)
+}
+
 /// Options of both halves of a pair.
 #[derive(Debug, Clone, Args)]
 pub struct PairArgs {
     /// Milliseconds between heartbeats.
-    #[arg(long, default_value_t = 50, value_name = "MS")]
+    #[arg(long, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
     pub heartbeat_ms: u64,
     /// Milliseconds without any sign of life after which the peer is given up.
-    #[arg(long, default_value_t = 500, value_name = "MS")]
+    #[arg(long, default_value_t = 500, value_name = "MS", value_parser = milliseconds())]
     pub timeout_ms: u64,
     /// Execution lag in milliseconds above which the primary is slowed.
-    #[arg(long, default_value_t = 50, value_name = "MS")]
+    #[arg(long, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
     pub lag_target_ms: u64,
 }
 
@@ -119,11 +125,11 @@ impl PairArgs {
     /// The protocol's configuration for this process.
     pub fn protocol(&self, claimant: u128) -> ft::Config {
         ft::Config {
-            heartbeat_every_ns: self.heartbeat_ms * 1_000_000,
-            suspect_after_ns: self.timeout_ms * 1_000_000,
-            ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * 1_000_000,
-            read_timeout_ns: (2 * self.timeout_ms).max(1_000) * 1_000_000,
-            lag_target_ns: self.lag_target_ms * 1_000_000,
+            heartbeat_every_ns: self.heartbeat_ms * NS_PER_MS,
+            suspect_after_ns: self.timeout_ms * NS_PER_MS,
+            ack_timeout_ns: (4 * self.timeout_ms).max(2_000) * NS_PER_MS,
+            read_timeout_ns: (2 * self.timeout_ms).max(1_000) * NS_PER_MS,
+            lag_target_ns: self.lag_target_ms * NS_PER_MS,
             ..ft::Config::new(claimant)
         }
     }
@@ -275,7 +281,7 @@ impl VmConfig {
 
     /// Time between digests, nanoseconds.
     pub fn digest_every_ns(&self) -> u64 {
-        Duration::from_millis(self.args.digest_ms).as_nanos() as u64
+        self.args.digest_ms * NS_PER_MS
     }
 
     /// The devices'.
@@ -341,3 +347,7 @@ fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {
     }
     Ok(mac)
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;
