@@ -12,6 +12,16 @@
 //!   ------------------ everything above is pure: bytes in, bytes out; the simulator runs the same code
 //!   tcp, udp, file     sockets and recordings
 //! ```
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod batch;

@@ -4,6 +4,13 @@
 //! state.
 //!
 //! A case that this host's KVM cannot run is skipped, loudly and counted, with the reason.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests cast small numbers of their own"
+)]
 
 mod cases;
 mod code;
