@@ -11,12 +11,15 @@
 //! known about what was asked: ask again), refused (it said why), or fenced (halt).
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use logchannel::frame::{FrameError, FrameReader, FrameWriter};
 use logchannel::{DiskOp, DiskRequest, Generation};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::clock;
 use crate::protocol::{
@@ -152,19 +155,58 @@ struct SendHalf {
     writer: FrameWriter,
     payload: Vec<u8>,
     out: Vec<u8>,
+    /// What of `out` was written.
+    written: usize,
 }
 
 impl SendHalf {
-    fn send(&mut self, stream: &Socket, request: &Request, data: &[u8]) -> Result<(), SendError> {
+    /// Takes a request; `flush` or `flush_now` writes it.
+    fn push(&mut self, request: &Request, data: &[u8]) -> Result<(), SendError> {
         protocol::encode(request, data, &mut self.payload).map_err(SendError::Message)?;
-        self.out.clear();
         self.writer.write(KIND_REQUEST, &self.payload, &mut self.out);
-        let mut stream = stream;
-        stream.write_all(&self.out).map_err(|error| {
-            // A frame may be cut in two: nothing sensible can follow on this connection.
-            let _ = stream.shutdown(Shutdown::Both);
-            SendError::Io(error)
-        })
+        Ok(())
+    }
+
+    fn send(&mut self, stream: &Socket, request: &Request, data: &[u8]) -> Result<(), SendError> {
+        self.push(request, data)?;
+        self.flush(stream)
+    }
+
+    /// Writes everything that was taken; waits for room.
+    fn flush(&mut self, stream: &Socket) -> Result<(), SendError> {
+        let mut writer = stream;
+        let written = writer.write_all(&self.out[self.written..]);
+        self.emptied();
+        // A frame may be cut in two: nothing sensible can follow on this connection.
+        written.map_err(|error| Self::broke(stream, error))
+    }
+
+    /// Writes what the socket has room for; whether that was everything.
+    fn flush_now(&mut self, stream: &Socket) -> Result<bool, SendError> {
+        while self.written < self.out.len() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(stream.as_raw_fd(), &self.out[self.written..], flags) {
+                Ok(count) => self.written += count,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(false),
+                Err(errno) => {
+                    self.emptied();
+                    return Err(Self::broke(stream, errno.into()));
+                }
+            }
+        }
+        self.emptied();
+        Ok(true)
+    }
+
+    fn emptied(&mut self) {
+        self.out.clear();
+        self.written = 0;
+    }
+
+    fn broke(stream: &Socket, error: io::Error) -> SendError {
+        let _ = stream.shutdown(Shutdown::Both);
+        SendError::Io(error)
     }
 }
 
@@ -197,14 +239,23 @@ impl Link {
     }
 
     fn send(&self, half: &mut SendHalf, request: &Request, data: &[u8]) -> Result<(), ClientError> {
+        Self::check(data)?;
+        half.send(&self.stream, request, data).map_err(|error| self.sending(error))
+    }
+
+    fn check(data: &[u8]) -> Result<(), ClientError> {
         if data.len() > MAX_TRANSFER {
             let message = format!("{} bytes in one write: at most {MAX_TRANSFER}", data.len());
             return Err(ClientError::Refused { code: ErrorCode::Invalid, message });
         }
-        half.send(&self.stream, request, data).map_err(|error| match error {
+        Ok(())
+    }
+
+    fn sending(&self, error: SendError) -> ClientError {
+        match error {
             SendError::Message(source) => self.message(source),
             SendError::Io(source) => self.unreachable(source),
-        })
+        }
     }
 
     /// The next answer and its data, within `deadline` if there is one.
@@ -279,7 +330,7 @@ impl DiskClient {
         }
         let end = clock::now() + deadline;
         let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        let addresses = server.to_socket_addrs().map_err(|error| match error.kind() {
+        let addresses = logchannel::address::resolve(server).map_err(|error| match error.kind() {
             ErrorKind::InvalidInput => ClientError::Address { server: server.into() },
             _ => unreachable(error),
         })?;
@@ -294,7 +345,8 @@ impl DiskClient {
     }
 
     fn new(link: Link, deadline: Duration) -> Self {
-        let send = SendHalf { writer: FrameWriter::new(PROTOCOL), payload: Vec::new(), out: Vec::new() };
+        let send =
+            SendHalf { writer: FrameWriter::new(PROTOCOL), payload: Vec::new(), out: Vec::new(), written: 0 };
         let receive = ReceiveHalf { reader: FrameReader::new(PROTOCOL), chunk: vec![0; READ_CHUNK] };
         Self { link, send, receive, next_tag: 0, deadline }
     }
@@ -506,8 +558,42 @@ impl RequestSender {
     /// executed in the order of submission. Blocks only while the socket is full, at most the client's
     /// deadline; an error means that the connection is of no more use.
     pub fn submit(&self, tag: u64, request: &DiskRequest, generation: Generation) -> Result<(), ClientError> {
+        let (body, data) = self.body(request, generation);
+        self.link.send(&mut self.half(), &Request { tag, body }, data)
+    }
+
+    /// Submits one request without waiting; whether all of it was written. If not, the rest is kept, and
+    /// `flush` or `flush_now` is to be called before the next request is submitted.
+    pub fn submit_now(
+        &self,
+        tag: u64,
+        request: &DiskRequest,
+        generation: Generation,
+    ) -> Result<bool, ClientError> {
+        let (body, data) = self.body(request, generation);
+        Link::check(data)?;
+        let mut half = self.half();
+        let pushed = half.push(&Request { tag, body }, data);
+        pushed.and_then(|()| half.flush_now(&self.link.stream)).map_err(|error| self.link.sending(error))
+    }
+
+    /// Writes what `submit_now` left over; blocks as `submit` does.
+    pub fn flush(&self) -> Result<(), ClientError> {
+        self.half().flush(&self.link.stream).map_err(|error| self.link.sending(error))
+    }
+
+    /// Writes as much of what `submit_now` left over as the socket has room for; whether that is all.
+    pub fn flush_now(&self) -> Result<bool, ClientError> {
+        self.half().flush_now(&self.link.stream).map_err(|error| self.link.sending(error))
+    }
+
+    fn half(&self) -> MutexGuard<'_, SendHalf> {
+        self.half.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn body<'a>(&self, request: &'a DiskRequest, generation: Generation) -> (RequestBody, &'a [u8]) {
         let disk = self.disk;
-        let (body, data): (_, &[u8]) = match &request.op {
+        match &request.op {
             DiskOp::Read { offset, len } => {
                 (RequestBody::Read { disk, generation, offset: *offset, len: *len }, &[])
             }
@@ -515,9 +601,7 @@ impl RequestSender {
                 (RequestBody::Write { disk, generation, offset: *offset, durable: *durable }, data)
             }
             DiskOp::Flush => (RequestBody::Flush { disk, generation }, &[]),
-        };
-        let mut half = self.half.lock().unwrap_or_else(PoisonError::into_inner);
-        self.link.send(&mut half, &Request { tag, body }, data)
+        }
     }
 
     /// The same connection, for another disk opened on it.

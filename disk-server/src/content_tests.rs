@@ -69,3 +69,14 @@ fn a_cleared_file_is_zero_and_as_long_as_before() {
         assert!(bytes.len() == 1 << 20 && bytes.iter().all(|byte| *byte == 0));
     }
 }
+
+#[test]
+fn a_record_is_never_seen_half_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = disk(dir.path());
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    // A server died as it made the record of an older disk: only the scratch file is there, and only half.
+    std::fs::write(dir.path().join("d.state.next"), b"LK").unwrap();
+    assert_eq!(load(dir.path(), "d", &file).unwrap(), Content::Filled);
+    assert_eq!(std::fs::read(dir.path().join("d.state.next")).unwrap(), encode(Content::Filled));
+}

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use disk_server::Options;
+use host::errors::Chain;
 use tracing_subscriber::EnvFilter;
 
 const AFTER_HELP: &str = "\
@@ -45,11 +46,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match cli.json {
-        true => log.json().init(),
-        false => log.init(),
-    }
+    host::log::start(filter, cli.json);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -57,10 +54,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(disk_server::run(cli.options)) {
+    let result = runtime.block_on(disk_server::run(cli.options));
+    host::log::finish();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("disk-server: {error}");
+            eprintln!("disk-server: {}", Chain(&error));
             ExitCode::from(error.exit_code())
         }
     }

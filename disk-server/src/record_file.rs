@@ -47,16 +47,19 @@ fn scratch(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.next"))
 }
 
-/// Writes a first record and its scratch file; whatever was there under these names is gone. The caller makes
-/// the directory durable.
+/// Writes a first record and its scratch file; whatever was there under these names is gone. Who dies on the
+/// way leaves a whole record, or none. The caller makes the directory durable.
 pub(crate) fn create(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    for path in [scratch(dir, name), dir.join(name)] {
+    let write = |path: &Path| {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.write_all_at(bytes, 0)?;
-        file.sync_all()?;
-    }
-    Ok(())
+        file.sync_all()
+    };
+    let next = scratch(dir, name);
+    write(&next)?;
+    std::fs::rename(&next, dir.join(name))?;
+    write(&next)
 }
 
 /// The record in force, made durable: a server before this one may have died between exchange and fsync.

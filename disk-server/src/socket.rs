@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -52,6 +53,15 @@ impl Socket {
         match self {
             Socket::Tcp(stream) => stream.shutdown(how),
             Socket::Local(stream) => stream.shutdown(how),
+        }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Socket::Tcp(stream) => stream.as_raw_fd(),
+            Socket::Local(stream) => stream.as_raw_fd(),
         }
     }
 }

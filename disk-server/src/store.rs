@@ -483,7 +483,7 @@ fn write_format(root: &Path, path: &Path) -> Result<(), StoreError> {
     // Machines that share the directory may do this at the same time.
     let unfinished = root.join(format!("format.new.{}", std::process::id()));
     let write = || {
-        std::fs::write(&unfinished, FORMAT)?;
+        host::files::write(&unfinished, FORMAT)?;
         File::open(&unfinished)?.sync_all()?;
         std::fs::rename(&unfinished, path)?;
         File::open(root)?.sync_all()

@@ -6,7 +6,8 @@
 //! any more. Nothing is shared between VMs: one that waits for its storage delays no other.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -73,7 +74,7 @@ impl Vm {
     /// Writes the files of a new VM into the fresh directory `dir`. The caller publishes the directory.
     pub(crate) fn create_files(dir: &Path, name: &str) -> std::io::Result<()> {
         generation_file::create(dir, name)?;
-        std::fs::create_dir(dir.join(DISKS))?;
+        DirBuilder::new().mode(0o700).create(dir.join(DISKS))?;
         File::open(dir)?.sync_all()
     }
 

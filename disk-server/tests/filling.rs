@@ -200,7 +200,7 @@ fn killed_at_random_moments_a_disk_is_filled_exactly_once() {
 
 /// The state in the record, as it lies on the disk.
 fn content(data: &Path) -> Option<u8> {
-    Some(std::fs::read(data.join("vms/vm/disks/disk.state")).ok()?[6])
+    std::fs::read(data.join("vms/vm/disks/disk.state")).ok()?.get(6).copied()
 }
 
 fn copy(from: &Path, to: &Path) {

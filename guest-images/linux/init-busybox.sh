@@ -26,6 +26,9 @@ if [ -n "$ip" ] && [ -e /sys/class/net/eth0 ]; then
     [ -n "$gw" ] && ip route add default via "$gw"
 fi
 
+# The power button, which `lockstep stop` presses.
+[ -e /dev/input/event0 ] && acpid -l /dev/null -p /run/acpid.pid
+
 [ -n "$session" ] && telnetd -p "$session" -l /bin/sh
 
 if [ -n "$run" ]; then
@@ -34,5 +37,4 @@ else
     echo "busybox on $(uname -sr)"
     setsid -c sh
 fi
-sync
-poweroff -f
+exec switch-off

@@ -22,13 +22,16 @@ fi
 echo 1 >/proc/sys/vm/overcommit_memory
 echo never >/sys/kernel/mm/transparent_hugepage/enabled
 
+# The power button, which `lockstep stop` presses.
+[ -e /dev/input/event0 ] && acpid -l /dev/null -p /run/acpid.pid
+
+/sbin/serve &
+server=$!
+echo $server >/run/server.pid
 if [ -n "$shell" ]; then
-    /sbin/serve &
     setsid -c sh
 else
-    /sbin/serve
+    wait $server
+    exec switch-off "the server ended; switching off"
 fi
-echo "init: the server ended; switching off"
-sync
-mount -o remount,ro /
-poweroff -f
+exec switch-off

@@ -33,6 +33,15 @@ const NETWORK: &str = "ip=10.77.0.2/24 gw=10.77.0.1";
 const DRIVERS: [&str; 6] =
     ["virtio_mmio", "virtio_rng", "virtio_console", "virtio_net", "virtio_blk", "virtio_pci"];
 
+/// Drivers of the power button: ACPI's, and the one by which programs read keys.
+const BUTTON_DRIVERS: [&str; 2] = ["button", "evdev"];
+
+/// What acpid runs when the power button is pressed, and by which name (busybox' table of events).
+const BUTTON_ACTION: &str = "etc/acpi/PWRF/00000080";
+const BUTTON_SCRIPT: &str =
+    "#!/bin/sh\nexec /sbin/switch-off \"the power button was pressed; switching off\"\n";
+const SWITCH_OFF: &str = include_str!("../linux/switch-off.sh");
+
 /// Why an image cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -93,7 +102,7 @@ pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE, server::REDI
 
 /// Digest of everything here that an image is made by: of another one comes, perhaps, another image.
 pub fn recipes_digest() -> String {
-    let parts: [&[u8]; 11] = [
+    let parts: [&[u8]; 12] = [
         include_bytes!("recipe.rs"),
         include_bytes!("recipe/busybox.rs"),
         include_bytes!("recipe/cpubench.rs"),
@@ -101,6 +110,7 @@ pub fn recipes_digest() -> String {
         include_bytes!("../linux/init-busybox.sh"),
         include_bytes!("../linux/init-disk.sh"),
         include_bytes!("../linux/init-server.sh"),
+        include_bytes!("../linux/switch-off.sh"),
         include_bytes!("../linux/nginx.conf"),
         include_bytes!("../linux/redis.conf"),
         include_bytes!("initramfs.rs"),
@@ -181,7 +191,8 @@ impl Kitchen<'_> {
             .find(|place| place.exists())
             .ok_or_else(|| BuildError::NoFile { package: package.clone(), file: "lib/modules".into() })?;
         let mut order = String::new();
-        for module in Modules::below(&place)?.load_order(&DRIVERS)? {
+        let wanted = [DRIVERS.as_slice(), &BUTTON_DRIVERS].concat();
+        for module in Modules::below(&place)?.load_order(&wanted)? {
             order += &format!("{}.ko\n", module.name);
             archive.file(&format!("lib/modules/{}.ko", module.name), 0o644, module.data);
         }
@@ -209,6 +220,8 @@ impl Kitchen<'_> {
         archive.device("dev/console", 5, 1);
         archive.file("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n");
         archive.file("etc/group", 0o644, "root:x:0:\n");
+        archive.file("sbin/switch-off", 0o755, SWITCH_OFF);
+        archive.file(BUTTON_ACTION, 0o755, BUTTON_SCRIPT);
         Ok(())
     }
 

@@ -106,6 +106,7 @@ fn server() {
         ("COMMAND INFO get", "*1\r\n*6\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n"),
         ("DEBUG SPIN -1", "-ERR value is not an integer or out of range\r\n"),
         ("DEBUG SPIN 0", ":0\r\n"),
+        ("DEBUG RESTART NOW", "-ERR wrong number of arguments for 'debug|restart' command\r\n"),
         ("BGREWRITEAOF", "-ERR there is no disk, hence no append only file\r\n"),
     ]);
 }

@@ -118,7 +118,8 @@ pub enum Event {
     Digest(MachineDigest),
     /// The machine was powered off from outside.
     Shutdown,
-    /// The machine was reset from outside.
+    /// The guest reset its machine, which started again at this position. A function of the machine's own state:
+    /// it is checked, not applied.
     Reset,
     /// This copy went live, alone, under a new generation.
     GoLive {
@@ -137,6 +138,11 @@ pub enum Event {
         /// `data_digest` of what the primary read.
         digest: [u8; 8],
     },
+    /// This copy hands over: its guest stands still from here on. It goes on, after this entry, only if it
+    /// wins a new generation (`GoLive` follows); else the log goes on at the backup's.
+    HandOver,
+    /// Somebody pressed the power button: the guest is asked to switch itself off.
+    PowerButton,
 }
 
 /// xxh3-64 of data read from a disk, little endian.
@@ -164,6 +170,8 @@ impl Event {
             Event::Reset => EventKind::Reset,
             Event::GoLive { .. } => EventKind::GoLive,
             Event::DiskRead { .. } => EventKind::DiskRead,
+            Event::HandOver => EventKind::HandOver,
+            Event::PowerButton => EventKind::PowerButton,
         }
     }
 
@@ -201,11 +209,15 @@ pub enum EventKind {
     GoLive,
     /// `Event::DiskRead`
     DiskRead,
+    /// `Event::HandOver`
+    HandOver,
+    /// `Event::PowerButton`
+    PowerButton,
 }
 
 impl EventKind {
     /// Every kind, in the order of their values.
-    pub const ALL: [EventKind; 11] = [
+    pub const ALL: [EventKind; 12] = [
         EventKind::NetRx,
         EventKind::ConsoleRx,
         EventKind::DiskDone,
@@ -217,6 +229,8 @@ impl EventKind {
         EventKind::Reset,
         EventKind::GoLive,
         EventKind::DiskRead,
+        EventKind::HandOver,
+        EventKind::PowerButton,
     ];
 
     /// The kind's name, for people.
@@ -233,6 +247,8 @@ impl EventKind {
             EventKind::Reset => "Reset",
             EventKind::GoLive => "GoLive",
             EventKind::DiskRead => "DiskRead",
+            EventKind::HandOver => "HandOver",
+            EventKind::PowerButton => "PowerButton",
         }
     }
 }

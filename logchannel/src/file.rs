@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::LOG_VERSION;
@@ -166,7 +167,9 @@ impl RecordingWriter<File> {
     /// Makes a new file; one that exists is left alone, and that is an error.
     pub fn create(path: &Path, config: &PairConfig) -> Result<Self, FileError> {
         let error = |source| FileError::Create { path: path.to_owned(), source };
-        Self::new(File::create_new(path).map_err(error)?, config)
+        // It holds what the guest's clients sent: its owner alone reads it.
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+        Self::new(file.map_err(error)?, config)
     }
 
     /// As `finish`, and waits until the file is on stable storage.

@@ -42,10 +42,10 @@ pub use entry::{
 pub use heartbeat::{Heartbeat, Role};
 pub use message::{Ack, Claimant, Hello, Message, Refusal, Welcome};
 pub use output::{DiskOp, DiskRequest, Output, OutputKind};
-pub use pair::{Mismatch, PairConfig, Policy};
+pub use pair::{Mismatch, OnReset, PairConfig, Policy};
 pub use receiver::Receiver;
 pub use sender::{AckReader, Sender};
 
 /// Version of the log: of the entries, of their encoding and of the messages that carry them. It is the
 /// version in every frame of the logging channel and at the head of every recording.
-pub const LOG_VERSION: u16 = 2;
+pub const LOG_VERSION: u16 = 3;

@@ -38,11 +38,15 @@ pub mod kind {
     /// `Message::Goodbye`
     pub const GOODBYE: u8 = 6;
     /// `Message::Preparing`
-    pub const PREPARING: u8 = 7;
+    pub const PREPARING: u8 = 9;
     /// `Message::Begin`
-    pub const BEGIN: u8 = 8;
+    pub const BEGIN: u8 = 10;
     /// `Message::Begun`
-    pub const BEGUN: u8 = 9;
+    pub const BEGUN: u8 = 11;
+    /// `Message::AskDisk`
+    pub const ASK_DISK: u8 = 7;
+    /// `Message::DiskReach`
+    pub const DISK_REACH: u8 = 8;
     /// `Message::Pages`
     pub const PAGES: u8 = 16;
     /// `Message::State`
@@ -73,6 +77,13 @@ pub enum Message {
         /// Why.
         reason: String,
     },
+    /// Primary to backup: does it reach the disk server?
+    AskDisk {
+        /// Counts the questions.
+        number: u64,
+    },
+    /// Backup to primary: the answer.
+    DiskReach(DiskReach),
     /// Primary to backup, before the first entry: pages of guest memory.
     Pages(Pages),
     /// Primary to backup: the rest of the machine; entries follow.
@@ -101,6 +112,15 @@ pub struct Hello {
 pub struct Begin {
     /// The generation that the claimant of the Hello holds.
     pub generation: Generation,
+}
+
+/// Whether a backup reaches the disk server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReach {
+    /// The question's number.
+    pub number: u64,
+    /// The disk server has answered it since it was asked.
+    pub reaches: bool,
 }
 
 /// Consecutive pages of guest memory, of 4096 bytes.
@@ -243,6 +263,8 @@ pub fn kind_name(kind: u8) -> &'static str {
         kind::PREPARING => "Preparing",
         kind::BEGIN => "Begin",
         kind::BEGUN => "Begun",
+        kind::ASK_DISK => "AskDisk",
+        kind::DISK_REACH => "DiskReach",
         kind::PAGES => "Pages",
         kind::STATE => "State",
         _ => "unknown",
@@ -262,6 +284,8 @@ impl Message {
             Message::Entries(_) => kind::ENTRIES,
             Message::Ack(_) => kind::ACK,
             Message::Goodbye { .. } => kind::GOODBYE,
+            Message::AskDisk { .. } => kind::ASK_DISK,
+            Message::DiskReach(_) => kind::DISK_REACH,
             Message::Pages(_) => kind::PAGES,
             Message::State(_) => kind::STATE,
         }
@@ -280,6 +304,8 @@ impl Message {
             Message::Begun => write_control(kind::BEGUN, &(), writer, out),
             Message::Ack(ack) => write_control(kind::ACK, ack, writer, out),
             Message::Goodbye { reason } => write_control(kind::GOODBYE, reason, writer, out),
+            Message::AskDisk { number } => write_control(kind::ASK_DISK, number, writer, out),
+            Message::DiskReach(reach) => write_control(kind::DISK_REACH, reach, writer, out),
             Message::Pages(pages) => write_control(kind::PAGES, pages, writer, out),
             Message::State(state) => write_control(kind::STATE, state, writer, out),
             Message::Entries(batch) => {
@@ -301,6 +327,8 @@ impl Message {
             kind::ACK => decode_control(kind, payload).map(Message::Ack),
             kind::GOODBYE => decode_control(kind, payload)
                 .map(|reason: String| Message::Goodbye { reason: printable(&reason) }),
+            kind::ASK_DISK => decode_control(kind, payload).map(|number| Message::AskDisk { number }),
+            kind::DISK_REACH => decode_control(kind, payload).map(Message::DiskReach),
             kind::PAGES => decode_control(kind, payload).map(Message::Pages),
             kind::STATE => decode_control(kind, payload).map(Message::State),
             kind::ENTRIES => {

@@ -2,6 +2,29 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What becomes of a guest that resets its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum OnReset {
+    /// The machine ends.
+    #[default]
+    Stop,
+    /// The machine starts again where it is.
+    Restart {
+        /// Most resets within a minute of virtual time: one more ends the machine. 0 for no limit.
+        limit: u32,
+    },
+}
+
+impl std::fmt::Display for OnReset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OnReset::Stop => write!(f, "stop"),
+            OnReset::Restart { limit: 0 } => write!(f, "restart, without limit"),
+            OnReset::Restart { limit } => write!(f, "restart, at most {limit} times a minute"),
+        }
+    }
+}
+
 /// Everything that decides what a machine does besides the log. Two replicas with equal configurations and
 /// the same log take the same path.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +54,8 @@ pub struct PairConfig {
     pub disk_bytes: u64,
     /// MAC address of the guest's network card.
     pub mac: [u8; 6],
+    /// What becomes of a guest that resets its machine.
+    pub on_reset: OnReset,
     /// Unix time at power-on, nanoseconds. The primary chooses it, the backup adopts it: not compared.
     pub wall_base_ns: u64,
 }
@@ -155,6 +180,8 @@ pub enum Field {
     DiskSize,
     /// `PairConfig::mac`
     Mac,
+    /// `PairConfig::on_reset`
+    OnReset,
 }
 
 impl Field {
@@ -173,6 +200,7 @@ impl Field {
             Field::Disk => "disk",
             Field::DiskSize => "disk size",
             Field::Mac => "MAC address",
+            Field::OnReset => "what a reset does",
         }
     }
 
@@ -191,6 +219,7 @@ impl Field {
             Field::Disk => "give both the same disk (--disk)",
             Field::DiskSize => "start both with the same disk size",
             Field::Mac => "give both the same MAC address",
+            Field::OnReset => "give both the same --on-reset and --reset-limit",
         }
     }
 }
@@ -232,7 +261,7 @@ impl PairConfig {
 
     /// What is compared, in the order in which a difference is told: the likeliest cause first. Equal texts
     /// mean equal values.
-    fn comparable(&self) -> [(Field, String); 12] {
+    fn comparable(&self) -> [(Field, String); 13] {
         let hex = |bytes: &[u8], gap: &str| {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(gap)
         };
@@ -248,6 +277,7 @@ impl PairConfig {
             (Field::Image, hex(&self.image_digest, "")),
             (Field::CommandLine, quoted(&self.command_line)),
             (Field::Mac, hex(&self.mac, ":")),
+            (Field::OnReset, self.on_reset.to_string()),
             (Field::HostCpu, quoted(&self.host_cpu)),
         ]
     }

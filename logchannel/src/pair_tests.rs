@@ -12,7 +12,7 @@ fn change(config: &PairConfig, change: impl FnOnce(&mut PairConfig)) -> Option<M
 fn every_field_that_matters_is_compared() {
     let config = PairConfig { memory_bytes: 64 << 20, ..PairConfig::default() };
     type Change = fn(&mut PairConfig);
-    let changes: [(Option<Field>, Change); 13] = [
+    let changes: [(Option<Field>, Change); 14] = [
         (Some(Field::Vm), |c| c.vm.push('x')),
         (Some(Field::Engine), |c| c.engine.push('x')),
         (Some(Field::Clock), |c| c.clock.push('x')),
@@ -25,6 +25,7 @@ fn every_field_that_matters_is_compared() {
         (Some(Field::Disk), |c| c.disk.push('x')),
         (Some(Field::DiskSize), |c| c.disk_bytes += 1),
         (Some(Field::Mac), |c| c.mac[5] = 1),
+        (Some(Field::OnReset), |c| c.on_reset = OnReset::Restart { limit: 5 }),
         (None, |c| c.wall_base_ns = 1),
     ];
     for (field, to) in changes {

@@ -9,7 +9,7 @@ use crate::batch::{self, LogStart};
 use crate::endpoint::{ChannelError, Endpoint};
 use crate::entry::{LogEntry, Seq};
 use crate::frame::{FrameReader, FrameWriter};
-use crate::message::{Ack, Message, MessageError, kind};
+use crate::message::{Ack, DiskReach, Message, MessageError, decode_control, kind};
 
 /// What a primary's bytes said, besides the entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,6 +18,8 @@ pub struct FromPrimary {
     pub entries: usize,
     /// The primary ends the pair on purpose, and why.
     pub goodbye: Option<String>,
+    /// It asks whether this backup reaches the disk server: the number of the last such question.
+    pub ask_disk: Option<u64>,
 }
 
 /// The backup's end of the channel.
@@ -45,7 +47,7 @@ impl Receiver {
     pub fn on_bytes(&mut self, bytes: &[u8], into: &mut Vec<LogEntry>) -> Result<FromPrimary, ChannelError> {
         self.reader.push(bytes);
         let before = into.len();
-        let mut goodbye = None;
+        let (mut goodbye, mut ask_disk) = (None, None);
         while let Some((kind, payload)) = self.reader.next_payload()? {
             match kind {
                 kind::ENTRIES => {
@@ -63,13 +65,14 @@ impl Receiver {
                         goodbye = Some(reason);
                     }
                 }
+                kind::ASK_DISK => ask_disk = Some(decode_control(kind, payload)?),
                 other => {
                     Message::decode(other, payload)?;
                     return Err(ChannelError::unexpected(other, "Entries"));
                 }
             }
         }
-        Ok(FromPrimary { entries: into.len() - before, goodbye })
+        Ok(FromPrimary { entries: into.len() - before, goodbye, ask_disk })
     }
 
     /// Appends to `out` an ack of everything received, if it or `executed` is news to the primary; whether
@@ -99,6 +102,11 @@ impl Receiver {
     /// Appends the message that ends the pair on purpose.
     pub fn goodbye(&mut self, reason: &str, out: &mut Vec<u8>) -> Result<(), MessageError> {
         Message::Goodbye { reason: reason.to_owned() }.write(&mut self.writer, out)
+    }
+
+    /// Appends the answer to a question about the disk server.
+    pub fn disk_reach(&mut self, reach: DiskReach, out: &mut Vec<u8>) {
+        Message::DiskReach(reach).write(&mut self.writer, out).expect("an answer is short");
     }
 
     /// The last entry that came.

@@ -14,7 +14,7 @@ use crate::buffer::{Limits, LogStats, SendBuffer};
 use crate::endpoint::{ChannelError, Endpoint};
 use crate::entry::{LogEntry, Seq};
 use crate::frame::{FrameReader, FrameWriter};
-use crate::message::{Ack, Message, MessageError, decode_control, kind};
+use crate::message::{Ack, DiskReach, Message, MessageError, decode_control, kind};
 
 /// Pending bytes from which on `should_flush` says so.
 pub const FLUSH_BYTES: usize = 32 << 10;
@@ -26,6 +26,8 @@ pub struct FromBackup {
     pub ack: Option<Ack>,
     /// The backup ends the pair on purpose, and why.
     pub goodbye: Option<String>,
+    /// The last answer to `Sender::ask_disk`.
+    pub disk_reach: Option<DiskReach>,
 }
 
 /// Reads what a backup sends. Apart from the `Sender`, so that a thread of its own can wait for acks.
@@ -53,6 +55,7 @@ impl AckReader {
                         from.goodbye = Some(reason);
                     }
                 }
+                kind::DISK_REACH => from.disk_reach = Some(decode_control(kind, payload)?),
                 other => {
                     Message::decode(other, payload)?;
                     return Err(ChannelError::unexpected(other, "Ack"));
@@ -156,6 +159,11 @@ impl Sender {
     /// Appends the message that ends the pair on purpose. Entries not flushed stay unsent.
     pub fn goodbye(&mut self, reason: &str, out: &mut Vec<u8>) -> Result<(), MessageError> {
         Message::Goodbye { reason: reason.to_owned() }.write(&mut self.writer, out)
+    }
+
+    /// Appends the question whether the backup reaches the disk server.
+    pub fn ask_disk(&mut self, number: u64, out: &mut Vec<u8>) {
+        Message::AskDisk { number }.write(&mut self.writer, out).expect("a question is short");
     }
 
     /// Whether enough waits for a `flush` to be worth its system call.

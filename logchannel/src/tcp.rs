@@ -15,7 +15,11 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::endpoint::{ChannelError, Endpoint};
 use crate::frame::HEADER_LEN;
@@ -223,6 +227,21 @@ impl ChannelWriter {
     /// Writes all bytes; blocks while the kernel's buffer is full, that is, while the peer does not read.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), TcpError> {
         self.stream.write_all(bytes).map_err(|source| broke(self.peer, "writing", source))
+    }
+
+    /// Writes what the kernel's buffer has room for, without waiting; how many bytes that were.
+    pub fn write_now(&mut self, bytes: &[u8]) -> Result<usize, TcpError> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let mut written = 0;
+        while written < bytes.len() {
+            match send(self.stream.as_raw_fd(), &bytes[written..], flags) {
+                Ok(count) => written += count,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(broke(self.peer, "writing", errno.into())),
+            }
+        }
+        Ok(written)
     }
 
     /// How long a write may find no room before it fails; for ever (`None`) at first.

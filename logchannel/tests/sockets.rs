@@ -239,6 +239,17 @@ fn strangers_are_turned_away_and_the_listener_goes_on() {
     let answer = told.next_message().unwrap();
     assert!(matches!(answer, Some(Message::Refuse(Refusal::Other(_)))), "{answer:?}");
 
+    let (error, answer) = stranger(include_bytes!("fixtures/hello-v2.bin"));
+    let versions =
+        format!("version 2 from the peer, version {LOG_VERSION} here: run the same lockstep on both");
+    assert!(error.contains(&versions), "{error}");
+    let mut told = Endpoint::new();
+    told.push(&answer);
+    let Some(Message::Refuse(Refusal::Other(reason))) = told.next_message().unwrap() else {
+        panic!("{error}")
+    };
+    assert!(reason.contains(&versions), "{reason}");
+
     let mut closed = TcpStream::connect(listener.local_addr()).unwrap();
     closed.write_all(&newer[..10]).unwrap();
     drop(closed);

@@ -373,7 +373,7 @@ fn wait_idle(cluster: &mut Cluster) -> anyhow::Result<()> {
     const LONG_ENOUGH_NS: u64 = 100_000_000;
     let (mut last, mut since_ns) = (0, 0);
     cluster.wait("the guest to idle", |cluster| {
-        let frames = number(&cluster.status(Part::Primary)?, "/live/outside/frames");
+        let frames = number(&cluster.status(Part::Primary)?, "/live/egress/frames");
         ensure!(frames > 0, "a guest that serves has sent frames");
         if frames != last {
             (last, since_ns) = (frames, HostClock.now_ns());

@@ -158,7 +158,7 @@ fn kill_in_the_middle(machine: &Machine, task: &Task, directory: &Path, frames: 
     let mut cluster = Cluster::start(machine.options(directory), |_| {})?;
     let mut benchmark = Benchmark::start(&cluster, task)?;
     cluster.wait("the middle of the benchmark", |cluster| {
-        Ok(number(&cluster.status(Part::Primary)?, "/live/outside/frames") > frames)
+        Ok(number(&cluster.status(Part::Primary)?, "/live/egress/frames") > frames)
     })?;
     cluster.kill(Part::Primary)?;
     let in_time = benchmark.tool.runs()?;

@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use disk_server::client::DiskClient;
 use guest_images::cache::Cache;
 use lockstep::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
 use lockstep::io::clock::HostClock;
@@ -23,7 +25,7 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Disk server and network for a guest.
 pub struct World {
     cluster: Cluster,
-    _directory: TempDir,
+    directory: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -43,7 +45,36 @@ impl World {
         let directory = tempfile::tempdir().expect("a directory");
         let options = ClusterOptions::new(PROGRAM, directory.path());
         let cluster = Cluster::start_services(options, |_| {}).expect("disk server and network");
-        Some(Self { cluster, _directory: directory, _turn: turn })
+        Some(Self { cluster, directory, _turn: turn })
+    }
+
+    /// Runs `lockstep stop` on the control socket `name`; its exit code and what it said.
+    pub fn stop(&self, name: &str, options: &[&str]) -> (i32, String) {
+        let output = Command::new(PROGRAM).arg("stop").args(options).arg(self.path(name)).output();
+        let output = output.expect("lockstep starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().expect("not killed"), said)
+    }
+
+    /// Where a file of this name is, for the guest's options.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What is on a disk of the virtual machine vm0, the first `most` bytes of it.
+    pub fn disk(&self, name: &str, most: u64) -> Vec<u8> {
+        let connected = DiskClient::connect(self.cluster.disk_address(), PATIENCE);
+        let mut client = connected.expect("the disk server");
+        let opened = client.open("vm0", name, None, 1).expect("the disk");
+        let generation = opened.state.holding.generation;
+        let mut content = Vec::new();
+        let bytes = opened.bytes.min(most);
+        while (content.len() as u64) < bytes {
+            let len = (bytes - content.len() as u64).min(1 << 20) as u32;
+            content
+                .extend(client.read(opened.disk, generation, content.len() as u64, len).expect("it reads"));
+        }
+        content
     }
 
     /// Gives the guest's redis a command; the answer's text.
@@ -136,7 +167,13 @@ impl Guest {
         self.child.wait().expect("a child");
     }
 
-    fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+    /// How it ended, if it did.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("a child").and_then(|status| status.code())
+    }
+
+    /// Waits until `done`.
+    pub fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
         while !done(self) {
             let over = HostClock.now_ns() > end;

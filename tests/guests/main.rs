@@ -6,6 +6,8 @@
 
 mod bench;
 mod guest;
+mod power;
+mod reboot;
 
 use std::collections::BTreeMap;
 
@@ -42,7 +44,7 @@ fn linux_reaches_a_shell_and_its_drivers_find_every_device() {
 fn a_shell_on_virtio_console() {
     let Some(world) = World::new("busybox") else { return };
     let line = "console=ttyS0 console=hvc0 panic=-1 reboot=t cryptomgr.notests quiet";
-    let mut guest = Guest::start(&world, "busybox", &["--cmdline", line]);
+    let mut guest = Guest::start(&world, "busybox", &["--cmdline", line, "--on-reset", "stop"]);
     guest.expect(PROMPT);
     guest.run("tty; echo end-$((1 + 1))", "end-2");
     guest.run("cat /proc/consoles; echo end-$((1 + 2))", "end-3");

@@ -72,6 +72,11 @@ impl Client {
         self.send(&[b"SHUTDOWN"])
     }
 
+    /// Has the guest reset its machine. No answer comes.
+    pub fn restart(mut self) -> io::Result<()> {
+        self.send(&[b"DEBUG", b"RESTART"])
+    }
+
     /// A handle that ends the connection from elsewhere.
     pub fn closer(&self) -> io::Result<TcpStream> {
         self.stream.get_ref().try_clone()

@@ -2,6 +2,7 @@
 
 use disk_server::client::DiskClient;
 use lockstep::cluster::{Cluster, Part};
+use lockstep::io::clock::HostClock;
 use nix::sys::signal::Signal;
 
 use crate::harness::{PATIENCE, Pair, scale, wait_until};
@@ -61,6 +62,24 @@ fn with_a_disk_server_that_does_not_answer_nobody_goes_live_until_it_does() {
         pair.assert_one_live(Part::Backup, 2);
         load.stop().assert_unbroken().check(pair.port());
     }
+}
+
+/// A copy that asks for ten seconds and gets no answer has little to say of it.
+#[test]
+fn a_claim_without_an_answer_is_said_once() {
+    let Some(mut pair) = Pair::start("a_claim_without_an_answer") else { return };
+    pair.kill(Part::DiskServer).unwrap();
+    pair.kill(Part::Backup).unwrap();
+    pair.wait_for_state(Part::Primary, "Claiming");
+    let since_ns = HostClock.now_ns();
+    wait_until("thirty claims and more", || HostClock.now_ns() - since_ns > 4_000_000_000);
+    let log = pair.log_text(Part::Primary);
+    let warnings = log.lines().filter(|line| line.contains("WARN")).count();
+    assert!(log.contains("no answer to a test-and-set"), "{log}");
+    // That, the backup that was given up, and the connection that was lost.
+    assert!(warnings <= 6, "{warnings} warnings:\n{log}");
+    restore(&mut pair);
+    pair.assert_one_live(Part::Primary, 2);
 }
 
 /// The disk server alone goes away and comes back: no failover, and the guest's writes wait for it.

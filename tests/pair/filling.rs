@@ -72,7 +72,7 @@ impl Site {
 
     /// What the disk's record says: 0 new, 1 filling, 2 filled.
     fn state(&self, disk: &str) -> Option<u8> {
-        std::fs::read(self.disk(disk).with_extension("state")).ok().map(|record| record[6])
+        std::fs::read(self.disk(disk).with_extension("state")).ok()?.get(6).copied()
     }
 
     /// Whether the process `pid` is past the filling, and runs its guest.

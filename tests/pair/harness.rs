@@ -260,13 +260,25 @@ pub struct Process {
 impl Process {
     /// Starts `lockstep` with `arguments`, behind `prefix`; its output goes to `name`.log in `directory`.
     pub fn spawn(directory: &Path, name: &str, prefix: &[&str], arguments: &[&str]) -> Self {
+        Self::spawn_to(directory, name, prefix, arguments, None)
+    }
+
+    /// The same, with another standard output if there is one.
+    pub fn spawn_to(
+        directory: &Path,
+        name: &str,
+        prefix: &[&str],
+        arguments: &[&str],
+        stdout: Option<Stdio>,
+    ) -> Self {
         let log = directory.join(format!("{name}.log"));
         let file = std::fs::File::create(&log).expect("a log file");
         let words: Vec<&str> =
             prefix.iter().copied().chain([PROGRAM]).chain(arguments.iter().copied()).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).env(DIE_WITH_PARENT, "1");
-        command.stdout(file.try_clone().expect("a second handle")).stderr(file);
+        let stdout = stdout.unwrap_or_else(|| file.try_clone().expect("a second handle").into());
+        command.stdout(stdout).stderr(file);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", words.join(" ")));
         Self { child, log }
     }

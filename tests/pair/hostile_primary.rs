@@ -58,7 +58,7 @@ fn greetings() -> Vec<(&'static str, Vec<u8>)> {
         change(&mut hello.policy);
         message(&Message::Hello(Box::new(hello)))
     };
-    let begin = |generation: u8| frame(8, 1, &[generation]);
+    let begin = |generation: u8| frame(10, 1, &[generation]);
     vec![
         ("nothing", Vec::new()),
         ("garbage", Noise(1).bytes(100_000)),
@@ -82,8 +82,8 @@ fn greetings() -> Vec<(&'static str, Vec<u8>)> {
         ("a command line as long as a message", with(&|config| config.command_line = "\n".repeat(65_000))),
         ("a generation that nobody won", [right.clone(), begin(77)].concat()),
         ("generation 0", [right.clone(), begin(0)].concat()),
-        ("the last of generations", [right.clone(), frame(8, 1, &[253; 9])].concat()),
-        ("a wait without end", [right.clone(), frame(7, 1, &[])].concat()),
+        ("the last of generations", [right.clone(), frame(10, 1, &[253; 9])].concat()),
+        ("a wait without end", [right.clone(), frame(9, 1, &[])].concat()),
         ("entries before the pair began", [right.clone(), frame(4, 1, &[1, 0, 0, 0])].concat()),
         ("a second greeting", [right.clone(), frame(1, 1, &right[24..])].concat()),
         ("heartbeats without a pause", policy(&|policy| policy.heartbeat_ms = 0)),
@@ -233,8 +233,8 @@ fn frames() -> Vec<(&'static str, Script, Verdict)> {
         ("a frame repeated", Script::Frames(vec![frame(ENTRIES, 2, &one().1); 2]), GoesLive),
         ("a damaged frame", flipped(26), GoesLive),
         ("another version", flipped(4), GoesLive),
-        ("a beginning again", frames(&[one(), (8, vec![1])]), GoesLive),
-        ("a wait", frames(&[one(), (7, vec![])]), GoesLive),
+        ("a beginning again", frames(&[one(), (10, vec![1])]), GoesLive),
+        ("a wait", frames(&[one(), (9, vec![])]), GoesLive),
         ("an oversized frame", flipped(19), GoesLive),
         ("a cut frame", Script::Frames(vec![frame(ENTRIES, 2, &one().1)[..20].to_vec()]), GoesLive),
     ]

@@ -2,6 +2,7 @@
 
 use lockstep::cluster::Part;
 
+use crate::client::{Client, Reply};
 use crate::harness::{OTHER_LIVE, Pair, wait_until};
 use crate::load::{COUNTER, Load};
 
@@ -107,28 +108,94 @@ fn shutdown_by_the_guest_ends_the_pair() {
     }
 }
 
+/// Runs `lockstep stop` to its end; its exit code and what it said.
+fn stop(pair: &Pair, part: Part, options: &[&str]) -> (i32, String) {
+    let socket = pair.control(part);
+    let words = [&["stop"], options, &[socket.to_str().unwrap()]].concat();
+    let mut command = pair.spawn("stop", &words);
+    (command.exit_code(), command.output())
+}
+
 #[test]
 fn shutdown_from_outside_ends_the_pair() {
     for _ in 0..5 * crate::harness::scale() {
         let Some(mut pair) = Pair::start("shutdown_from_outside") else { return };
         let load = Load::start(pair.port(), 4);
         load.wait_for(SOME);
-        let socket = pair.control(Part::Primary);
-        let mut command = pair.spawn("status", &["status", "--shutdown", socket.to_str().unwrap()]);
-        assert_eq!(command.exit_code(), 0, "{}", command.output());
+        let (code, said) = stop(&pair, Part::Primary, &["--force"]);
+        assert_eq!((code, said.trim()), (0, "lockstep: powered off from outside"));
         ended_together(&mut pair);
         load.abandon();
     }
 }
 
-/// Only the live copy can be powered off; a backup says so, and does not keep it for later.
+/// The power button, pressed at the primary, reaches the guest on both halves.
+fn switch_off(pair: &mut Pair) {
+    let (code, said) = stop(pair, Part::Primary, &["--wait", "60"]);
+    assert_eq!((code, said.trim()), (0, "lockstep: the guest switched itself off, status 0"));
+    ended_together(pair);
+    assert!(pair.log_text(Part::Primary).contains("minikv: the power button was pressed"));
+}
+
 #[test]
-fn a_backup_cannot_be_told_to_shut_the_machine_down() {
+fn the_power_button_ends_a_busy_pair_and_nothing_acknowledged_is_lost() {
+    let Some(mut pair) = Pair::start("the_power_button_busy") else { return };
+    let load = Load::start(pair.port(), 4);
+    load.wait_for(SOME);
+    switch_off(&mut pair);
+    let ledger = load.abandon();
+    pair.reboot_from_disk();
+    ledger.check(pair.port());
+}
+
+/// An idle guest stands in a WAIT that only an input ends.
+#[test]
+fn the_power_button_wakes_an_idle_guest() {
+    let Some(mut pair) = Pair::start("the_power_button_idle") else { return };
+    let load = Load::start(pair.port(), 2);
+    load.wait_for(SOME);
+    let value = load.stop().assert_unbroken().check(pair.port());
+    switch_off(&mut pair);
+    pair.reboot_from_disk();
+    assert_eq!(pair.client().number(COUNTER).unwrap(), value);
+}
+
+fn keyspace_hits(client: &mut Client) -> u64 {
+    let Reply::Bulk(Some(info)) = client.command(&[b"INFO"]).unwrap() else { panic!("no text") };
+    let info = String::from_utf8(info).unwrap();
+    let hits = info.lines().find_map(|line| line.strip_prefix("keyspace_hits:")).unwrap();
+    hits.parse().unwrap()
+}
+
+/// A client that takes no replies does not hold it up for ever.
+#[test]
+fn the_power_button_works_while_a_client_does_not_listen() {
+    let Some(mut pair) = Pair::start("the_power_button_deaf_client") else { return };
+    let mut client = pair.client();
+    client.set("large", &"x".repeat(1 << 20)).unwrap();
+    for _ in 0..64 {
+        client.raw(b"*2\r\n$3\r\nGET\r\n$5\r\nlarge\r\n").unwrap();
+    }
+    let (mut second, mut last, mut same) = (pair.client(), None, 0);
+    wait_until("the network's buffers to be full", || {
+        let hits = keyspace_hits(&mut second);
+        same = if last == Some(hits) { same + 1 } else { 0 };
+        last = Some(hits);
+        same > 100
+    });
+    assert!(last < Some(64), "its replies are still in the guest");
+    switch_off(&mut pair);
+}
+
+/// Only the live copy can be switched off; a backup says so, and does not keep it for later.
+#[test]
+fn a_backup_cannot_be_told_to_switch_the_machine_off() {
     let Some(mut pair) = Pair::start("a_backup_cannot_be_told") else { return };
-    let socket = pair.control(Part::Backup);
-    let mut command = pair.spawn("status", &["status", "--shutdown", socket.to_str().unwrap()]);
-    assert_eq!(command.exit_code(), 1, "{}", command.output());
-    assert!(command.output().contains("backup"), "{}", command.output());
+    for option in ["--force", "--wait=0", "--wait=60"] {
+        let (code, said) = stop(&pair, Part::Backup, &[option]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("no live copy runs in this backup: ask the primary"), "{said}");
+    }
     let load = Load::start(pair.port(), 2);
     load.wait_for(SOME);
     pair.kill(Part::Primary).unwrap();

@@ -14,6 +14,7 @@
 
 mod channel;
 mod client;
+mod console;
 mod control;
 mod crafted;
 mod disk;
@@ -30,7 +31,9 @@ mod mismatch;
 mod namespaces;
 mod own_disk;
 mod reads;
+mod reboot;
 mod relay;
+mod stalled_disk;
 mod start;
 mod starting;
 mod strangers;

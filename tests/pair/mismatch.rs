@@ -46,6 +46,12 @@ fn cases(pair: &Pair) -> Vec<Case> {
             "MAC address",
             ["52:4c:4b:00:00:09", "52:4c:4b:00:00:02"],
         ),
+        case(
+            "on-reset",
+            &["--on-reset", "stop"],
+            "what a reset does",
+            ["stop", "restart, at most 5 times a minute"],
+        ),
         case("disk", &["--disk", "other"], "disk", ["\"other\"", "\"disk0\""]),
         case("name", &["--vm", "other"], "virtual machine", ["\"other\"", "\"vm0\""]),
         case(

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::harness::{OTHER_LIVE, PATIENCE, Pair, Process, VM, scale, wait_until};
 use crate::load::Load;
 
+const DISK_SERVER: &str = "10.99.0.3:7411";
 const CONNECTIONS: usize = 4;
 const SOME: u64 = 200;
 
@@ -35,13 +36,13 @@ fn must(words: &str) {
 }
 
 /// Three namespaces, removed when dropped.
-struct Hosts {
+pub struct Hosts {
     names: [String; 3],
 }
 
 impl Hosts {
     /// None where this process may not make any.
-    fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         let id = std::process::id();
         let names = ["a", "b", "c"].map(|name| format!("lockstep-{id}-{name}"));
         let hosts = Self { names };
@@ -63,7 +64,7 @@ impl Hosts {
         output.is_some_and(|output| output.status.success())
     }
 
-    fn must(&self, host: usize, words: &str) {
+    pub fn must(&self, host: usize, words: &str) {
         must(&format!("ip netns exec {} {words}", self.names[host]));
     }
 
@@ -90,6 +91,22 @@ impl Hosts {
         }
     }
 
+    /// Lets a host reach the disk server, or not. The hosts always reach each other.
+    pub fn disk_link(&self, host: usize, up: bool) {
+        let change = if up { "del" } else { "add" };
+        self.must(host, &format!("ip route {change} blackhole 10.99.0.3/32"));
+    }
+
+    /// Has a host's TCP sockets hold little.
+    pub fn small_buffers(&self, host: usize) {
+        for which in ["rmem", "wmem"] {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &self.names[host], "sysctl", "-q", "-w"]);
+            command.arg(format!("net.ipv4.tcp_{which}=4096 16384 65536"));
+            assert!(command.status().is_ok_and(|status| status.success()), "{command:?}");
+        }
+    }
+
     fn spawn(&self, host: usize, directory: &Path, name: &str, arguments: &[&str]) -> Process {
         Process::spawn(directory, name, &["ip", "netns", "exec", &self.names[host]], arguments)
     }
@@ -103,7 +120,8 @@ impl Drop for Hosts {
     }
 }
 
-fn state(directory: &Path, name: &str) -> Value {
+/// What a process says of itself; nothing if it does not answer.
+pub fn state(directory: &Path, name: &str) -> Value {
     let text = control::ask(&directory.join(format!("{name}.sock")), "status").unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
@@ -119,25 +137,51 @@ fn the_link_between_the_hosts_goes_down_and_one_copy_goes_on() {
     }
 }
 
+/// A pair in two namespaces, with its disk server in the third.
+pub struct FarPair {
+    pub disks: Process,
+    pub backup: Process,
+    pub primary: Process,
+}
+
+impl FarPair {
+    /// Starts all three; the guest answers at the port of `pair`, whose network it uses.
+    pub fn start(pair: &Pair, hosts: &Hosts) -> Self {
+        Self::start_with(pair, hosts, &[])
+    }
+
+    /// The same, with more options of the primary.
+    pub fn start_with(pair: &Pair, hosts: &Hosts, more: &[&str]) -> Self {
+        let directory = pair.directory();
+        let (data, network) = (directory.join("far-disks").display().to_string(), pair.network());
+        let sockets = ["far-primary", "far-backup"].map(|name| directory.join(format!("{name}.sock")));
+        let [primary_socket, backup_socket] = sockets.map(|path| path.display().to_string());
+        let disk_server = ["disk-server", "--listen", DISK_SERVER, "--data", &data];
+        let mut disks = hosts.spawn(2, directory, "far-disk-server", &disk_server);
+        disks.wait_for_line("disk-server listening on ");
+        let machine = [
+            &["--disk-server", DISK_SERVER, "--net", &network, "--disk-size", "64"][..],
+            &["--memory", "128", "--control"],
+        ]
+        .concat();
+        let backup = [&["backup", "--listen", "10.99.0.2:7700"][..], &machine, &[&backup_socket]].concat();
+        let mut backup = hosts.spawn(1, directory, "far-backup", &backup);
+        backup.wait_for_line("backup listening on ");
+        let primary = ["primary", "--backup", "10.99.0.2:7700"];
+        let primary = [&primary[..], &machine, &[&primary_socket], more].concat();
+        let mut primary = hosts.spawn(0, directory, "far-primary", &primary);
+        wait_until("the pair to be one", || {
+            assert!(primary.runs(), "{}", primary.output());
+            state(directory, "far-primary")["live"]["state"] == "Replicating"
+        });
+        wait_until("the guest to answer", || lockstep::cluster::ping(pair.port()).unwrap_or(false));
+        Self { disks, backup, primary }
+    }
+}
+
 fn one_round(pair: &Pair, hosts: &Hosts) {
     let directory = pair.directory();
-    let (data, network) = (directory.join("far-disks").display().to_string(), pair.network());
-    let sockets = ["far-primary", "far-backup"].map(|name| directory.join(format!("{name}.sock")));
-    let [primary_socket, backup_socket] = sockets.map(|path| path.display().to_string());
-    let disk_server = ["disk-server", "--listen", "10.99.0.3:7411", "--data", &data];
-    let mut disks = hosts.spawn(2, directory, "far-disk-server", &disk_server);
-    disks.wait_for_line("disk-server listening on ");
-    let machine = ["--disk-server", "10.99.0.3:7411", "--net", &network, "--disk-size", "16", "--control"];
-    let backup = [&["backup", "--listen", "10.99.0.2:7700"][..], &machine, &[&backup_socket]].concat();
-    let mut backup = hosts.spawn(1, directory, "far-backup", &backup);
-    backup.wait_for_line("backup listening on ");
-    let primary = [&["primary", "--backup", "10.99.0.2:7700"][..], &machine, &[&primary_socket]].concat();
-    let mut primary = hosts.spawn(0, directory, "far-primary", &primary);
-    wait_until("the pair to be one", || {
-        assert!(primary.runs(), "{}", primary.output());
-        state(directory, "far-primary")["live"]["state"] == "Replicating"
-    });
-    wait_until("the guest to answer", || lockstep::cluster::ping(pair.port()).unwrap_or(false));
+    let FarPair { mut backup, mut primary, disks: _disks } = FarPair::start(pair, hosts);
     let load = Load::start(pair.port(), CONNECTIONS);
     load.wait_for(SOME);
 
@@ -162,14 +206,60 @@ fn one_round(pair: &Pair, hosts: &Hosts) {
     assert_eq!((state.holding.generation, state.holder_connected), (2, true));
 }
 
+/// The disk server answers the backup and not the primary: the backup goes on, and clients notice a pause.
+#[test]
+fn a_primary_cut_off_from_the_disk_server_hands_over() {
+    let test = "a_primary_cut_off_from_the_disk_server";
+    let Some(pair) = Pair::services(test, |_| {}) else { return };
+    let Some(hosts) = Hosts::new(test) else { return };
+    let directory = pair.directory();
+    let recording = directory.join("handed-over.lkl").display().to_string();
+    let mut far = FarPair::start_with(&pair, &hosts, &["--record", &recording]);
+    let load = Load::start(pair.port(), CONNECTIONS);
+    load.wait_for(SOME);
+
+    hosts.disk_link(0, false);
+    wait_until("the backup to be live", || {
+        assert!(far.backup.runs() && far.primary.runs(), "{}", far.backup.output());
+        state(directory, "far-backup")["live"]["state"] == "Alone"
+    });
+    load.wait_for(SOME);
+    assert_eq!(holding(&hosts).holding.generation, 2);
+    // The old primary knows that it is cut off, and stands still.
+    wait_until("the old primary to say so", || {
+        state(directory, "far-primary")["disk_server"]["answers"] == false
+    });
+    let status = state(directory, "far-primary");
+    let stands = status["live"]["state"].as_str().unwrap_or_default();
+    assert!(stands == "HandingOver" || stands.starts_with("Claiming"), "{status}");
+    let appended = status["live"]["appended"].clone();
+    load.wait_for(SOME);
+    let status = state(directory, "far-primary");
+    assert_eq!(status["live"]["appended"], appended, "it runs past the entry at which it handed over");
+
+    hosts.disk_link(0, true);
+    assert_eq!(far.primary.exit_code(), OTHER_LIVE, "{}", far.primary.output());
+    load.wait_for(SOME);
+    load.stop().assert_unbroken().check(pair.port());
+    assert!(far.backup.output().contains("HandedOver"), "{}", far.backup.output());
+    // Its recording ends where it handed over, as a whole one.
+    let mut dump = pair.spawn("dump", &["log", "dump", &recording]);
+    assert_eq!(dump.exit_code(), 0, "{}", dump.output());
+    let lines = dump.output();
+    let last = lines.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    assert!(last.contains("HandOver"), "{last}");
+    let mut verify = pair.spawn("verify", &["verify", &recording]);
+    assert_eq!(verify.exit_code(), 0, "{}", verify.output());
+}
+
 /// What the disk server in the third namespace knows of the machine.
-fn holding(hosts: &Hosts) -> VmState {
+pub fn holding(hosts: &Hosts) -> VmState {
     let namespace = std::fs::File::open(format!("/var/run/netns/{}", hosts.names[2])).unwrap();
     std::thread::scope(|scope| {
         let ask = scope.spawn(|| {
             // This thread alone goes there, and ends there.
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            DiskClient::connect("10.99.0.3:7411", PATIENCE).unwrap().query(VM).unwrap()
+            DiskClient::connect(DISK_SERVER, PATIENCE).unwrap().query(VM).unwrap()
         });
         ask.join().unwrap()
     })

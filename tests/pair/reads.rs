@@ -16,6 +16,9 @@ const CONNECTIONS: usize = 4;
 const SOME: u64 = 200;
 const MACHINE: [&str; 2] = ["--disk-size", "16"];
 const DISK_BYTES: u64 = 16 << 20;
+/// Connections of a backup before those that read: one asks for the generation all the time, one whether the
+/// primary is whom it says.
+const QUESTIONS: usize = 2;
 
 fn with_reads(options: &mut ClusterOptions) {
     options.primary_options = vec!["--backup-reads".into()];
@@ -112,7 +115,7 @@ fn the_primary_is_killed_while_its_guest_reads() {
     load.wait_for(SOME);
     let value = load.stop().assert_unbroken().check(pair.port());
     kill_both(&mut pair);
-    let relay = Relay::start_with(pair.disk_address(), 1, Later::Hold);
+    let relay = Relay::start_with(pair.disk_address(), QUESTIONS, Later::Hold);
     let _backup = backup_behind(&mut pair, &relay, &["--timeout-ms", "20000"]);
     pair.options_mut().pair_options = vec!["--timeout-ms".into(), "20000".into()];
     pair.start_primary().unwrap();
@@ -146,8 +149,7 @@ fn backup_behind(pair: &mut Pair, relay: &Relay, options: &[&str]) -> Process {
 fn a_backup_that_cannot_read_the_disk_leaves_the_primary_alone() {
     for later in [Later::Hold, Later::Refuse] {
         let Some(mut pair) = Pair::services("a_backup_that_cannot_read", with_reads) else { return };
-        // Its first question is whether the primary is whom it says.
-        let relay = Relay::start_with(pair.disk_address(), 1, later);
+        let relay = Relay::start_with(pair.disk_address(), QUESTIONS, later);
         let mut backup = backup_behind(&mut pair, &relay, &[]);
         pair.start_primary().unwrap();
         assert_eq!(backup.exit_code(), 1, "{}", backup.output());
@@ -165,7 +167,7 @@ fn a_backup_that_cannot_read_the_disk_leaves_the_primary_alone() {
 #[test]
 fn a_disk_that_shows_the_backup_something_else_is_a_divergence() {
     let Some(mut pair) = Pair::services("a_disk_that_shows", with_reads) else { return };
-    let relay = Relay::start_with(pair.disk_address(), 1, Later::Hold);
+    let relay = Relay::start_with(pair.disk_address(), QUESTIONS, Later::Hold);
     let patient = ["--timeout-ms", "20000"];
     let mut backup = backup_behind(&mut pair, &relay, &patient);
     pair.options_mut().pair_options = patient.map(String::from).to_vec();

@@ -1,7 +1,7 @@
 //! The commands on a whole recording.
 
 use crate::harness::scale;
-use crate::recorded::{json, lockstep, shared, shared_soft, succeeds};
+use crate::recorded::{json, lockstep, shared, shared_soft, succeeds, switched_off};
 
 fn path() -> Option<&'static str> {
     shared().map(|path| path.to_str().expect("a name in UTF-8"))
@@ -63,6 +63,20 @@ fn a_position_is_the_same_from_the_start_and_from_a_checkpoint() {
 fn it_verifies_under_kicks_and_with_stops() {
     for path in [shared(), shared_soft()].into_iter().flatten() {
         verifies(path.to_str().expect("a name in UTF-8"));
+    }
+}
+
+#[test]
+fn a_press_of_the_power_button_replays_on_either_engine() {
+    for engine in ["kvm", "soft"] {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let path = directory.path().join("run.lkr");
+        let Some(()) = switched_off(&path, engine) else { continue };
+        let path = path.to_str().expect("a name in UTF-8");
+        assert_eq!(json(&["log", "stat", path, "--json"])["kinds"]["PowerButton"]["entries"], 1);
+        let end = json(&["replay", path, "--json"]);
+        assert_eq!(end["arrival"], "the guest switched itself off, status 0");
+        assert!(succeeds(&["verify", path, "-n", "2", "--stops", "20"]).contains("all equal"));
     }
 }
 

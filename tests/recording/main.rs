@@ -21,6 +21,7 @@ mod crash;
 #[allow(dead_code)]
 mod harness;
 mod parting;
+mod reboot;
 mod recorded;
 mod sessions;
 mod virtual_time;

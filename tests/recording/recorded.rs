@@ -41,6 +41,18 @@ pub fn load(port: u16, commands: usize) {
     }
 }
 
+/// A recording of a machine whose power button was pressed under load, and whose guest obeyed.
+pub fn switched_off(path: &Path, engine: &str) -> Option<()> {
+    let mut pair = start("switched_off", path, "0.03", engine)?;
+    load(pair.port(), COMMANDS / 10);
+    let socket = pair.control(Part::Primary);
+    let mut stop = pair.spawn("stop", &["stop", "--wait", "60", &socket.to_string_lossy()]);
+    assert_eq!(stop.exit_code(), 0, "{}", stop.output());
+    let status = pair.wait_for_end(Part::Primary).expect("it ends by itself");
+    assert!(status.success(), "{status}: {}", pair.log_tail(Part::Primary));
+    Some(())
+}
+
 type Made = Option<(TempDir, PathBuf)>;
 
 fn made(engine: &str) -> Made {

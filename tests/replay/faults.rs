@@ -253,6 +253,7 @@ fn means(difference: &Difference) -> &'static str {
         Difference::Output { .. } | Difference::OutputMissing { .. } | Difference::OutputNotLogged { .. } => {
             "output"
         }
+        Difference::ResetMissing | Difference::ResetNotLogged { .. } => "reset",
         Difference::State { expected, found } => part(expected, found),
         Difference::InputRefused { .. } => "refusal",
         Difference::DiskData { .. } => "disk",

@@ -33,6 +33,7 @@ mod measure;
 mod peer;
 mod recording;
 mod replaying;
+mod resets;
 mod rng;
 mod runs;
 mod signals;

@@ -15,6 +15,7 @@ use iced_x86::{Decoder, DecoderOptions, IcedError};
 use lockstep::engine::state::{CpuState, Segment};
 use lockstep::memory::Ram;
 
+use crate::deviations::Holds;
 use crate::hosts::Host;
 use crate::machine::{Event, Finish, Outcome};
 use crate::scaffold::{DONE_PORT, KERNEL_CODE, KERNEL_CS, USER_CODE, assemble, first_state};
@@ -65,7 +66,8 @@ pub struct Case {
     pub checks: Vec<Check>,
     /// Flags that are undefined in the end.
     pub undefined: u64,
-    pub not_on: Vec<(Host, &'static str)>,
+    /// Hosts that are known to differ, and how.
+    pub not_on: Vec<(Host, &'static str, Holds)>,
     /// Engines may differ in the state at the end, for a reason given.
     pub states_may_differ: bool,
     /// As before, on these hosts.
@@ -242,6 +244,12 @@ impl Case {
         case
     }
 
+    /// RF in the RFLAGS that the event described last pushes.
+    pub fn rf(mut self, set: bool) -> Self {
+        self.last().rf = Some(set);
+        self
+    }
+
     /// The event described last, to say more of it.
     fn last(&mut self) -> &mut Expected {
         self.events.last_mut().expect("an event was described")
@@ -316,15 +324,22 @@ impl Case {
         self.value(format!("{what} of {name}"), want, move |o, _| get(&o.state.segments[index]))
     }
 
-    /// Something that this host cannot do.
+    /// Something that this host does otherwise: a known deviation, one with all cases of the
+    /// subject that give the same reason.
     pub fn not_on(mut self, host: Host, why: &'static str) -> Self {
-        self.not_on.push((host, why));
+        self.not_on.push((host, why, Holds::Always));
         self
     }
 
-    /// Something that no KVM of the CPU model can do.
+    /// Something that this host may do otherwise.
+    pub fn not_always_on(mut self, host: Host, why: &'static str) -> Self {
+        self.not_on.push((host, why, Holds::Sometimes));
+        self
+    }
+
+    /// Something that depends on the processor beneath KVM.
     pub fn not_on_kvm(self, why: &'static str) -> Self {
-        [Host::Kvm, Host::Emulated, Host::Pvm].into_iter().fold(self, |case, host| case.not_on(host, why))
+        Host::KVM.into_iter().fold(self, |case, host| case.not_always_on(host, why))
     }
 
     /// Skips it on `host` if `quirk`.

@@ -78,10 +78,15 @@ fn stepping(cpl: u8) -> Vec<Case> {
                 a.rep().stosb()?;
                 a.nop()
             })
+            // RF is set between iterations, not after the last (SDM vol. 3, 17.3.1.1).
             .debug(At::Probe(0), BS)
+            .rf(true)
             .debug(At::Probe(0), BS)
+            .rf(true)
             .debug(At::Probe(1), BS)
+            .rf(false)
             .debug(At::Probe(2), BS)
+            .rf(false)
             .value("RCX at the steps", 0x0210, |o, _| {
                 o.events[0].state.gpr[RCX] << 8 | o.events[1].state.gpr[RCX] << 4 | o.events[2].state.gpr[RCX]
             }),
@@ -191,6 +196,7 @@ fn breakpoint(case: Case, address: u64, how: u64) -> Case {
 fn breakpoints(cpl: u8) -> Vec<Case> {
     let data = if cpl == 0 { KERNEL_DATA } else { USER_DATA };
     let code = if cpl == 0 { KERNEL_CODE } else { USER_CODE };
+    let resuming = KERNEL_CODE + 0x800;
     let on_data = |name: &str, address: u64, how: u64| {
         breakpoint(Case::at_level(name, cpl).gpr(RBX, data), address, how)
     };
@@ -262,8 +268,19 @@ fn breakpoints(cpl: u8) -> Vec<Case> {
                 a.nop()
             })
             .debug(At::Probe(0), 1)
+            .rf(true)
             .done()
             .value("RCX at the trap", 1, |o, _| o.events[0].state.gpr[RCX]),
+        on_data("REP STOSB's last iteration writes: the trap is after it", data + 2, WRITE | BYTE)
+            .gpr(RDI, data)
+            .gpr(RCX, 3)
+            .probe(|a| {
+                a.rep().stosb()?;
+                a.nop()
+            })
+            .debug(At::Probe(1), 1)
+            .rf(false)
+            .done(),
         on_data("a disabled breakpoint", data, WRITE | DWORD).with(|s| s.dr[5] &= !L0).probe(store).done(),
         on_data("enabled by G0", data, WRITE | DWORD)
             .with(|s| s.dr[5] ^= 3)
@@ -307,7 +324,26 @@ fn breakpoints(cpl: u8) -> Vec<Case> {
             .probe(|a| a.rep().stosb())
             .debug(At::Probe(0), 1)
             .value("RCX", 3, |o, _| o.events[0].state.gpr[RCX]),
+        on_code("at a REP whose handler sets RF: one stop", 0)
+            .gpr(RCX, 5000)
+            .gpr(RDI, data)
+            .gpr(15, 0)
+            .poke(gate_at(1), gate(14, KERNEL_CS, resuming, 0, 0))
+            .poke(resuming, counting_handler(resuming))
+            .probe(|a| a.rep().stosb())
+            .done()
+            .leaves(RCX, 0)
+            .leaves(15, 1),
     ]
+}
+
+/// A handler of #DB that counts in R15 and lets the instruction pass.
+fn counting_handler(at: u64) -> Vec<u8> {
+    assemble(64, at, |a| {
+        a.inc(r15)?;
+        a.or(dword_ptr(rsp + 16), RF as i32)?;
+        a.iretq()
+    })
 }
 
 /// MOV to and from debug registers.
@@ -377,6 +413,34 @@ fn registers() -> Vec<Case> {
 #[test]
 fn single_steps_come_after_every_instruction() {
     run("stepping", [stepping(0), stepping(3), special_steps()].into_iter().flatten().collect());
+}
+
+/// What an instruction holds off on the next.
+fn held_off() -> Vec<Case> {
+    let at = |name: &str, offset: u64| {
+        let case = Case::kernel(name).gpr(RAX, KERNEL_DS.into()).with(move |s| {
+            s.dr[0] = KERNEL_CODE + offset;
+            s.dr[5] = ONE | L0 | EXECUTE | BYTE;
+        });
+        case.not_on(Host::Emulated, "QEMU 7.2 loses debug exceptions")
+    };
+    let load = [0x8e, 0xd0, 0x90, 0x90]; // mov ss, eax; nop; nop
+    vec![
+        at("MOV SS: no breakpoint on the next instruction", 2).bytes(&load).done(),
+        at("MOV SS: a breakpoint on the one after", 3).bytes(&load).debug(At::Probe(2), 1),
+        at("MOV DS holds no breakpoint off", 2).bytes(&[0x8e, 0xd8, 0x90]).debug(At::Probe(1), 1),
+        at("STI holds no breakpoint off", 1)
+            .probe(|a| {
+                a.sti()?;
+                a.nop()
+            })
+            .debug(At::Probe(1), 1),
+    ]
+}
+
+#[test]
+fn breakpoints_wait_for_the_stack_to_be_switched() {
+    run("held_off", held_off());
 }
 
 #[test]

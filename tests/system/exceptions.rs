@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use crate::cases::Case;
+use crate::cases::{Case, word};
 use crate::hosts::Host;
 use crate::machine::run;
 use crate::mapper::Mapper;
@@ -19,6 +19,27 @@ fn arithmetic(cpl: u8) -> Vec<Case> {
         case("#DE: IDIV of the smallest by -1")
             .gpr(RAX, 1 << 63)
             .gpr(RDX, u64::MAX)
+            .gpr(RCX, u64::MAX)
+            .probe(|a| a.idiv(rcx))
+            .faults(0, None),
+        case("IDIV of +2^63 by -1")
+            .gpr(RAX, 1 << 63)
+            .gpr(RDX, 0)
+            .gpr(RCX, u64::MAX)
+            .probe(|a| a.idiv(rcx))
+            .undefined(STATUS)
+            .done()
+            .leaves(RAX, 1 << 63)
+            .leaves(RDX, 0),
+        case("#DE: IDIV of 2^63 + 1 by -1")
+            .gpr(RAX, 1 << 63 | 1)
+            .gpr(RDX, 0)
+            .gpr(RCX, u64::MAX)
+            .probe(|a| a.idiv(rcx))
+            .faults(0, None),
+        case("#DE: IDIV of the smallest dividend by -1")
+            .gpr(RAX, 0)
+            .gpr(RDX, 1 << 63)
             .gpr(RCX, u64::MAX)
             .probe(|a| a.idiv(rcx))
             .faults(0, None),
@@ -132,7 +153,20 @@ fn floating_point(cpl: u8) -> Vec<Case> {
         a.movd(xmm0, eax)
     };
     let quirk = |case: Case| case.not_on(Host::Pvm, "CR0 and CR4 bits without effect at CPL3");
+    let data = KERNEL_OR_USER[usize::from(cpl == 3)];
     vec![
+        case("FNINIT clears the pointers")
+            .gpr(RBX, data)
+            .poke(data, [0xff; 32])
+            .probe(|a| {
+                a.fld(qword_ptr(rbx))?;
+                a.fninit()?;
+                a.fxsave64(ptr(rbx))
+            })
+            .done()
+            .value("FOP", 0, move |_, ram| word(ram, data) >> 48)
+            .memory(data + 8, 0)
+            .memory(data + 16, 0),
         quirk(with_cr0("#NM: x87 with CR0.TS", CR0_TS).probe(|a| a.fld1()).faults(7, None)),
         quirk(with_cr0("#NM: SSE with CR0.TS", CR0_TS).probe(|a| a.movaps(xmm0, xmm1)).faults(7, None)),
         quirk(with_cr0("#NM: MMX with CR0.TS", CR0_TS).probe(|a| a.emms()).faults(7, None)),

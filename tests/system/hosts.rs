@@ -9,8 +9,10 @@ use lockstep::memory::Ram;
 /// What runs a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
-    /// KVM on a processor with virtualisation.
-    Kvm,
+    /// `kvm_intel` on a processor with VMX.
+    KvmIntel,
+    /// `kvm_amd` on a processor with SVM.
+    KvmAmd,
     /// KVM inside QEMU's software emulation of a processor: its faults are QEMU's.
     Emulated,
     /// `kvm_pvm`: no virtualisation beneath; CPL0 is interpreted by KVM's own emulator.
@@ -19,7 +21,28 @@ pub enum Host {
     Soft,
 }
 
+/// Who made the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    Intel,
+    Amd,
+    Other,
+}
+
+/// Who made this host's.
+pub fn vendor() -> Vendor {
+    let leaf = __cpuid(0);
+    match [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() {
+        b"GenuineIntel" => Vendor::Intel,
+        b"AuthenticAMD" | b"HygonGenuine" => Vendor::Amd,
+        _ => Vendor::Other,
+    }
+}
+
 impl Host {
+    /// Every kind of KVM.
+    pub const KVM: [Host; 4] = [Host::KvmIntel, Host::KvmAmd, Host::Emulated, Host::Pvm];
+
     /// The name of its engine.
     pub fn engine(self) -> &'static str {
         if self == Host::Soft { "soft" } else { "kvm" }
@@ -43,8 +66,10 @@ fn kvm() -> Option<Host> {
         Host::Emulated
     } else if Path::new("/sys/module/kvm_pvm").exists() {
         Host::Pvm
+    } else if vendor() == Vendor::Intel {
+        Host::KvmIntel
     } else {
-        Host::Kvm
+        Host::KvmAmd
     })
 }
 

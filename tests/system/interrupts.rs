@@ -42,12 +42,12 @@ fn flags() -> Vec<Case> {
             .flags(IF | IOPL3, 0)
             .flags(ID | AC | NT | DF | CF, ID | AC | NT | DF | CF)
             .undefined(NT)
-            .not_on(Host::Pvm, "the host's flags leak"),
+            .not_always_on(Host::Pvm, "the host's flags leak"),
         popf(user("POPF changes IF, keeps IOPL", 3), IF | 2).done().flags(IF | IOPL3, IF | IOPL3),
         popf(kernel("POPF changes IF and IOPL"), all)
             .done()
             .flags(0x3f_7fd7, 0x24_7fd7 & !TF)
-            .not_on(Host::Pvm, "IOPL stays 0"),
+            .not_always_on(Host::Pvm, "IOPL stays 0"),
         popf(kernel("POPF: RF is cleared, VM, VIF, VIP stay"), 0x1b_0002).done().flags(0x1b_0000, 0),
         kernel("PUSHF: RF and VM are pushed as zeros")
             .with(|s| s.rflags |= RF | ID)

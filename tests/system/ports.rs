@@ -26,7 +26,7 @@ fn access(name: &str, case: fn(String) -> Case, port: u64, size: u64, input: boo
 }
 
 fn user(name: String) -> Case {
-    Case::user(name).not_on(Host::Pvm, NATIVE)
+    Case::user(name).not_always_on(Host::Pvm, NATIVE)
 }
 
 fn kernel(name: String) -> Case {
@@ -63,7 +63,7 @@ fn bitmap() -> Vec<Case> {
         cases.push(
             case.with(|s| s.segments[TR].limit = limit(port / 8 - 1))
                 .faults(13, 0)
-                .not_on(Host::Emulated, "QEMU reads beyond"),
+                .not_always_on(Host::Emulated, "QEMU reads beyond"),
         );
         // Two bytes are always read.
         let case = access("the map ends with its byte", user, port, size, input);
@@ -139,14 +139,14 @@ fn strings() -> Vec<Case> {
             .probe(|a| a.outsb())
             .done()
             .value("sent", 9, move |o, _| sent(o))
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
         Case::user("INSB at CPL3, port closed")
             .gpr(RDI, USER_DATA)
             .gpr(RDX, 0x80)
             .poke(MAP + 0x10, [1])
             .probe(|a| a.insb())
             .faults(13, 0)
-            .not_on(Host::Pvm, NATIVE),
+            .not_always_on(Host::Pvm, NATIVE),
         Case::kernel("IN AL leaves the rest of RAX")
             .gpr(RAX, 0)
             .probe(|a| a.in_(al, 0x80))

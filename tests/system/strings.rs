@@ -13,6 +13,7 @@ use crate::scaffold::*;
 
 const BASE: u64 = 1 << 39;
 const ALL: u64 = P | RW | US | A | D;
+const WIDE: u64 = 0xffff_ffff_0000_0000;
 
 /// Two pages of which the second is missing (the first, going down).
 fn pages(case: Case, down: bool) -> Case {
@@ -64,13 +65,13 @@ fn faulting(cpl: u8) -> Vec<Case> {
             let (source, target) = if by_rsi { (begin, other) } else { (other, begin) };
             let (source, target) = (if uses_rsi { source } else { 0 }, if uses_rdi { target } else { 0 });
             let case = pages(case, down)
+                .with(|s| s.rflags |= CF | ZF)
                 .gpr(RSI, source)
                 .gpr(RDI, target)
                 .bytes(&code)
                 .page_fault(error, fault)
-                // Intel's manual has them restored (vol. 2, REP), AMD's processors keep those of the last
-                // iteration.
-                .undefined(if matches!(name, "CMPS" | "SCAS") { STATUS } else { 0 })
+                // Comparisons leave the flags as they were (vol. 2, REP).
+                .value("pushed status flags", CF | ZF, |o, _| o.events[0].rflags & STATUS)
                 .value("RCX", 5 - done, |o, _| o.events[0].state.gpr[RCX])
                 .value("RSI", if uses_rsi { forward(source) } else { 0 }, |o, _| o.events[0].state.gpr[RSI])
                 .value("RDI", if uses_rdi { forward(target) } else { 0 }, |o, _| o.events[0].state.gpr[RDI]);
@@ -85,6 +86,16 @@ fn counting(cpl: u8) -> Vec<Case> {
     let data = if cpl == 0 { KERNEL_DATA } else { USER_DATA };
     let case = |name: &str| Case::at_level(name, cpl).gpr(RDI, data + 0x100).gpr(RSI, data);
     let words: Vec<u8> = (1..=64).collect();
+    // What Intel's processors zero-extend; AMD's keep all of it.
+    let narrow = |name: &str, opcode: u8, count: u64| {
+        case(&format!("REP {name} with 32-bit addresses, {count} times"))
+            .gpr(RCX, WIDE | count)
+            .gpr(RSI, WIDE | data)
+            .gpr(RDI, WIDE | (data + 0x100))
+            .bytes(&[0x67, 0xf3, opcode])
+            .done()
+            .leaves(RCX, 0)
+    };
     vec![
         case("REP of zero iterations touches nothing")
             .gpr(RDI, 1 << 62)
@@ -134,6 +145,11 @@ fn counting(cpl: u8) -> Vec<Case> {
             .done()
             .leaves(RCX, 0)
             .leaves(RDI, data + 0x102),
+        narrow("STOSB", 0xaa, 0).leaves(RSI, WIDE | data).leaves(RDI, data + 0x100),
+        narrow("MOVSB", 0xa4, 0).leaves(RSI, data).leaves(RDI, data + 0x100),
+        narrow("LODSB", 0xac, 0).leaves(RSI, WIDE | data).leaves(RDI, WIDE | (data + 0x100)),
+        narrow("CMPSB", 0xa6, 0).leaves(RSI, WIDE | data).leaves(RDI, WIDE | (data + 0x100)),
+        narrow("SCASB", 0xae, 0).leaves(RSI, WIDE | data).leaves(RDI, WIDE | (data + 0x100)),
         case("backwards")
             .with(|s| s.rflags |= DF)
             .gpr(RCX, 2)
@@ -143,6 +159,38 @@ fn counting(cpl: u8) -> Vec<Case> {
             .leaves(RDI, data + 0xf8)
             .memory(data + 0xfc, 0x55 | 0x55 << 32),
     ]
+}
+
+/// Stops before the first iteration, between iterations and after the last: RF says which.
+#[test]
+fn rf_is_set_between_iterations_and_nowhere_else() {
+    for host in hosts("rep_rf") {
+        for at in [0u64, 1, 63, 4096, 5000] {
+            let case = Case::user("stopped REP")
+                .with(|s| s.rflags |= IF)
+                .gpr(RCX, 5000)
+                .gpr(RDI, USER_DATA)
+                .probe(|a| a.rep().stosb());
+            let mut machine = Machine::of(host, &case).expect("starts");
+            if machine.engine.stops() != StopPrecision::Exact {
+                eprintln!("SKIPPED rep_rf on {}: it stops only at exits", host.engine());
+                break;
+            }
+            let want = if at > 0 && at < 5000 { RF } else { 0 };
+            let stop = Position::at(machine.engine.position().count + at);
+            if at > 0 {
+                machine.engine.run(VmEntry::Resume, Some(stop)).expect("runs");
+            }
+            assert_eq!(machine.state().rflags & RF, want, "after {at}");
+            machine.engine.inject(0x31).expect("injects");
+            assert_eq!(machine.run(VmEntry::Resume), lockstep::engine::VmExit::Hlt);
+            let state = machine.state();
+            assert_eq!(machine.event(state).rflags & RF, want, "pushed after {at}");
+            let outcome = machine.play(0, true);
+            assert_eq!((outcome.finish, outcome.state.rflags & RF), (crate::machine::Finish::Done, 0));
+            assert_eq!(outcome.state.gpr[RCX], 0);
+        }
+    }
 }
 
 /// The page is made present by the handler, and the instruction goes on where it was.
@@ -228,6 +276,7 @@ fn an_engine_that_stops_anywhere_stops_and_interrupts_between_iterations() {
             let state = machine.state();
             let event = machine.event(state);
             assert_eq!((event.vector, event.error, event.rip), (0x31, None, case.address(At::Probe(0))));
+            assert_eq!(event.rflags & RF, RF, "between iterations (SDM vol. 3, 17.3.1.1)");
         }
         let outcome = machine.play(0, true);
         assert_eq!(outcome.finish, crate::machine::Finish::Done);

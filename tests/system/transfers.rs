@@ -3,6 +3,8 @@
 
 use iced_x86::code_asm::*;
 
+use lockstep::engine::state::Segment;
+
 use crate::cases::Case;
 use crate::hosts::Host;
 use crate::machine::{Finish, run};
@@ -42,7 +44,7 @@ fn jumps() -> Vec<Case> {
             kernel_target(case)
                 .poke(USER_DATA, far32(selector, offset as u32))
                 .bytes(&code)
-                .not_on(Host::Pvm, "CPL3 has the host's descriptor tables")
+                .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables")
         };
         let free = u64::from(FREE);
         let with = |case: Case, entry: u64| case.poke64(GDT + free, entry);
@@ -140,6 +142,14 @@ fn returns() -> Vec<Case> {
                 .selector(FS, 0)
                 .selector(GS, 0),
         ),
+        quirk(
+            with_null_selectors(kernel(
+                "to CPL3 with null selectors",
+                &[SS3, USER_STACK, CS3, USER_TARGET],
+                &RETFQ,
+            ))
+            .done(),
+        ),
         quirk(kernel("to CPL3 with a null SS", &[0, USER_STACK, CS3, USER_TARGET], &RETFQ).faults(13, 0)),
         quirk(
             kernel("to compatibility mode", &[SS3, USER_STACK, CS32, USER_TARGET], &RETFQ)
@@ -154,8 +164,24 @@ fn returns() -> Vec<Case> {
             .prelude(|a| pushes(a, &[CS0, TARGET]))
             .bytes(&RETFQ)
             .faults(13, CS0)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
     ]
+}
+
+/// Null selectors of RPL 1 to 3, which a return to an outer level makes 0; bases of FS and GS stay.
+fn with_null_selectors(case: Case) -> Case {
+    let case = case.with(|s| {
+        for (index, selector) in [(DS, 3), (ES, 1), (FS, 2), (GS, 3)] {
+            s.segments[index] = Segment { selector, base: 0, limit: 0, access: 1 << 16 };
+        }
+        s.segments[FS].base = 0x5000;
+    });
+    [DS, ES, FS, GS].into_iter().fold(case, |case, index| case.selector(index, 0)).segment(
+        FS,
+        "base",
+        0x5000,
+        |s| s.base,
+    )
 }
 
 const IRETQ: [u8; 2] = [0x48, 0xcf];
@@ -205,6 +231,19 @@ fn interrupt_returns() -> Vec<Case> {
             .selector(FS, 0)
             .selector(GS, 0)
             .not_on(Host::Pvm, "data segments keep the selectors"),
+        with_null_selectors(kernel("to CPL3 with null selectors", &[SS3, USER_STACK, 2, CS3, USER_TARGET]))
+            .done()
+            .not_always_on(Host::Pvm, "data segments keep the selectors"),
+        kernel("to CPL3 leaves the bases of FS and GS", &[SS3, USER_STACK, 2, CS3, USER_TARGET])
+            .with(|s| {
+                s.segments[FS].base = 0x1234_5678_9abc;
+                s.segments[GS].base = 0xffff_8765_4321_0000;
+            })
+            .done()
+            .selector(FS, 0)
+            .segment(FS, "base", 0x1234_5678_9abc, |s| s.base)
+            .segment(GS, "base", 0xffff_8765_4321_0000, |s| s.base)
+            .not_always_on(Host::Pvm, "data segments keep the selectors"),
         kernel("to CPL3 keeps segments of CPL3", &[SS3, USER_STACK, 2, CS3, USER_TARGET])
             .with(|s| {
                 for index in [ES, DS, FS, GS] {
@@ -257,7 +296,7 @@ fn interrupt_returns() -> Vec<Case> {
             .flags(0x3f_7fd7, all_flags),
         halted(kernel("IOPL and NT at CPL0", &[SS0, KERNEL_STACK, 0x7002, CS0, TARGET]))
             .flags(0x7000, 0x7000)
-            .not_on(Host::Pvm, "IOPL stays 0"),
+            .not_always_on(Host::Pvm, "IOPL stays 0"),
         Case::user("IRETQ at CPL3 keeps IOPL and IF")
             .prelude(|a| pushes(a, &[SS3, USER_STACK, 0x3202, CS3, USER_TARGET]))
             .bytes(&IRETQ)
@@ -269,7 +308,7 @@ fn interrupt_returns() -> Vec<Case> {
             .prelude(|a| pushes(a, &[SS0, USER_STACK, 2, CS0, USER_TARGET]))
             .bytes(&IRETQ)
             .faults(13, CS0)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables"),
     ]
 }
 
@@ -283,7 +322,7 @@ fn call_gates() -> Vec<Case> {
             .poke(TARGET, [0xf4])
             .poke(TARGET + 1, RETFQ)
             .bytes(&CALL_FAR)
-            .not_on(Host::Pvm, "CPL3 has the host's descriptor tables")
+            .not_always_on(Host::Pvm, "CPL3 has the host's descriptor tables")
     };
     let halted = |case: Case| case.ends(Finish::Halted(TARGET + 1));
     vec![
@@ -305,7 +344,7 @@ fn call_gates() -> Vec<Case> {
         call("type in the upper half", 12, KERNEL_CS, 3)
             .poke(GDT + free + 13, [1])
             .faults(13, free)
-            .not_on(Host::Emulated, "QEMU does not check it"),
+            .not_always_on(Host::Emulated, "QEMU does not check it"),
         call("JMP does not change the level", 12, KERNEL_CS, 3)
             .bytes(&JMP_FAR)
             .faults(13, u64::from(KERNEL_CS)),
@@ -313,7 +352,7 @@ fn call_gates() -> Vec<Case> {
             .poke64(TSS + 4, 1 << 63)
             .poke(gate_at(12), usual_gate(12, 0, 1))
             .faults(12, 0)
-            .not_on(Host::Emulated, "QEMU 7.2 does not check it"),
+            .not_always_on(Host::Emulated, "QEMU 7.2 does not check it"),
         halted(call("conforming code stays at CPL3", 12, FREE + 0x10, 3))
             .ends(Finish::Raised)
             .poke64(GDT + free + 0x10, KERNEL64_CODE | 4 << 40)

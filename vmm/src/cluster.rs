@@ -166,7 +166,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, part: Part, arguments: &[String]) -> anyhow::Result<()> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
+        let log = host::files::append(&self.log(part))?;
         let mut command = Command::new(&self.options.program);
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.options.die_with_parent {

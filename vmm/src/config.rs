@@ -1,6 +1,8 @@
 //! What a virtual machine is: options as given, checked once, then only read.
 
+use std::io::Read as _;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +12,32 @@ use clap::Args;
 use devices::{ConsoleInput, DevicesConfig};
 use guest_images::cache::Cache;
 use logchannel::message::Hello;
-use logchannel::pair::{PairConfig, Policy};
+use logchannel::pair::{OnReset, PairConfig, Policy};
 use replay::ClockPolicy;
 
-use crate::boot::GuestFiles;
+use crate::boot::{GuestImage, image};
+use crate::cli;
+use crate::cli::headings::{DISK, MACHINE, NETWORK, PAIR};
 use crate::debug::Debugging;
-use crate::engine::EngineKind;
+use crate::disk_image;
+use crate::engine::{EngineError, EngineKind};
+use crate::restart::ResetPolicy;
+use crate::sizes;
 
 /// Version of the machine model: whatever a guest or a saved state could tell apart changes it.
-pub const MACHINE_MODEL: &str = "pc-2";
+pub const MACHINE_MODEL: &str = "pc-3";
 
+/// Most that `--reset-limit` takes.
+const MAX_RESETS: i64 = 1000;
 const MIB: u64 = 1 << 20;
 /// Unix time at power-on of every machine whose time is virtual: 2026-01-01 00:00 UTC.
 const VIRTUAL_WALL_BASE_NS: u64 = 1_767_225_600 * 1_000_000_000;
 /// The guest that is embedded.
 pub const MINIKV: &str = "minikv";
+/// Most guest memory, MiB.
+const MEMORY_MAX_MIB: u64 = 3072;
+/// Largest kernel that is read.
+const KERNEL_MAX_BYTES: u64 = 512 << 20;
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
 
@@ -35,67 +48,111 @@ const DEFAULT_DISK: &str = "disk0";
 #[derive(Debug, Clone, Args)]
 pub struct VmArgs {
     /// Name of the virtual machine, as the disk server knows it.
-    #[arg(long, default_value = "vm0", value_name = "NAME")]
+    #[arg(long, help_heading = MACHINE, default_value = "vm0", value_name = "NAME")]
     pub vm: String,
-    /// Guest memory in MiB, an even number. Without it, what the guest is known to need, or 64.
-    #[arg(long, value_name = "MIB")]
+    /// Guest memory: MiB, or with a unit, as 512M or 2G; an even number of MiB. Without it, what the guest is
+    /// known to need, or 64.
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        value_name = "SIZE",
+        value_parser = sizes::mib,
+        allow_hyphen_values = true
+    )]
     pub memory: Option<u64>,
     /// Guest: minikv, which is embedded, or one that `lockstep guest build` made.
-    #[arg(long, default_value = MINIKV, value_name = "NAME", conflicts_with = "kernel")]
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        default_value = MINIKV,
+        value_name = "NAME",
+        conflicts_with = "kernel"
+    )]
     pub guest: String,
     /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = MACHINE, value_name = "DIR")]
     pub cache: Option<PathBuf>,
     /// Kernel of a guest of one's own: a static 64-bit ELF file, or a Linux bzImage.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = MACHINE, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk; replaces that of the guest, if it has one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = MACHINE, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// Command line of the guest; without it, the guest's own.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = MACHINE, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411; a machine
     /// without a backup keeps its disk itself, where the command has --data.
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS",
+    #[arg(long, help_heading = DISK, default_value = "", hide_default_value = true, value_name = "ADDRESS",
           value_parser = disk_server_address)]
     pub disk_server: String,
     /// Name of the disk at the disk server; it is created when missing. Without it, the guest's name if that
     /// has a root disk, else disk0.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = DISK, value_name = "NAME")]
     pub disk: Option<String>,
-    /// What an empty disk is filled with; replaces the guest's root disk, if it has one.
-    #[arg(long, value_name = "FILE")]
+    /// What an empty disk is filled with, a raw image of any length; replaces the guest's root disk, if it
+    /// has one.
+    #[arg(long, help_heading = DISK, value_name = "FILE")]
     pub disk_image: Option<PathBuf>,
-    /// Size of the disk in MiB.
-    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    /// Size of the disk: MiB, or with a unit, as 512M or 20G.
+    #[arg(long, help_heading = DISK, default_value_t = 256, value_name = "SIZE", value_parser = sizes::mib,
+        allow_hyphen_values = true)]
     pub disk_size: u64,
-    /// Network: ADDRESS:PORT or unix:PATH of a `lockstep lan`, or tap:NAME. Without it, no network.
-    #[arg(long, value_name = "ENDPOINT")]
+    /// Network: HOST:PORT, [IPV6]:PORT or unix:PATH of a `lockstep lan`, or tap:NAME, a TAP device that
+    /// exists (tap:NAME,create makes one). Without it, no network.
+    #[arg(long, help_heading = NETWORK, value_name = "ENDPOINT")]
     pub net: Option<lan::Endpoint>,
     /// MAC address of the guest.
-    #[arg(long, default_value = "52:4c:4b:00:00:02", value_name = "MAC", value_parser = parse_mac)]
+    #[arg(
+        long,
+        help_heading = NETWORK,
+        default_value = "52:4c:4b:00:00:02",
+        value_name = "MAC",
+        value_parser = parse_mac
+    )]
     pub mac: [u8; 6],
     /// Engine: `auto` takes the fastest that is exact for the guest on this host: `kvm` for minikv where KVM
     /// is usable, else `soft`.
-    #[arg(long, default_value = "auto", env = "LOCKSTEP_ENGINE", value_parser = EngineKind::CHOICES)]
+    #[arg(
+        long,
+        help_heading = MACHINE,
+        default_value = "auto",
+        env = "LOCKSTEP_ENGINE",
+        value_parser = EngineKind::CHOICES
+    )]
     pub engine: String,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
     /// time is skipped, a disk request takes none, and two runs with the same inputs are identical. Of a
     /// pair, the primary's holds.
-    #[arg(long, default_value = "host", value_parser = ["host", "virtual"])]
+    #[arg(long, help_heading = MACHINE, default_value = "host", value_parser = ["host", "virtual"])]
     pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
+    /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the same
+    /// kernel and disk, or end the machine.
+    #[arg(long, help_heading = MACHINE, default_value = "restart", value_parser = ["restart", "stop"])]
+    pub on_reset: String,
+    /// Most resets within a minute of the guest's time: one more ends the machine with exit code 6. 0 for no
+    /// limit.
+    #[arg(long, help_heading = MACHINE, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=MAX_RESETS))]
+    pub reset_limit: u32,
     /// Control socket for `lockstep status`.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = MACHINE, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// File for the guest's console; standard output without it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = MACHINE, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Size in MiB at which the console's file is put aside as FILE.1, in the place of an earlier one; 0 for
+    /// never.
+    #[arg(long, help_heading = MACHINE, default_value_t = 64, value_name = "MIB", value_parser = up_to_a_mebi())]
+    pub console_size: u64,
+    /// KiB a second that the guest may print, and eight seconds' worth of it at once; what is more is dropped
+    /// and counted. 0 for no limit.
+    #[arg(long, help_heading = MACHINE, default_value_t = 1024, value_name = "KIB", value_parser = up_to_a_mebi())]
+    pub console_rate: u64,
     /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
+    #[arg(long, help_heading = MACHINE, default_value = "auto", value_parser = ["auto", "stdin", "none"])]
     pub console_input: String,
 }
 
@@ -103,13 +160,13 @@ pub struct VmArgs {
 #[derive(Debug, Clone, Args)]
 pub struct PairArgs {
     /// Milliseconds between heartbeats.
-    #[arg(long, default_value_t = 50, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
     pub heartbeat_ms: u64,
     /// Milliseconds without any sign of life after which the peer is given up.
-    #[arg(long, default_value_t = 500, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 500, value_name = "MS")]
     pub timeout_ms: u64,
     /// Execution lag in milliseconds above which the primary is slowed.
-    #[arg(long, default_value_t = 50, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
     pub lag_target_ms: u64,
 }
 
@@ -127,6 +184,7 @@ pub fn protocol(policy: &Policy, claimant: u128) -> ft::Config {
         suspect_after_ns: policy.timeout_ms * NS_PER_MS,
         ack_timeout_ns: (4 * policy.timeout_ms).max(2_000) * NS_PER_MS,
         read_timeout_ns: (2 * policy.timeout_ms).max(1_000) * NS_PER_MS,
+        disk_timeout_ns: (2 * policy.timeout_ms).max(1_000) * NS_PER_MS,
         lag_target_ns: policy.lag_target_ms * NS_PER_MS,
         ..ft::Config::new(claimant)
     }
@@ -176,18 +234,23 @@ impl VmConfig {
                 name.map_or("", String::as_str)
             );
         }
-        ensure!((1..=1 << 20).contains(&args.disk_size), "--disk-size {}: 1 MiB to 1 TiB", args.disk_size);
+        ensure!(
+            (1..=1 << 20).contains(&args.disk_size),
+            "--disk-size of {} MiB: from 1M to 1T",
+            args.disk_size
+        );
         let mut config = Self { policy, ..Self::guest(args, wall_base_ns)? };
         if pair.is_some() && args.disk_server.is_empty() {
             config.args.disk_server = disk_server::DEFAULT_LISTEN.into();
         }
         if let Some(path) = &args.initrd {
-            config.initrd = Some(read("--initrd", path)?.into());
+            config.initrd = Some(read("--initrd", path, MEMORY_MAX_MIB * MIB)?.into());
         }
         if let Some(line) = &args.cmdline {
             config.command_line.clone_from(line);
         }
         if let Some(image) = &args.disk_image {
+            disk_image::check(image)?;
             config.disk_image = Some(image.clone());
         }
         if let Some(disk) = &args.disk {
@@ -195,8 +258,8 @@ impl VmConfig {
         }
         config.memory_mib = args.memory.unwrap_or(config.memory_mib);
         ensure!(
-            (4..=3072).contains(&config.memory_mib) && config.memory_mib.is_multiple_of(2),
-            "--memory {}: an even number of MiB, 4 to 3072",
+            (4..=MEMORY_MAX_MIB).contains(&config.memory_mib) && config.memory_mib.is_multiple_of(2),
+            "--memory of {} MiB: an even number of MiB, from 4M to 3G",
             config.memory_mib
         );
         Ok(config)
@@ -225,11 +288,13 @@ impl VmConfig {
             backup_reads: false,
         };
         if let Some(path) = &args.kernel {
-            config.image = read("--kernel", path)?.into();
+            config.image = read("--kernel", path, KERNEL_MAX_BYTES)?.into();
+            image::check(&config.image).with_context(|| format!("--kernel {}", path.display()))?;
         } else if args.guest == MINIKV {
             config.image = guest_images::MINIKV.into();
         } else {
-            let guest = Cache::new(args.cache.as_deref())?.find(&args.guest)?;
+            let cache = Cache::new(args.cache.as_deref())?;
+            let guest = cache.find(&args.guest).map_err(|error| cli::guest::not_found(&cache, error))?;
             if guest.is_outdated() {
                 let name = &guest.manifest.name;
                 eprintln!(
@@ -247,6 +312,7 @@ impl VmConfig {
                 config.disk_image = Some(guest.path(disk));
             }
         }
+        config.check_engine()?;
         Ok(config)
     }
 
@@ -258,22 +324,17 @@ impl VmConfig {
         self.clock = if hello.policy.virtual_clock { ClockPolicy::Virtual } else { ClockPolicy::default() };
     }
 
-    /// What the guest is started with.
-    pub fn files(&self) -> GuestFiles<'_> {
-        GuestFiles { kernel: &self.image, initrd: self.initrd.as_deref(), command_line: &self.command_line }
-    }
-
-    /// BLAKE3 of everything that is loaded into the guest's memory.
-    fn image_digest(&self) -> [u8; 32] {
-        let kernel = blake3::hash(&self.image);
-        match &self.initrd {
-            None => *kernel.as_bytes(),
-            Some(initrd) => {
-                let both = [*kernel.as_bytes(), *blake3::hash(initrd).as_bytes()];
-                *blake3::hash(&both.concat()).as_bytes()
-            }
+    /// Refuses an engine that the guest is known not to run on, before anything is started.
+    fn check_engine(&self) -> anyhow::Result<()> {
+        let linux =
+            || self.args.kernel.is_none() && self.args.guest != MINIKV || image::is_linux(&self.image);
+        if self.engine == EngineKind::Kvm && linux() && cli::doctor::emulates_cpl0() {
+            let missing = "CPL0 at the host's speed: it emulates guest code there, and Linux does not run \
+                           on it; take --engine soft or auto (see lockstep doctor)";
+            return Err(EngineError::Missing(missing)).context("--engine kvm");
         }
-    }
+        Ok(())
+        }
 
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
@@ -321,13 +382,33 @@ impl VmConfig {
             host_cpu: self.engine.host_cpu(),
             machine_model: MACHINE_MODEL.into(),
             memory_bytes: self.memory_bytes(),
-            image_digest: self.image_digest(),
+            image_digest: self.guest_image().digest(),
             command_line: self.command_line.clone(),
             disk: self.disk.clone(),
             disk_bytes: self.disk_bytes(),
             mac: self.args.mac,
+            on_reset: self.on_reset(),
             wall_base_ns: self.wall_base_ns,
         }
+    }
+
+    /// What becomes of a guest that resets its machine.
+    fn on_reset(&self) -> OnReset {
+        match self.args.on_reset.as_str() {
+            "stop" => OnReset::Stop,
+            _ => OnReset::Restart { limit: self.args.reset_limit },
+        }
+    }
+
+    /// The same, with what it is started again with.
+    pub fn reset_policy(&self) -> ResetPolicy {
+        ResetPolicy::new(self.on_reset(), Some(self.guest_image()))
+    }
+
+    /// What the guest is started with.
+    pub fn guest_image(&self) -> GuestImage {
+        let command_line = self.command_line.clone();
+        GuestImage { kernel: self.image.clone(), initrd: self.initrd.clone(), command_line }
     }
 
     /// The guest's IPv4 address, as its command line says (`ip=ADDRESS/PREFIX`): announced when going live.
@@ -348,13 +429,27 @@ fn policy(args: &VmArgs, pair: &PairArgs) -> Policy {
     }
 }
 
-fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {option} {}", path.display()))
+/// Reads a file that a guest is started with, of at most `max` bytes; not a device, which may have no end.
+fn read(option: &str, path: &Path, max: u64) -> anyhow::Result<Vec<u8>> {
+    let cannot_read = || format!("cannot read {option} {}", path.display());
+    let kind = std::fs::metadata(path).with_context(cannot_read)?.file_type();
+    ensure!(!kind.is_dir(), "{option} {} is a directory, not a file", path.display());
+    ensure!(kind.is_file() || kind.is_fifo(), "{option} {} is a device, not a file", path.display());
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes));
+    read.with_context(cannot_read)?;
+    ensure!(bytes.len() as u64 <= max, "{option} {} is larger than {} MiB", path.display(), max / MIB);
+    Ok(bytes)
 }
 
 /// An address, or nothing.
 fn disk_server_address(text: &str) -> Result<String, logchannel::address::AddressError> {
     if text.is_empty() { Ok(String::new()) } else { logchannel::address::peer(text) }
+}
+
+/// A number up to 2²⁰: units of it fit 64 bits.
+fn up_to_a_mebi() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=1 << 20)
 }
 
 fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {

@@ -9,6 +9,10 @@
 //! Interrupts are injected only here, between two runs of the engine, from the PIC's state: a function of the
 //! machine's own state and of the inputs applied at this position, hence the same on a replica.
 //!
+//! A reset by the guest is carried out here too, at once and whole: devices, memory and vCPU are as at
+//! power-on when the run that came to it returns. The guest is then held until the disk requests in flight
+//! are done, so that none of them touches the disk behind the new guest's back.
+//!
 //! An engine that stops exactly makes time: the virtual clock advances with its position, and it is stopped
 //! where the next timer falls due. The clock is brought up to the position at every stop and before every
 //! access to a device, so that saving, restoring and stopping anywhere change nothing.
@@ -16,13 +20,15 @@
 use std::hash::Hasher as _;
 
 use devices::{Devices, DevicesConfig, DevicesState};
-use logchannel::{DiskRequest, Event, MachineDigest, Output, Position};
+use logchannel::{DiskRequest, Event, MachineDigest, OnReset, Output, Position, codec};
 use replay::{Ending, Stop};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
+use crate::boot::BootError;
 use crate::engine::{CpuState, Engine, EngineError, StopPrecision, VmEntry, VmExit};
 use crate::memory::Ram;
+use crate::restart::{ResetPolicy, ResetState};
 
 /// Virtual time of one position, on engines that stop exactly.
 pub const NS_PER_COUNT: u64 = 1;
@@ -48,6 +54,21 @@ pub enum MachineError {
     /// Saved device state of another version, or damaged.
     #[error("cannot restore the devices: {0}")]
     Restore(#[from] devices::RestoreError),
+    /// The guest cannot be started again.
+    #[error("the guest reset its machine, and cannot be loaded again: {0}")]
+    Reload(#[source] BootError),
+    /// Its memory cannot be cleared.
+    #[error("the guest reset its machine, and its memory cannot be cleared: {0}")]
+    Clear(#[source] std::io::Error),
+    /// There is nothing to start the guest with.
+    #[error(
+        "the guest resets its machine at position {at}, and its kernel is not known here: a recording that was \
+         cut off before it holds none"
+    )]
+    NoImage {
+        /// Where.
+        at: Position,
+    },
     /// A log entry that is not an input.
     #[error("{0} is no input")]
     NotAnInput(&'static str),
@@ -64,6 +85,8 @@ pub struct MachineState {
     pub devices: DevicesState,
     /// The guest halted and waits for an interrupt.
     pub halted: bool,
+    /// What became of its resets.
+    pub resets: ResetState,
 }
 
 /// A virtual machine on engine `E`.
@@ -77,6 +100,10 @@ pub struct Machine<E> {
     halted: bool,
     ended: Option<Ending>,
     changes: Changes,
+    policy: ResetPolicy,
+    resets: ResetState,
+    /// The guest was reset, and nobody has asked yet.
+    was_reset: bool,
 }
 
 /// Pages that changed and that a reader has yet to learn of: digests and state transfer ask independently.
@@ -113,22 +140,61 @@ impl<E: Engine> Machine<E> {
             halted: false,
             ended: None,
             changes: Changes::default(),
+            policy: ResetPolicy::default(),
+            resets: ResetState::default(),
+            was_reset: false,
         })
+    }
+
+    /// What a reset by the guest does, from now on; a new machine ends.
+    pub fn set_reset_policy(&mut self, policy: ResetPolicy) {
+        self.policy = policy;
+    }
+
+    /// How often the guest was reset since power-on.
+    pub fn resets(&self) -> u64 {
+        self.resets.count
     }
 
     /// A machine that goes on where another one was saved; `ram` has that one's content.
     pub fn restored(mut engine: E, ram: Ram, state: MachineState) -> Result<Self, MachineError> {
         let devices = Devices::restore(state.devices)?;
         engine.restore(&state.cpu, state.at)?;
-        let (entry, halted, changes) = (VmEntry::Resume, state.halted, Changes::default());
-        Ok(Self { engine, ram, devices, entry, halted, ended: None, changes })
+        Ok(Self {
+            engine,
+            ram,
+            devices,
+            entry: VmEntry::Resume,
+            halted: state.halted,
+            ended: None,
+            changes: Changes::default(),
+            policy: ResetPolicy::default(),
+            resets: state.resets,
+            was_reset: false,
+        })
     }
 
-    /// Goes on where this machine or another was saved; its memory has the content of that one.
-    pub fn reset(&mut self, state: MachineState) -> Result<(), MachineError> {
+    /// Goes on where this machine or another was saved; its memory has the content of that one, which it was
+    /// given after `finish_instruction`.
+    pub fn go_to(&mut self, state: MachineState) -> Result<(), MachineError> {
         self.devices = Devices::restore(state.devices)?;
         self.engine.restore(&state.cpu, state.at)?;
         (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
+        (self.resets, self.was_reset) = (state.resets, false);
+        Ok(())
+    }
+
+    /// Ends the instruction of the last exit, whatever further exits it takes: before another state, or another
+    /// content of memory, takes the place of this one. KVM would else go on with it there.
+    pub fn finish_instruction(&mut self) -> Result<(), MachineError> {
+        let entry = std::mem::take(&mut self.entry);
+        self.engine.complete(entry)?;
+        while !self.engine.between_instructions() {
+            let exit = self.engine.run(VmEntry::Resume, None)?;
+            self.handle(exit);
+            let entry = std::mem::take(&mut self.entry);
+            self.engine.complete(entry)?;
+        }
         Ok(())
     }
 
@@ -136,7 +202,7 @@ impl<E: Engine> Machine<E> {
     pub fn save(&mut self) -> Result<MachineState, MachineError> {
         let cpu = self.cpu()?;
         let (at, devices, halted) = (self.engine.position(), self.devices.save(), self.halted);
-        Ok(MachineState { cpu, at, devices, halted })
+        Ok(MachineState { cpu, at, devices, halted, resets: self.resets.clone() })
     }
 
     /// Whether the guest is between two instructions, so that it can be saved and go on elsewhere.
@@ -256,6 +322,7 @@ impl<E: Engine> Machine<E> {
         let entry = std::mem::take(&mut self.entry);
         let exit = self.engine.run(entry, until)?;
         self.handle(exit);
+        self.reset_if_asked()?;
         Ok(self.stop())
     }
 
@@ -277,6 +344,7 @@ impl<E: Engine> Machine<E> {
                 VmExit::Kicked => {}
                 exit => {
                     self.handle_whole(exit)?;
+                    self.reset_if_asked()?;
                     break;
                 }
             }
@@ -326,9 +394,36 @@ impl<E: Engine> Machine<E> {
         }
     }
 
+    /// Starts the guest again, if it reset its machine and that is what a reset does.
+    fn reset_if_asked(&mut self) -> Result<(), MachineError> {
+        let (Some(Ending::Reset), OnReset::Restart { limit }) = (&self.ended, self.policy.on_reset()) else {
+            return Ok(());
+        };
+        if !self.resets.admit(self.devices.now_ns(), limit) {
+            self.ended = Some(Ending::ResetLoop { limit });
+            return Ok(());
+        }
+        // Whatever the last instruction still does, it does to the old machine.
+        self.finish_instruction()?;
+        let at = self.engine.position();
+        let load = self.policy.load().ok_or(MachineError::NoImage { at })?;
+        self.ram.zero().map_err(MachineError::Clear)?;
+        let first = load(&self.ram).map_err(MachineError::Reload)?;
+        #[cfg(feature = "planted-faults")]
+        crate::planted::in_memory(&mut self.ram, at);
+        self.devices.reset();
+        self.engine.power_on(&first, at)?;
+        (self.halted, self.ended, self.was_reset) = (false, None, true);
+        self.resets.held = self.devices.disk_is_busy();
+        Ok(())
+    }
+
     fn stop(&self) -> Stop {
         if let Some(ending) = &self.ended {
             return Stop::Ended(ending.clone());
+        }
+        if self.resets.held {
+            return Stop::Waiting { deadline_ns: None };
         }
         if self.halted && !self.can_inject() {
             return Stop::Waiting { deadline_ns: self.devices.next_deadline_ns() };
@@ -392,8 +487,7 @@ impl<E: Engine> Machine<E> {
             }
             VmExit::Hlt => {
                 self.devices.flush_console();
-                self.ended =
-                    Some(Ending::Stuck("HLT with interrupts disabled: the guest can never run again".into()));
+                self.ended = Some(Ending::Stuck("HLT with interrupts disabled".into()));
             }
             VmExit::Shutdown => self.ended = Some(Ending::Reset),
             VmExit::Unsupported(what) => self.ended = Some(Ending::Stuck(what)),
@@ -432,13 +526,15 @@ impl<E: Engine> replay::Machine for Machine<E> {
             | Event::ConsoleRx(_)
             | Event::DiskDone { .. }
             | Event::Clock { .. }
-            | Event::Trap { .. } => {
+            | Event::Trap { .. }
+            | Event::PowerButton => {
                 let (at, before_ns) = (self.engine.position(), self.devices.now_ns());
                 #[cfg(feature = "planted-faults")]
                 crate::planted::in_devices(&mut self.devices, at);
                 let applied = self.devices.apply(self.ram.map(), input);
                 applied.map_err(|source| MachineError::Apply { at, source })?;
                 self.engine.skip_time(self.devices.now_ns() - before_ns);
+                self.resets.held &= self.devices.disk_is_busy();
             }
             other => return Err(MachineError::NotAnInput(other.name())),
         }
@@ -457,6 +553,10 @@ impl<E: Engine> replay::Machine for Machine<E> {
         self.devices.take_output()
     }
 
+    fn take_reset(&mut self) -> bool {
+        std::mem::take(&mut self.was_reset)
+    }
+
     fn now_ns(&self) -> u64 {
         self.devices.now_ns()
     }
@@ -466,6 +566,7 @@ impl<E: Engine> replay::Machine for Machine<E> {
         let mut hash = XxHash3_64::new();
         self.devices.digest_bytes(&mut |bytes| hash.write(bytes));
         hash.write(&[u8::from(self.halted)]);
+        hash.write(&codec::encode(&self.resets).expect("a few words"));
         let devices = hash.finish();
         let memory = self.digest_memory()?;
         Ok(MachineDigest { registers, devices, memory })

@@ -1,9 +1,9 @@
 //! The lockstep command: parse, dispatch, exit code.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use host::errors::Chain;
 use lockstep::cli;
 use tracing_subscriber::EnvFilter;
 
@@ -52,6 +52,8 @@ enum Action {
     Lan(cli::lan::LanArgs),
     /// Show what the halves of a pair are doing.
     Status(cli::status::StatusArgs),
+    /// Switch a machine off: press its power button and wait.
+    Stop(cli::stop::StopArgs),
     /// Say what this host's KVM can do, and which engine and clock that leads to.
     Doctor(cli::doctor::DoctorArgs),
 }
@@ -59,8 +61,7 @@ enum Action {
 fn main() -> ExitCode {
     let command = Command::parse();
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    host::log::start(filter, false);
     if std::env::var_os(lockstep::cluster::DIE_WITH_PARENT).is_some() {
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     }
@@ -80,12 +81,14 @@ fn main() -> ExitCode {
         Action::DiskServer(options) => cli::disk_server::run(options),
         Action::Lan(args) => cli::lan::run(args),
         Action::Status(args) => cli::status::run(args),
+        Action::Stop(args) => cli::stop::run(args),
         Action::Doctor(args) => cli::doctor::run(args),
     };
+    host::log::finish();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("lockstep: {error:#}");
+            eprintln!("lockstep: {}", Chain(error.as_ref()));
             ExitCode::from(cli::exit_code(&error))
         }
     }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `host-clock` | the ACPI timer tells the host's time |
 //! | `stale-dma` | the last sector of what a disk read brings does not reach the guest's buffer |
+//! | `stale-memory` | a reset leaves a byte of the guest's memory as it was not at power-on |
 //! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
 
 use std::sync::OnceLock;
@@ -16,6 +17,7 @@ use logchannel::Position;
 use softcpu::Cpu;
 
 use crate::io::clock::HostClock;
+use crate::memory::Ram;
 
 const VARIABLE: &str = "LOCKSTEP_PLANTED";
 
@@ -23,6 +25,7 @@ const VARIABLE: &str = "LOCKSTEP_PLANTED";
 enum Kind {
     HostClock,
     StaleDma,
+    StaleMemory,
     LostInvalidation,
 }
 
@@ -37,6 +40,7 @@ fn parse(text: &str) -> Option<Fault> {
     let kind = match kind {
         "host-clock" => Kind::HostClock,
         "stale-dma" => Kind::StaleDma,
+        "stale-memory" => Kind::StaleMemory,
         "lost-invalidation" => Kind::LostInvalidation,
         _ => return None,
     };
@@ -64,6 +68,16 @@ pub fn in_devices(devices: &mut Devices, at: Position) {
             host_clock: on(Kind::HostClock).then_some(host_ns),
             stale_dma: on(Kind::StaleDma),
         });
+    }
+}
+
+/// Plants it in the memory of a guest that starts again.
+pub fn in_memory(ram: &mut Ram, at: Position) {
+    if let Some(Fault { kind: Kind::StaleMemory, from }) = fault()
+        && at.count >= from
+    {
+        let last = ram.as_slice().len() - 1;
+        ram.write(last, &[0x5a]);
     }
 }
 

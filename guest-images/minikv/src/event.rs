@@ -20,6 +20,7 @@ enum Word {
     WakeAtNs = 2,
     InputsApplied = 3,
     InputsSeen = 4,
+    PowerButton = 5,
 }
 
 /// The event port.
@@ -70,6 +71,11 @@ impl EventPort {
     pub fn see_inputs(&mut self) {
         let applied = self.read(Word::InputsApplied);
         self.write(Word::InputsSeen, applied);
+    }
+
+    /// Whether the power button was pressed.
+    pub fn power_button(&self) -> bool {
+        self.read(Word::PowerButton) != 0
     }
 
     /// Lets the devices serve all queues, and inputs come in.

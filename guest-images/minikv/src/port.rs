@@ -3,6 +3,9 @@
 use core::arch::asm;
 
 const END_PORT: u16 = 0x4c58;
+/// Reset control register of PC chipsets, and its bits for a hard reset.
+const RESET_PORT: u16 = 0xcf9;
+const HARD_RESET: u8 = 0x06;
 
 /// Writes a byte to a port.
 pub fn out8(port: u16, value: u8) {
@@ -22,6 +25,13 @@ pub fn in32(port: u16) -> u32 {
     // SAFETY: as `out8`.
     unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags)) };
     value
+}
+
+/// Resets the machine.
+pub fn reset_machine() -> ! {
+    loop {
+        out8(RESET_PORT, HARD_RESET);
+    }
 }
 
 /// Ends the machine with this exit status.

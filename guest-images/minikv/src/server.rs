@@ -24,6 +24,9 @@ use crate::println;
 /// Commands (or KiB of them, or of answers) between two exits: about a millisecond.
 const BUDGET: usize = 1024;
 
+/// How long after SHUTDOWN, or the power button, clients that do not take their replies hold it up.
+const LAST_REPLIES_NS: u64 = 5_000_000_000;
+
 /// Bounds that follow from the size of RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
@@ -49,7 +52,8 @@ pub struct Server {
     /// Whose turn is first; and who spins next.
     turn: usize,
     spin_turn: usize,
-    shutting_down: bool,
+    /// Since when, by virtual time.
+    shutting_down: Option<u64>,
 }
 
 impl Server {
@@ -72,16 +76,20 @@ impl Server {
             next_id: 1,
             turn: 0,
             spin_turn: 0,
-            shutting_down: false,
+            shutting_down: None,
         }
     }
 
-    /// Serves until SHUTDOWN.
+    /// Serves until SHUTDOWN, or until the power button is pressed.
     pub fn run(mut self) -> ! {
         loop {
             self.event.see_inputs();
+            if self.event.power_button() && self.shutting_down.is_none() {
+                println!("minikv: the power button was pressed");
+                self.shut_down();
+            }
             let busy = self.serve();
-            if self.shutting_down && self.is_settled() {
+            if self.shutting_down.is_some_and(|since_ns| self.is_settled(since_ns)) {
                 self.event.poll();
                 println!("minikv: shut down");
                 port::end_machine(0);
@@ -95,15 +103,23 @@ impl Server {
         }
     }
 
-    /// Whether everything is durable and every reply is out.
-    fn is_settled(&self) -> bool {
-        self.db.is_idle() && self.clients.iter().flatten().all(|client| client.waiting() == 0)
+    /// Executes nothing any more; the machine ends when what was executed is settled.
+    fn shut_down(&mut self) {
+        self.shutting_down.get_or_insert(self.event.now_ns());
+    }
+
+    /// Whether everything is durable, and every reply out or not wanted.
+    fn is_settled(&self, since_ns: u64) -> bool {
+        let replied = || self.clients.iter().flatten().all(|client| client.waiting() == 0);
+        self.db.is_idle() && (self.event.now_ns() >= since_ns + LAST_REPLIES_NS || replied())
     }
 
     fn wake_at_ns(&mut self) -> u64 {
         let disk = self.disk.as_ref().and_then(Disk::wake_at_ns);
         let network = self.network.as_mut().and_then(Network::wake_at_ns);
-        disk.into_iter().chain(network).min().unwrap_or(u64::MAX)
+        let last = self.shutting_down.map(|since_ns| since_ns + LAST_REPLIES_NS);
+        let last = last.filter(|&at_ns| at_ns > self.event.now_ns());
+        disk.into_iter().chain(network).chain(last).min().unwrap_or(u64::MAX)
     }
 
     /// One round. Whether there is more to do at once.
@@ -177,7 +193,7 @@ impl Server {
         let slot = &mut self.clients[index];
         match (open, slot.is_some()) {
             (true, false) if matches!(socket.state(), State::Established | State::CloseWait) => {
-                if self.connected >= self.bounds.max_clients || self.shutting_down {
+                if self.connected >= self.bounds.max_clients || self.shutting_down.is_some() {
                     self.db.stats.rejected_connections += 1;
                     let _ = socket.send_slice(b"-ERR max number of clients reached\r\n");
                     network::close(socket);
@@ -220,7 +236,7 @@ impl Server {
                 };
                 taken += count;
             }
-            if self.shutting_down {
+            if self.shutting_down.is_some() {
                 return false;
             }
             match client.run(&mut self.db, env, budget) {
@@ -228,9 +244,10 @@ impl Server {
                 Progress::Idle => {}
                 Progress::More => return true,
                 Progress::Shutdown => {
-                    self.shutting_down = true;
+                    self.shut_down();
                     return false;
                 }
+                Progress::Restart => port::reset_machine(),
                 Progress::Blocked | Progress::Full | Progress::Spinning => return false,
             }
         }

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{BuildError, DISK, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, NETWORK, Recipe, read};
+use super::{
+    BUTTON_ACTION, BuildError, DISK, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, NETWORK, Recipe, read,
+};
 use crate::cache::Contents;
 use crate::disk_image::{self, Tree};
 use crate::elf::Elf;
@@ -90,7 +92,7 @@ fn make(kitchen: &mut Kitchen<'_>, server: &Server) -> Result<Contents, BuildErr
     for (path, target) in archive.links() {
         tree.link(path, target);
     }
-    for path in ["bin/busybox", "etc/passwd", "etc/group"] {
+    for path in ["bin/busybox", "etc/passwd", "etc/group", "sbin/switch-off", BUTTON_ACTION] {
         let (mode, data) = archive.data(path).expect("busybox is in the archive");
         tree.file(path, mode, data);
     }

@@ -2,7 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use logchannel::entry::{Point, TrapKind};
-use logchannel::{DiskStatus, Event, LogEntry, MachineDigest, OutputKind, PairConfig, Position};
+use logchannel::{
+    DiskStatus, Event, LogEntry, MachineDigest, OutputKind, PairConfig, Position, pair::OnReset,
+};
 use proptest::prelude::*;
 
 /// One entry of every kind, positions with and without a point, counts near and far.
@@ -25,6 +27,7 @@ pub fn every_kind() -> Vec<LogEntry> {
         (1 << 34, None, Event::Digest(digest)),
         (1 << 34, None, Event::GoLive { generation: 2 }),
         (1 << 34, None, Event::DiskRead { request: 302, offset: 1 << 32, len: 4096, digest: *b"xxh3-64." }),
+        (1 << 35, None, Event::PowerButton),
         (u64::MAX - 1, None, Event::Reset),
         (u64::MAX, Some(point), Event::Shutdown),
     ];
@@ -48,6 +51,7 @@ pub fn config() -> PairConfig {
         disk: "root".into(),
         disk_bytes: 256 << 20,
         mac: [0x52, 0x4c, 0x4b, 0, 0, 2],
+        on_reset: OnReset::Restart { limit: 5 },
         wall_base_ns: 1_700_000_000_000_000_000,
     }
 }
@@ -76,6 +80,8 @@ pub fn event() -> impl Strategy<Value = Event> {
         })),
         Just(Event::Shutdown),
         Just(Event::Reset),
+        Just(Event::HandOver),
+        Just(Event::PowerButton),
         any::<u64>().prop_map(|generation| Event::GoLive { generation }),
         (any::<u64>(), any::<u64>(), any::<u32>(), any::<[u8; 8]>())
             .prop_map(|(request, offset, len, digest)| Event::DiskRead { request, offset, len, digest }),

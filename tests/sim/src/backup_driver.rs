@@ -2,8 +2,10 @@
 
 use ft::{
     Arrivals, Backup, BackupAction, BackupEvent, BackupState, ClaimAnswer, Config, HaltReason, ReadLimits,
+    Suspicion,
 };
-use logchannel::{Claimant, Endpoint, Generation, LogEntry, LogStart, Message, Output, Receiver, Seq};
+use logchannel::message::DiskReach;
+use logchannel::{Claimant, Endpoint, Event, Generation, LogEntry, LogStart, Message, Output, Receiver, Seq};
 use replay::small_machine::{KEYS, SECTOR, SmallMachine};
 use replay::{ClockPolicy, Machine, Progress, PushError, ReplayError, Replayer};
 
@@ -134,6 +136,8 @@ impl BackupDriver {
             }
             Channel::Open(receiver) => {
                 let from = receiver.on_bytes(bytes, &mut self.entries);
+                let hand_over = self.entries.iter().rfind(|entry| entry.event == Event::HandOver);
+                let hand_over = hand_over.map(|entry| entry.seq);
                 let (up_to, released) = (receiver.received(), receiver.released());
                 let Ok(from) = from else {
                     self.entries.clear();
@@ -142,6 +146,12 @@ impl BackupDriver {
                 let reads = self.take_in(local_ns, out);
                 self.step(local_ns, BackupEvent::Received { up_to, released, reads }, out);
                 self.push_held(local_ns, out);
+                if let Some(last) = hand_over {
+                    self.step(local_ns, BackupEvent::HandOver { last }, out);
+                }
+                if let Some(number) = from.ask_disk {
+                    self.step(local_ns, BackupEvent::AskedForDisk { number }, out);
+                }
                 if from.goodbye.is_some() {
                     self.step(local_ns, BackupEvent::Goodbye { last: up_to }, out);
                 }
@@ -249,6 +259,7 @@ impl BackupDriver {
                 self.ft.step(local_ns, executed, &mut actions);
             }
         }
+        let mut believed = None;
         for action in actions {
             match action {
                 BackupAction::SendAck { received, executed } => {
@@ -271,7 +282,20 @@ impl BackupDriver {
                     self.channel = Channel::None;
                     out.push(Effect::CloseChannel { gently: false });
                 }
-                BackupAction::Claim { expect, .. } => out.push(Effect::Claim { expect }),
+                BackupAction::QueryDisk => out.push(Effect::Query),
+                BackupAction::SendDiskReach { number, reaches } => {
+                    if let Channel::Open(receiver) = &mut self.channel {
+                        let mut bytes = Vec::new();
+                        receiver.disk_reach(DiskReach { number, reaches }, &mut bytes);
+                        out.push(Effect::Bytes(bytes));
+                    }
+                }
+                BackupAction::Claim { expect, .. } => match (self.bug, self.ft.state()) {
+                    (Some(Bug::HandOverSkipsTestAndSet), BackupState::Claiming(Suspicion::HandedOver)) => {
+                        believed = Some(expect)
+                    }
+                    _ => out.push(Effect::Claim { expect }),
+                },
                 BackupAction::GoLive { resend, .. } => self.live = Some(resend),
                 BackupAction::Halt { reason } => {
                     let gently = reason == HaltReason::GuestEnded;
@@ -280,6 +304,10 @@ impl BackupDriver {
                     out.push(Effect::Halted(reason));
                 }
             }
+        }
+        if let Some(expect) = believed {
+            let answer = ClaimAnswer::Won { generation: expect + 1 };
+            self.step(local_ns, BackupEvent::ClaimAnswer { expect, answer }, out);
         }
     }
 

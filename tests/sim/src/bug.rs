@@ -20,11 +20,15 @@ pub enum Bug {
     AckBeforeRead,
     /// The disk server still executes what it reads from a connection whose owner has opened a later one.
     OldConnectionServed,
+    /// The primary's driver lets the guest run on after it was handed over.
+    RunsPastHandOver,
+    /// The backup's driver takes being handed over to for having won.
+    HandOverSkipsTestAndSet,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 7] = [
+    pub const ALL: [Bug; 9] = [
         Bug::AckBeforeReceipt,
         Bug::OutputBeforeAck,
         Bug::LiveBeforeLastEntry,
@@ -32,6 +36,8 @@ impl Bug {
         Bug::FenceNotChecked,
         Bug::AckBeforeRead,
         Bug::OldConnectionServed,
+        Bug::RunsPastHandOver,
+        Bug::HandOverSkipsTestAndSet,
     ];
 
     /// Its name on the command line.
@@ -44,6 +50,8 @@ impl Bug {
             Bug::FenceNotChecked => "fence-not-checked",
             Bug::AckBeforeRead => "ack-before-read",
             Bug::OldConnectionServed => "old-connection-served",
+            Bug::RunsPastHandOver => "runs-past-hand-over",
+            Bug::HandOverSkipsTestAndSet => "hand-over-skips-test-and-set",
         }
     }
 }

@@ -43,6 +43,10 @@ impl World {
 
     fn carry_out(&mut self, process: usize, effect: Effect) {
         match effect {
+            Effect::HandedOver => {
+                self.tell(|| format!("process {process} hands over"));
+                self.stats.handed_over += 1;
+            }
             Effect::Bytes(bytes) => self.send(process, Item::Bytes(bytes)),
             Effect::Snapshot(snapshot) => {
                 self.tell(|| format!("process {process} sends its machine as of entry {}", snapshot.seq));
@@ -75,6 +79,7 @@ impl World {
                     self.send_reply(process, frame);
                 }
             }
+            Effect::Query => self.send_query(process),
             Effect::DiskConnect => self.connect_disk(process),
             Effect::Disk { generation, request } => self.send_disk(process, generation, request),
             Effect::Halted(reason) => self.halted(process, reason),
@@ -169,6 +174,26 @@ impl World {
         let arrivals = self.network.datagram(Node::Disk, host, self.now, &mut self.random);
         for at in arrivals.into_iter().flatten() {
             self.plan(at, Happening::ClaimAnswer { process, expect, answer });
+        }
+    }
+
+    fn send_query(&mut self, process: usize) {
+        let host = Node::Host(self.processes[process].host);
+        let arrivals = self.network.datagram(host, Node::Disk, self.now, &mut self.random);
+        for at in arrivals.into_iter().flatten() {
+            self.plan(at, Happening::Query { process });
+        }
+    }
+
+    /// A question for the generation arrives at the disk server.
+    pub(crate) fn query(&mut self, process: usize) {
+        if !self.disk.is_up() {
+            return;
+        }
+        let (host, generation) = (Node::Host(self.processes[process].host), self.disk.holding().generation);
+        let arrivals = self.network.datagram(Node::Disk, host, self.now, &mut self.random);
+        for at in arrivals.into_iter().flatten() {
+            self.plan(at, Happening::QueryAnswer { process, generation });
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Snapshot {
 /// One effect.
 #[derive(Debug)]
 pub enum Effect {
+    /// The guest stands still: it was handed over.
+    HandedOver,
     /// Send bytes on the logging channel.
     Bytes(Vec<u8>),
     /// Send the machine on the logging channel.
@@ -55,6 +57,8 @@ pub enum Effect {
         /// The generation of the process.
         generation: Generation,
     },
+    /// Ask the disk server for the current generation.
+    Query,
     /// Open a new connection to the disk server; the earlier one is given up.
     DiskConnect,
     /// Send a request to the disk server.

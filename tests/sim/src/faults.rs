@@ -64,6 +64,11 @@ pub enum Fault {
         /// Which.
         bit: u32,
     },
+    /// The primary, and nobody else, loses the disk server.
+    PrimaryLosesDisk {
+        /// For how long.
+        ns: Time,
+    },
     /// The backup's heartbeats and the primary's are lost.
     Heartbeats {
         /// For how long.
@@ -96,12 +101,15 @@ impl Plan {
     /// The plan of a run.
     pub fn new(random: &mut Random) -> Self {
         let safety_ns = random.between(200, 700) * MS;
-        let kinds = random.any() & 0xff | 1 << random.below(8);
+        if random.chance(60) {
+            return Self::primary_loses_disk(random);
+        }
+        let kinds = random.any() & 0x1ff | 1 << random.below(9);
         let count = [0, 1, 1, 2, 2, 3, 4, 6][random.below(8) as usize];
         let mut faults = Vec::new();
         let mut crashes = 0;
         while faults.len() < count {
-            let kind = random.below(8);
+            let kind = random.below(9);
             if kinds & (1 << kind) == 0 {
                 continue;
             }
@@ -122,6 +130,22 @@ impl Plan {
             backup_slow: [1, 1, 20, 100][random.below(4) as usize],
             power_off: random.chance(250),
             early_power_off: random.chance(50).then(|| random.below(safety_ns)),
+            restart_ns: random.between(30, 200) * MS,
+        }
+    }
+
+    /// Nothing else goes wrong: the pair must serve again long before the disk server is back.
+    fn primary_loses_disk(random: &mut Random) -> Self {
+        let (at, ns) = (random.between(100, 400) * MS, 1_200 * MS);
+        let weather = Weather { loss: 0, repeated: 0, late: 0, ..Self::weather(random) };
+        Self {
+            faults: vec![(at, Fault::PrimaryLosesDisk { ns })],
+            weather,
+            safety_ns: at + ns,
+            heartbeat_loss: 0,
+            backup_slow: 1,
+            power_off: random.chance(250),
+            early_power_off: None,
             restart_ns: random.between(30, 200) * MS,
         }
     }
@@ -157,7 +181,8 @@ impl Plan {
             5 => Fault::DiskCrashAfterRecord,
             6 if random.chance(250) => Fault::FlipBit { bit: random.below(64) as u32 },
             6 => Fault::Slow { host, times: [3, 20, 100][random.below(3) as usize] },
-            _ => Fault::Heartbeats { ns },
+            7 => Fault::Heartbeats { ns },
+            _ => Fault::PrimaryLosesDisk { ns: random.between(200, 600) * MS },
         }
     }
 }

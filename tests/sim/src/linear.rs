@@ -63,7 +63,7 @@ fn mask(bits: impl Iterator<Item = bool>) -> u128 {
 /// The register's value after the operation, if the reply fits.
 fn apply(operation: &Operation, value: u64) -> Option<u64> {
     let next = match operation.op {
-        Op::Get | Op::Load | Op::PowerOff => value,
+        Op::Get | Op::Load | Op::PowerOff | Op::Reset => value,
         Op::Set(new) => new,
         Op::Incr => value.wrapping_add(1),
     };

@@ -53,6 +53,7 @@ impl Totals {
         sum.joined += one.joined;
         sum.took_over += one.took_over;
         sum.went_alone += one.went_alone;
+        sum.handed_over += one.handed_over;
         sum.lost += one.lost;
         sum.fenced += one.fenced;
         sum.disk_reads += one.disk_reads;
@@ -79,6 +80,7 @@ impl Totals {
             ("backups joined", s.joined),
             ("took over", s.took_over),
             ("primaries went on alone", s.went_alone),
+            ("handed over", s.handed_over),
             ("processes lost the test-and-set", s.lost),
             ("were fenced", s.fenced),
             ("disk reads by backups", s.disk_reads),

@@ -12,7 +12,7 @@ use crate::client::KEYS_USED;
 use crate::disk::Claimed;
 use crate::faults::Fault;
 use crate::linear::is_linearizable;
-use crate::network::{Connection, Time};
+use crate::network::{Connection, Node, Time};
 use crate::primary_driver::PrimaryDriver;
 use crate::process::{Interruption, Part, Process};
 use crate::world::{Happening, MS, World};
@@ -22,6 +22,8 @@ const LIVENESS_NS: Time = 4_000 * MS;
 /// How long clients go on with requests of their own after the faults ended.
 const AFTERWARDS_NS: Time = 60 * MS;
 const SUPERVISE_EVERY_NS: Time = 20 * MS;
+/// How long it may take until the backup of a primary that lost the disk server is live.
+const HAND_OVER_NS: Time = 700 * MS;
 const JUDGE_EVERY_NS: Time = 4 * MS;
 const MAX_PROCESSES: usize = 12;
 const JOIN_TIMEOUT_NS: Time = 400 * MS;
@@ -182,7 +184,35 @@ impl World {
                     }
                 }
             }
+            Fault::PrimaryLosesDisk { ns } => self.primary_loses_disk(ns),
             Fault::Heartbeats { ns } => self.heartbeats_blocked_until = self.now + ns,
+        }
+    }
+
+    fn primary_loses_disk(&mut self, ns: Time) {
+        let has_backup =
+            |slot: &Process| slot.runs() && slot.primary_state() == Some(PrimaryState::Replicating);
+        let Some(slot) = self.processes.iter().find(|slot| has_backup(slot)) else { return };
+        let host = slot.host;
+        self.network.block(Node::Host(host), Node::Disk, self.now + ns);
+        self.network.block(Node::Disk, Node::Host(host), self.now + ns);
+        if ns > HAND_OVER_NS {
+            self.plan_in(HAND_OVER_NS, Happening::JudgeHandOver { host });
+        }
+    }
+
+    /// Nothing else went wrong since the primary on this host lost the disk server.
+    pub(crate) fn judge_hand_over(&mut self, host: usize) {
+        let live = |slot: &Process| {
+            let state = slot.primary_state();
+            let is_live = matches!(state, Some(PrimaryState::Replicating | PrimaryState::Alone));
+            slot.host != host && slot.runs() && is_live
+        };
+        if !self.switched_off && !self.processes.iter().any(live) {
+            let states: Vec<String> = self.processes.iter().map(describe).collect();
+            let what =
+                format!("the primary lost the disk server, and no other is live: {}", states.join("; "));
+            self.violated(Err(what));
         }
     }
 

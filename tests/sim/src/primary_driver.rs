@@ -26,6 +26,8 @@ pub const DISK_TIMEOUT_NS: u64 = 60 * MS;
 /// How long the guest's first start waits for a backup.
 const START_WITHOUT_BACKUP_NS: u64 = 300 * MS;
 const ENTRIES_PER_DIGEST: u64 = 24;
+/// How often the disk server is asked for the generation.
+const QUERY_EVERY_NS: u64 = 40 * MS;
 
 /// What the disk server answered to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,7 @@ pub struct PrimaryDriver {
     frames_refused: bool,
     in_flight: BTreeMap<u64, InFlight>,
     disk_asked_ns: u64,
+    queried_ns: u64,
     /// If backups are to read the disk themselves.
     reads: Option<ReadTracker>,
     generation: Generation,
@@ -111,6 +114,7 @@ impl PrimaryDriver {
             frames_refused: false,
             in_flight: BTreeMap::new(),
             disk_asked_ns: 0,
+            queried_ns: 0,
             reads: backup_reads.then(ReadTracker::default),
             alone: true,
             guest_started: true,
@@ -183,7 +187,10 @@ impl PrimaryDriver {
     /// Host time at which this process wants to run its guest, on its own clock: not later than `local_ns`
     /// for at once, `None` for only after something happened.
     pub fn next_turn_ns(&self, local_ns: u64) -> Option<u64> {
-        if !self.guest_started || !self.ft.may_append() {
+        if self.hands_over() {
+            return Some(local_ns);
+        }
+        if !self.guest_started || !self.may_append() {
             return None;
         }
         match self.recorder.stop() {
@@ -197,9 +204,26 @@ impl PrimaryDriver {
         }
     }
 
+    fn hands_over(&self) -> bool {
+        self.ft.hand_over_requested() && self.recorder.ending().is_none()
+    }
+
+    fn may_append(&self) -> bool {
+        let runs_past = self.bug == Some(Bug::RunsPastHandOver);
+        self.ft.may_append() || runs_past && self.ft.state() == PrimaryState::HandingOver
+    }
+
     /// Lets inputs in and runs the guest to its next stop.
     pub fn turn(&mut self, local_ns: u64, out: &mut Vec<Effect>) {
-        if !self.guest_started || !self.ft.may_append() {
+        if self.hands_over() {
+            let mut log = Vec::new();
+            self.recorder.hand_over(&mut log);
+            self.record(local_ns, log, out);
+            self.step(local_ns, PrimaryEvent::HandedOver, out);
+            out.push(Effect::HandedOver);
+            self.flush(local_ns, out);
+        }
+        if !self.guest_started || !self.may_append() {
             return;
         }
         let mut log = Vec::new();
@@ -256,6 +280,10 @@ impl PrimaryDriver {
                         let (received, executed) = (ack.received, ack.executed);
                         self.step(local_ns, PrimaryEvent::Acked { received, executed }, out);
                     }
+                    if let Some(reach) = from.disk_reach {
+                        let (number, reaches) = (reach.number, reach.reaches);
+                        self.step(local_ns, PrimaryEvent::DiskReach { number, reaches }, out);
+                    }
                     if from.goodbye.is_some() {
                         self.step(local_ns, PrimaryEvent::BackupLeft, out);
                     }
@@ -309,6 +337,7 @@ impl PrimaryDriver {
 
     /// An answer of the disk server came, for a request of the present connection.
     pub fn on_disk(&mut self, local_ns: u64, id: u64, answer: DiskAnswer, out: &mut Vec<Effect>) {
+        self.step(local_ns, PrimaryEvent::DiskAnswered { at_ns: local_ns }, out);
         match answer {
             DiskAnswer::Fenced(generation) => {
                 self.step(local_ns, PrimaryEvent::Fenced { generation }, out);
@@ -326,8 +355,18 @@ impl PrimaryDriver {
         }
     }
 
+    /// The disk server said which generation is current.
+    pub fn on_query(&mut self, local_ns: u64, generation: Generation, out: &mut Vec<Effect>) {
+        self.step(local_ns, PrimaryEvent::DiskAnswered { at_ns: local_ns }, out);
+        self.step(local_ns, PrimaryEvent::Fenced { generation }, out);
+    }
+
     /// Time passed.
     pub fn tick(&mut self, local_ns: u64, out: &mut Vec<Effect>) {
+        if local_ns.saturating_sub(self.queried_ns) > QUERY_EVERY_NS {
+            self.queried_ns = local_ns;
+            out.push(Effect::Query);
+        }
         self.step(local_ns, PrimaryEvent::Tick, out);
         if !self.guest_started && local_ns >= self.start_at_ns && matches!(self.channel, Channel::None) {
             self.guest_started = true;
@@ -373,6 +412,15 @@ impl PrimaryDriver {
                     out.push(Effect::WentLive { generation, seq: self.ft.appended() });
                     self.ask_disk_again(local_ns, out);
                 }
+                PrimaryAction::AskDisk { number } => {
+                    if let Channel::Open(sender) = &mut self.channel {
+                        let mut bytes = Vec::new();
+                        sender.ask_disk(number, &mut bytes);
+                        out.push(Effect::Bytes(bytes));
+                    }
+                }
+                // The next turn does it.
+                PrimaryAction::StopForHandOver => {}
                 PrimaryAction::CloseChannel => {
                     self.channel = Channel::None;
                     out.push(Effect::CloseChannel { gently: false });

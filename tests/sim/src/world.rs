@@ -38,7 +38,10 @@ pub(crate) enum Happening {
     DiskAnswer { process: usize, connection: DiskConnection, id: u64, answer: DiskAnswer },
     Claim { process: usize, expect: Generation },
     ClaimAnswer { process: usize, expect: Generation, answer: ClaimAnswer },
+    Query { process: usize },
+    QueryAnswer { process: usize, generation: Generation },
     ClientSends { client: usize, number: u64 },
+    JudgeHandOver { host: usize },
     Fault(Fault),
     DiskStarts,
     Supervise,
@@ -68,6 +71,9 @@ impl Happening {
             Happening::Supervise => 15 << 8,
             Happening::Judge => 16 << 8,
             Happening::PowerOff => 17 << 8,
+            Happening::Query { process } => 18 << 8 | *process as u64,
+            Happening::QueryAnswer { process, generation } => 19 << 8 | *process as u64 | generation << 16,
+            Happening::JudgeHandOver { host } => 20 << 8 | *host as u64,
         }
     }
 }
@@ -129,6 +135,8 @@ pub struct Stats {
     pub took_over: u64,
     /// A primary won and went on alone.
     pub went_alone: u64,
+    /// A primary handed over.
+    pub handed_over: u64,
     /// A process halted because it lost the test-and-set.
     pub lost: u64,
     /// A process halted because it was fenced.
@@ -234,6 +242,7 @@ impl World {
             suspect_after_ns: 90 * MS,
             ack_timeout_ns: 250 * MS,
             read_timeout_ns: 125 * MS,
+            disk_timeout_ns: 150 * MS,
             claim_retry_ns: 25 * MS,
             max_unacked_entries: 64,
             max_unexecuted_entries: 512,
@@ -300,6 +309,8 @@ impl World {
                 self.disk_request(process, connection, generation, &request);
             }
             Happening::Claim { process, expect } => self.claim(process, expect),
+            Happening::Query { process } => self.query(process),
+            Happening::JudgeHandOver { host } => self.judge_hand_over(host),
             Happening::ClientSends { client, number } => self.client_sends(client, number),
             Happening::Fault(fault) => self.fault(fault),
             Happening::DiskStarts => self.disk.start(),
@@ -309,6 +320,7 @@ impl World {
             Happening::Frame { process, .. }
             | Happening::Beat { process, .. }
             | Happening::DiskAnswer { process, .. }
+            | Happening::QueryAnswer { process, .. }
             | Happening::ClaimAnswer { process, .. } => self.arrives(process, what),
         }
     }
@@ -346,6 +358,12 @@ impl World {
             }
             (Part::Primary(primary), Happening::ClaimAnswer { expect, answer, .. }) => {
                 primary.step(local_ns, PrimaryEvent::ClaimAnswer { expect, answer }, out);
+            }
+            (Part::Primary(primary), Happening::QueryAnswer { generation, .. }) => {
+                primary.on_query(local_ns, generation, out);
+            }
+            (Part::Backup(backup), Happening::QueryAnswer { .. }) => {
+                backup.step(local_ns, BackupEvent::DiskAnswered, out);
             }
             (Part::Backup(backup), Happening::ClaimAnswer { expect, answer, .. }) => {
                 backup.step(local_ns, BackupEvent::ClaimAnswer { expect, answer }, out);

@@ -25,6 +25,7 @@ fn no_seed_violates_an_invariant_and_everything_comes_up() {
         sum.joined += stats.joined;
         sum.took_over += stats.took_over;
         sum.went_alone += stats.went_alone;
+        sum.handed_over += stats.handed_over;
         sum.lost += stats.lost;
         sum.fenced += stats.fenced;
         sum.disk_reads += stats.disk_reads;
@@ -37,6 +38,7 @@ fn no_seed_violates_an_invariant_and_everything_comes_up() {
         ("backups joined", sum.joined),
         ("backups took over", sum.took_over),
         ("primaries went on alone", sum.went_alone),
+        ("primaries handed over", sum.handed_over),
         ("processes lost the test-and-set", sum.lost),
         ("processes were fenced", sum.fenced),
         ("reads of the disk by backups", sum.disk_reads),

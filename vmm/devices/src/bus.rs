@@ -11,7 +11,7 @@ use crate::layout::{
     PM1A_EVENT_PORT, PORT_B, RESET_PORT, UART_PORT, VIRTIO_BLK_BASE, VIRTIO_CONSOLE_BASE, VIRTIO_MMIO_SIZE,
     VIRTIO_NET_BASE, VIRTIO_RNG_BASE,
 };
-use crate::machine::Devices;
+use crate::machine::{Devices, Parts};
 use crate::power::Power;
 
 const PIC1_DATA: u16 = PIC1_PORT + 1;
@@ -72,7 +72,8 @@ impl Devices {
             (EVENT_PORT, &[a, b, c, d]) => self.command(mem, u32::from_le_bytes([a, b, c, d])),
             (EVENT_PAGE_PORT, &[a, b, c, d]) => {
                 let frame = u32::from_le_bytes([a, b, c, d]);
-                self.parts.event_port.set_page(mem, frame, &self.parts.clock);
+                let Parts { event_port, clock, power, .. } = &mut self.parts;
+                event_port.set_page(mem, frame, clock, power.is_button_pressed());
             }
             (EVENT_EXIT_PORT, &[status]) => {
                 self.flush_console();
@@ -129,7 +130,8 @@ impl Devices {
         self.time_read();
         self.flush_console();
         self.service_queues(mem);
-        self.parts.event_port.publish(mem, &self.parts.clock);
+        let Parts { event_port, clock, power, .. } = &mut self.parts;
+        event_port.publish(mem, clock, power.is_button_pressed());
         if command == EVENT_WAIT {
             self.parts.event_port.begin_wait(mem, &self.parts.clock);
         }

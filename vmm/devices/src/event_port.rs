@@ -14,7 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::clock::Clock;
 use crate::layout::{
-    PAGE_BYTES, SHARED_INPUTS_APPLIED, SHARED_INPUTS_SEEN, SHARED_NOW_NS, SHARED_WAKE_AT_NS,
+    PAGE_BYTES, SHARED_INPUTS_APPLIED, SHARED_INPUTS_SEEN, SHARED_NOW_NS, SHARED_POWER_BUTTON,
+    SHARED_WAKE_AT_NS,
 };
 
 /// What a guest that gave the WAIT command waits for, besides an input.
@@ -34,11 +35,11 @@ pub(crate) struct EventPort {
 
 impl EventPort {
     /// Sets the shared page. A page outside RAM is none: the guest sees that nothing gets written.
-    pub(crate) fn set_page<M: GuestMemory>(&mut self, mem: &M, frame: u32, clock: &Clock) {
+    pub(crate) fn set_page<M: GuestMemory>(&mut self, mem: &M, frame: u32, clock: &Clock, button: bool) {
         let address = u64::from(frame) * PAGE_BYTES;
         let in_ram = mem.check_range(GuestAddress(address), PAGE_BYTES as usize, Permissions::ReadWrite);
         self.page = in_ram.then_some(address);
-        self.publish(mem, clock);
+        self.publish(mem, clock, button);
     }
 
     /// Counts one applied input.
@@ -46,8 +47,8 @@ impl EventPort {
         self.inputs_applied = self.inputs_applied.wrapping_add(1);
     }
 
-    /// Writes the device's fields of the shared page.
-    pub(crate) fn publish<M: GuestMemory>(&self, mem: &M, clock: &Clock) {
+    /// Writes the device's fields of the shared page; `button` is the power button's status.
+    pub(crate) fn publish<M: GuestMemory>(&self, mem: &M, clock: &Clock, button: bool) {
         let Some(page) = self.page else { return };
         let mut times = [0; 16];
         times[..8].copy_from_slice(&clock.now_ns.to_le_bytes());
@@ -56,6 +57,8 @@ impl EventPort {
         let _ = mem.write_slice(&times, GuestAddress(page + SHARED_NOW_NS));
         let applied = self.inputs_applied.to_le_bytes();
         let _ = mem.write_slice(&applied, GuestAddress(page + SHARED_INPUTS_APPLIED));
+        let button = u64::from(button).to_le_bytes();
+        let _ = mem.write_slice(&button, GuestAddress(page + SHARED_POWER_BUTTON));
     }
 
     /// Begins a wait, unless what it would wait for is there already.

@@ -103,6 +103,8 @@ pub const SHARED_WAKE_AT_NS: u64 = 0x10;
 pub const SHARED_INPUTS_APPLIED: u64 = 0x18;
 /// Shared page: how many inputs the guest has taken note of (guest writes).
 pub const SHARED_INPUTS_SEEN: u64 = 0x20;
+/// Shared page: 1 while the power button's status (PWRBTN_STS in PM1a status) is set (device writes).
+pub const SHARED_POWER_BUTTON: u64 = 0x28;
 
 /// PIT channel 0.
 pub const PIT_IRQ: u8 = 0;
@@ -114,7 +116,7 @@ pub const UART_IRQ: u8 = 4;
 pub const VIRTIO_CONSOLE_IRQ: u8 = 5;
 /// RTC.
 pub const RTC_IRQ: u8 = 8;
-/// ACPI's system control interrupt; nothing here raises it.
+/// ACPI's system control interrupt: the power button.
 pub const SCI_IRQ: u8 = 9;
 /// virtio-net.
 pub const VIRTIO_NET_IRQ: u8 = 10;

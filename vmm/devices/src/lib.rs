@@ -35,6 +35,7 @@ mod pit;
 #[cfg(feature = "planted-faults")]
 mod planted;
 mod power;
+mod reset;
 mod rtc;
 mod state;
 mod uart;

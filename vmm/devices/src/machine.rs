@@ -9,8 +9,8 @@ use vm_memory::GuestMemory;
 use crate::clock::Clock;
 use crate::event_port::{EventPort, Wait};
 use crate::layout::{
-    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, UART_IRQ, VIRTIO_BLK_IRQ, VIRTIO_CONSOLE_IRQ,
-    VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
+    DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, SCI_IRQ, UART_IRQ, VIRTIO_BLK_IRQ,
+    VIRTIO_CONSOLE_IRQ, VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
 };
 use crate::pic::Pic;
 use crate::pit::Pit;
@@ -236,14 +236,14 @@ impl Devices {
         match event {
             Event::NetRx(frame) => self.parts.net.accepts(mem, frame),
             Event::ConsoleRx(bytes) => bytes.len() <= self.console_room(),
-            Event::DiskDone { .. } | Event::Clock { .. } => true,
+            Event::DiskDone { .. } | Event::Clock { .. } | Event::PowerButton => true,
             Event::Trap { instruction: TrapKind::Random, .. } => self.entropy_wanted() > 0,
             _ => false,
         }
     }
 
-    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, or a `Trap` that brings
-    /// entropy.
+    /// Applies one event of the log: `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, `PowerButton`, or a `Trap`
+    /// that brings entropy.
     pub fn apply<M: GuestMemory>(&mut self, mem: &M, event: &Event) -> Result<(), ApplyError> {
         match event {
             Event::NetRx(frame) => self.parts.net.receive(mem, &mut self.scratch, frame),
@@ -265,14 +265,15 @@ impl Devices {
                 }
                 self.advance(*now_ns);
             }
+            Event::PowerButton => self.parts.power.press_button(),
             other => return Err(ApplyError::NotForDevices { event: other.name() }),
         }
         self.flush_console();
-        let Parts { event_port, clock, .. } = &mut self.parts;
+        let Parts { event_port, clock, power, .. } = &mut self.parts;
         if !matches!(event, Event::Clock { .. } | Event::Trap { .. }) {
             event_port.count_input();
         }
-        event_port.publish(mem, clock);
+        event_port.publish(mem, clock, power.is_button_pressed());
         event_port.wake(mem, clock);
         self.sync_lines();
         Ok(())
@@ -342,10 +343,11 @@ impl Devices {
 
     /// Shows the PICs the lines of all devices.
     pub(crate) fn sync_lines(&mut self) {
-        let Parts { pic, pit, rtc, uart, net, blk, rng, console, .. } = &mut self.parts;
+        let Parts { pic, pit, rtc, uart, power, net, blk, rng, console, .. } = &mut self.parts;
         pic.set_line(PIT_IRQ, pit.line());
         pic.set_line(UART_IRQ, uart.line());
         pic.set_line(RTC_IRQ, rtc.line());
+        pic.set_line(SCI_IRQ, power.line());
         pic.set_line(VIRTIO_NET_IRQ, net.line());
         pic.set_line(VIRTIO_BLK_IRQ, blk.line());
         pic.set_line(VIRTIO_RNG_IRQ, rng.line());

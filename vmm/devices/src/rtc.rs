@@ -28,6 +28,7 @@ const REG_D: u8 = 0x0d;
 const CENTURY: u8 = 0x32;
 const A_UIP: u8 = 1 << 7;
 const B_SET: u8 = 1 << 7;
+const B_SQWE: u8 = 1 << 3;
 const B_BINARY: u8 = 1 << 2;
 const B_24H: u8 = 1 << 1;
 const C_IRQF: u8 = 1 << 7;
@@ -94,6 +95,16 @@ impl Rtc {
             *rtc.cell(index) = value;
         }
         rtc
+    }
+
+    /// The RESET pin (datasheet, "RESET"): interrupts are off and their flags clear. Time, alarm and RAM are
+    /// the battery's.
+    pub(crate) fn reset(&mut self, now_ns: u64) {
+        self.index = 0;
+        self.b &= !(PERIODIC | ALARM | UPDATE | B_SQWE);
+        self.flags = 0;
+        self.known_ns = now_ns;
+        self.schedule(now_ns);
     }
 
     /// The level of the interrupt line.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Devices, Parts};
 
 /// Version of `DevicesState`. Whoever changes what a device keeps changes this number.
-pub const STATE_VERSION: u16 = 2;
+pub const STATE_VERSION: u16 = 3;
 
 /// The whole state of the devices, outputs not taken yet included.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

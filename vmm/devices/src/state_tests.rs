@@ -24,6 +24,7 @@ enum Step {
     Frame(usize, u8),
     Console(Vec<u8>),
     Entropy(u64),
+    PowerButton,
     /// The clock moves by so many nanoseconds.
     Pass(u64),
     /// The oldest request in flight completes; true for success.
@@ -109,6 +110,7 @@ impl Machine {
                     self.apply(event);
                 }
             }
+            Step::PowerButton => self.apply(Event::PowerButton),
             Step::Console(bytes) => self.apply(Event::ConsoleRx(bytes.clone())),
             Step::Pass(ns) => {
                 let now_ns = self.guest.devices.now_ns().saturating_add(*ns);
@@ -222,6 +224,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (len, any::<u8>()).prop_map(|(len, byte)| Step::Frame(len, byte)),
         1 => prop::collection::vec(any::<u8>(), 0..20).prop_map(Step::Console),
         2 => any::<u64>().prop_map(Step::Entropy),
+        1 => Just(Step::PowerButton),
         3 => pass.prop_map(Step::Pass),
         2 => any::<bool>().prop_map(Step::Complete),
         2 => Just(Step::Acknowledge),

@@ -56,6 +56,18 @@ pub enum BackupEvent<O> {
         /// The entry.
         last: Seq,
     },
+    /// Among the entries that came is `HandOver`: the primary's guest stands still after entry `last`.
+    HandOver {
+        /// The entry.
+        last: Seq,
+    },
+    /// The primary asks whether this backup reaches the disk server.
+    AskedForDisk {
+        /// The question's number.
+        number: u64,
+    },
+    /// The disk server answered something just now.
+    DiskAnswered,
     /// The disk server's answer to the claim with `expect`.
     ClaimAnswer {
         /// Of the claim.
@@ -85,6 +97,15 @@ pub enum BackupAction<O> {
     SendLeft {
         /// Why.
         reason: HaltReason,
+    },
+    /// Ask the disk server something, and tell by `DiskAnswered`.
+    QueryDisk,
+    /// Answer the primary's question on the logging channel.
+    SendDiskReach {
+        /// The question's number.
+        number: u64,
+        /// The disk server answered since.
+        reaches: bool,
     },
     /// Close the logging channel: this pairing is over. What arrives afterwards must not be acked, and what
     /// arrived but is not `Backup::received` yet is to be dropped: it was not acked either.
@@ -162,6 +183,10 @@ pub struct Backup<O> {
     requests: BTreeMap<u64, Seq>,
     lag: LagMeter,
     goodbye: bool,
+    /// The primary's guest stands still after this entry.
+    handed_over: Option<Seq>,
+    /// The primary's question about the disk server, and when it came.
+    asked: Option<(u64, u64)>,
     now_ns: u64,
 }
 
@@ -183,6 +208,8 @@ impl<O: Content> Backup<O> {
             requests: BTreeMap::new(),
             lag: LagMeter::default(),
             goodbye: false,
+            handed_over: None,
+            asked: None,
             now_ns,
         }
     }
@@ -267,6 +294,9 @@ impl<O: Content> Backup<O> {
             }
             BackupEvent::ChannelBroken => self.suspect(Suspicion::ChannelBroken, actions),
             BackupEvent::Goodbye { last } => self.said_goodbye(last),
+            BackupEvent::HandOver { last } => self.handed_over = Some(last),
+            BackupEvent::AskedForDisk { number } => self.asked_for_disk(number, actions),
+            BackupEvent::DiskAnswered => self.answer_about_disk(true, actions),
             BackupEvent::ClaimAnswer { expect, answer } => self.answered(expect, answer, actions),
             BackupEvent::Diverged => self.leave(HaltReason::Diverged, actions),
             BackupEvent::Tick => self.tick(actions),
@@ -320,6 +350,21 @@ impl<O: Content> Backup<O> {
         }
         self.forget_released(released);
         self.ack(actions);
+    }
+
+    fn asked_for_disk(&mut self, number: u64, actions: &mut Vec<BackupAction<O>>) {
+        if let Mode::Following(_) = self.mode {
+            self.asked = Some((number, self.now_ns));
+            actions.push(BackupAction::QueryDisk);
+        }
+    }
+
+    fn answer_about_disk(&mut self, reaches: bool, actions: &mut Vec<BackupAction<O>>) {
+        if let Mode::Following(_) = self.mode
+            && let Some((number, _)) = self.asked.take()
+        {
+            actions.push(BackupAction::SendDiskReach { number, reaches });
+        }
     }
 
     fn fetched(&mut self, seq: Seq, actions: &mut Vec<BackupAction<O>>) {
@@ -456,6 +501,9 @@ impl<O: Content> Backup<O> {
 
     fn tick(&mut self, actions: &mut Vec<BackupAction<O>>) {
         self.ask(actions);
+        if self.asked.is_some_and(|(_, at_ns)| self.now_ns - at_ns > self.config.disk_timeout_ns) {
+            self.answer_about_disk(false, actions);
+        }
         let leave_at_ns = self.leave_at_ns();
         let Mode::Following(peer) = &mut self.mode else { return };
         if peer.silent(self.now_ns, self.config.suspect_after_ns) {
@@ -477,6 +525,10 @@ impl<O: Content> Backup<O> {
         }
         match &self.mode {
             Mode::Following(_) if self.goodbye => self.halt(HaltReason::GuestEnded, actions),
+            // The rest of the log is here, and executed: the pair goes on as after a failure.
+            Mode::Following(_) if self.handed_over.is_some_and(|last| self.executed >= last) => {
+                self.suspect(Suspicion::HandedOver, actions);
+            }
             Mode::Draining { generation } => {
                 let generation = *generation;
                 assert!(generation > self.generation, "a generation never decreases");

@@ -2,7 +2,8 @@
 
 const MS: u64 = 1_000_000;
 
-/// Times and limits of the protocol. Both ends of a pair may differ in all of them.
+/// Times and limits of the protocol. Both ends of a pair have the primary's times; nothing depends on it but when
+/// they give each other up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Who this process is, to the disk server: unique for each start of a process.
@@ -16,6 +17,9 @@ pub struct Config {
     /// How long a backup may be unable to read from the shared disk before it leaves the pair. Below the
     /// primary's `ack_timeout_ns`, so that it can say why.
     pub read_timeout_ns: u64,
+    /// How long the disk server may not answer a primary before it asks whether its backup reaches it; and
+    /// how long a backup tries, before it says that it does not.
+    pub disk_timeout_ns: u64,
     /// How long to wait for the answer of the disk server before asking again.
     pub claim_retry_ns: u64,
     /// The guest stalls while this many entries wait for their ack.
@@ -41,6 +45,7 @@ impl Config {
             suspect_after_ns: 250 * MS,
             ack_timeout_ns: 2_000 * MS,
             read_timeout_ns: 1_000 * MS,
+            disk_timeout_ns: 1_000 * MS,
             claim_retry_ns: 100 * MS,
             max_unacked_entries: 16_384,
             max_unacked_bytes: 32 << 20,

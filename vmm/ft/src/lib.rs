@@ -15,6 +15,8 @@
 //!      Halted                           └────into_primary──── Live ◀── Draining (the rest of the log)
 //! ```
 //!
+//! Handing over, a primary on its way from Replicating to Claiming stands still: `hand_over`.
+//!
 //! Invariants (DESIGN 8), asserted in release builds: acked ≤ appended; released ≤ acked unless this process
 //! holds the current generation alone; executed ≤ received; outputs go in order; halted is for good; a backup
 //! that diverged, or never finished joining, does not go live.
@@ -23,6 +25,7 @@
 pub mod backup;
 pub mod claim;
 pub mod config;
+mod hand_over;
 mod lag;
 pub mod output_gate;
 mod peer;

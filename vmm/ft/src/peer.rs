@@ -26,6 +26,8 @@ pub enum Suspicion {
     Left,
     /// It broke the protocol.
     Misbehaves,
+    /// The primary handed over: a backup claims then as if it had lost it.
+    HandedOver,
 }
 
 /// The other process, as seen from here.

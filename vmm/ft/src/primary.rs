@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use logchannel::{Generation, Seq};
 
 use crate::claim::{Claim, ClaimAnswer, Verdict};
+use crate::hand_over::{Inquiry, Leaving};
 use crate::lag::{ExecutionLag, LagMeter, Throttle};
 use crate::peer::{Heartbeat, Peer, Suspicion};
 use crate::{Config, Content, HaltReason, OutputGate};
@@ -53,6 +54,22 @@ pub enum PrimaryEvent<O> {
         /// The generation there is now.
         generation: Generation,
     },
+    /// The disk server answered something at `at_ns`. Also to be sent late, before a `Tick`.
+    DiskAnswered {
+        /// Host nanoseconds.
+        at_ns: u64,
+    },
+    /// The backup's answer to `AskDisk`.
+    DiskReach {
+        /// The question's number.
+        number: u64,
+        /// Whether it reaches the disk server.
+        reaches: bool,
+    },
+    /// Somebody wants the backup to go on instead. Only with a backup; ignored otherwise.
+    HandOver,
+    /// The guest stands still, and the entry `HandOver` was appended, as the last one so far.
+    HandedOver,
     /// The guest ended, by itself or by `Shutdown`, and its last entry was appended.
     GuestEnded,
     /// Time passed. To be sent at least every heartbeat interval, after whatever arrived before.
@@ -90,6 +107,14 @@ pub enum PrimaryAction<O> {
         /// The generation won.
         generation: Generation,
     },
+    /// Ask the backup on the logging channel whether it reaches the disk server.
+    AskDisk {
+        /// To come back with the answer.
+        number: u64,
+    },
+    /// Stop the guest where it stands, append the entry `HandOver`, and tell by `HandedOver`. Nothing is
+    /// appended after it while `may_append` says no.
+    StopForHandOver,
     /// Close the logging channel: this pairing is over.
     CloseChannel,
     /// Tell the backup that the pair ends with entry `last`, which it has acked: it must not take over.
@@ -114,6 +139,8 @@ pub enum PrimaryAction<O> {
 pub enum PrimaryState {
     /// A backup follows; outputs wait for its acks.
     Replicating,
+    /// The guest stands still, for good unless the backup does not go on: it was handed over.
+    HandingOver,
     /// The backup is given up; nothing goes until the disk server has answered.
     Claiming(Suspicion),
     /// This process holds its generation alone; outputs go at once.
@@ -125,7 +152,7 @@ pub enum PrimaryState {
 #[derive(Debug, Clone)]
 enum Mode {
     Replicating(Pairing),
-    Claiming { claim: Claim, suspicion: Suspicion },
+    Claiming { claim: Claim, suspicion: Suspicion, handed_over: bool },
     Alone,
     Halted(HaltReason),
 }
@@ -142,6 +169,14 @@ struct Pairing {
     /// What the backup was told.
     told_released: Seq,
     lag: LagMeter,
+    inquiry: Inquiry,
+    leaving: Option<Leaving>,
+}
+
+impl Pairing {
+    fn is_stopped(&self) -> bool {
+        self.leaving.is_some_and(Leaving::is_stopped)
+    }
 }
 
 /// The primary.
@@ -155,6 +190,10 @@ pub struct Primary<O> {
     released: Seq,
     throttle: Throttle,
     guest_ended: bool,
+    /// When the disk server answered last.
+    disk_answered_ns: u64,
+    /// Questions asked about it.
+    inquiries: u64,
     now_ns: u64,
 }
 
@@ -172,6 +211,8 @@ impl<O: Content> Primary<O> {
             released: appended,
             throttle: Throttle::default(),
             guest_ended: false,
+            disk_answered_ns: now_ns,
+            inquiries: 0,
             now_ns,
         }
     }
@@ -179,6 +220,7 @@ impl<O: Content> Primary<O> {
     /// Where it is.
     pub fn state(&self) -> PrimaryState {
         match &self.mode {
+            Mode::Replicating(pairing) if pairing.is_stopped() => PrimaryState::HandingOver,
             Mode::Replicating(_) => PrimaryState::Replicating,
             Mode::Claiming { suspicion, .. } => PrimaryState::Claiming(*suspicion),
             Mode::Alone => PrimaryState::Alone,
@@ -227,16 +269,23 @@ impl<O: Content> Primary<O> {
         match &self.mode {
             Mode::Alone => true,
             Mode::Halted(_) => false,
+            Mode::Claiming { handed_over: true, .. } => false,
             Mode::Claiming { .. } => {
                 !self.gate.is_full() && self.gate.len() < self.config.max_unacked_entries
             }
             Mode::Replicating(pairing) => {
-                !self.gate.is_full()
+                !pairing.is_stopped()
+                    && !self.gate.is_full()
                     && pairing.unacked.len() < self.config.max_unacked_entries
                     && pairing.unacked_bytes < self.config.max_unacked_bytes
                     && self.appended - pairing.executed < self.config.max_unexecuted_entries
             }
         }
+    }
+
+    /// Whether the guest is to be stopped and `HandOver` appended.
+    pub fn hand_over_requested(&self) -> bool {
+        matches!(&self.mode, Mode::Replicating(pairing) if pairing.leaving == Some(Leaving::Requested))
     }
 
     /// When `Tick` is needed at the latest.
@@ -265,11 +314,17 @@ impl<O: Content> Primary<O> {
                     pairing.peer.heartbeat(beat, self.now_ns);
                 }
             }
-            PrimaryEvent::ChannelBroken => self.suspect(Suspicion::ChannelBroken, actions),
+            PrimaryEvent::ChannelBroken => self.broken(actions),
             PrimaryEvent::BackupLeft => self.suspect(Suspicion::Left, actions),
             PrimaryEvent::BackupJoined { seq } => self.join(seq),
             PrimaryEvent::ClaimAnswer { expect, answer } => self.answered(expect, answer, actions),
             PrimaryEvent::Fenced { generation } => self.fenced(generation, actions),
+            PrimaryEvent::DiskAnswered { at_ns } => {
+                self.disk_answered_ns = self.disk_answered_ns.max(at_ns.min(self.now_ns));
+            }
+            PrimaryEvent::DiskReach { number, reaches } => self.disk_reach(number, reaches),
+            PrimaryEvent::HandOver => self.hand_over(actions),
+            PrimaryEvent::HandedOver => self.handed_over(),
             PrimaryEvent::GuestEnded => self.guest_ended = true,
             PrimaryEvent::Tick => self.tick(actions),
         }
@@ -279,6 +334,7 @@ impl<O: Content> Primary<O> {
 
     fn append(&mut self, seq: Seq, output: Option<O>, bytes: usize, actions: &mut Vec<PrimaryAction<O>>) {
         assert_eq!(seq, self.appended + 1, "entries are appended in order");
+        assert!(!self.is_stopped(), "entry {seq} after the guest was handed over");
         self.appended = seq;
         if let Mode::Replicating(pairing) = &mut self.mode {
             pairing.unacked.push_back((seq, bytes, self.now_ns));
@@ -302,6 +358,11 @@ impl<O: Content> Primary<O> {
             return self.suspect(Suspicion::Misbehaves, actions);
         }
         pairing.peer.heard(self.now_ns);
+        if let Some(Leaving::After { progress_ns, .. }) = &mut pairing.leaving
+            && (received > pairing.acked || executed > pairing.executed)
+        {
+            *progress_ns = self.now_ns;
+        }
         pairing.acked = pairing.acked.max(received);
         pairing.executed = pairing.executed.max(executed);
         pairing.lag.executed(executed);
@@ -327,16 +388,99 @@ impl<O: Content> Primary<O> {
     }
 
     fn suspect(&mut self, suspicion: Suspicion, actions: &mut Vec<PrimaryAction<O>>) {
-        if !matches!(self.mode, Mode::Replicating(_)) {
-            return;
-        }
+        let Mode::Replicating(pairing) = &self.mode else { return };
+        let handed_over = pairing.is_stopped();
         tracing::warn!(?suspicion, generation = self.generation, "the backup is given up: claiming");
         actions.push(PrimaryAction::CloseChannel);
         let claim = Claim::new(self.generation, self.config.claimant, self.now_ns);
-        self.mode = Mode::Claiming { claim, suspicion };
+        self.mode = Mode::Claiming { claim, suspicion, handed_over };
         self.ask(actions);
         if let Some(pause_ns) = self.throttle.lift() {
             actions.push(PrimaryAction::Throttle { pause_ns });
+        }
+    }
+
+    /// A backup that was handed over to closes the channel when it claims: it is left the time that silence
+    /// takes, and only then is it given up.
+    fn broken(&mut self, actions: &mut Vec<PrimaryAction<O>>) {
+        if let Mode::Replicating(pairing) = &mut self.mode
+            && let Some(Leaving::After { closed, .. }) = &mut pairing.leaving
+        {
+            if !std::mem::replace(closed, true) {
+                pairing.peer.heard(self.now_ns);
+                actions.push(PrimaryAction::CloseChannel);
+            }
+            return;
+        }
+        self.suspect(Suspicion::ChannelBroken, actions);
+    }
+
+    /// Whether the guest stands still because it was handed over, and nobody won since.
+    fn is_stopped(&self) -> bool {
+        match &self.mode {
+            Mode::Replicating(pairing) => pairing.is_stopped(),
+            Mode::Claiming { handed_over, .. } => *handed_over,
+            Mode::Alone | Mode::Halted(_) => false,
+        }
+    }
+
+    fn disk_reach(&mut self, number: u64, reaches: bool) {
+        let Mode::Replicating(pairing) = &mut self.mode else { return };
+        match pairing.inquiry {
+            Inquiry::Asked { number: asked, .. } if asked == number && reaches => {
+                pairing.inquiry = Inquiry::Reaches { since_ns: self.now_ns };
+            }
+            // Asked again after a while.
+            _ => {}
+        }
+    }
+
+    /// Looks whether the disk server answers here, and if not, whether it does at the backup.
+    fn inquire(&mut self, actions: &mut Vec<PrimaryAction<O>>) {
+        let Mode::Replicating(pairing) = &mut self.mode else { return };
+        if pairing.leaving.is_some() || self.guest_ended {
+            return;
+        }
+        if self.now_ns - self.disk_answered_ns <= self.config.disk_timeout_ns {
+            pairing.inquiry = Inquiry::Idle;
+            return;
+        }
+        let ask = match pairing.inquiry {
+            Inquiry::Idle => true,
+            Inquiry::Asked { at_ns, .. } => self.now_ns - at_ns > self.config.disk_timeout_ns,
+            // A disk server that comes back answers both: it is left the time to do so.
+            Inquiry::Reaches { since_ns } if self.now_ns - since_ns > self.config.suspect_after_ns => {
+                tracing::warn!("the disk server answers the backup and not this primary: handing over");
+                return self.hand_over(actions);
+            }
+            Inquiry::Reaches { .. } => false,
+        };
+        if ask {
+            self.inquiries += 1;
+            let number = self.inquiries;
+            pairing.inquiry = Inquiry::Asked { number, at_ns: self.now_ns };
+            actions.push(PrimaryAction::AskDisk { number });
+        }
+    }
+
+    fn hand_over(&mut self, actions: &mut Vec<PrimaryAction<O>>) {
+        if let Mode::Replicating(pairing) = &mut self.mode
+            && pairing.leaving.is_none()
+            && !self.guest_ended
+        {
+            pairing.leaving = Some(Leaving::Requested);
+            actions.push(PrimaryAction::StopForHandOver);
+        }
+    }
+
+    /// The pairing may have ended meanwhile: then the entry is one like any other.
+    fn handed_over(&mut self) {
+        if let Mode::Replicating(pairing) = &mut self.mode
+            && pairing.leaving == Some(Leaving::Requested)
+        {
+            let (last, progress_ns) = (self.appended, self.now_ns);
+            tracing::info!(last, "handed over: the guest stands still");
+            pairing.leaving = Some(Leaving::After { last, progress_ns, closed: false });
         }
     }
 
@@ -387,18 +531,33 @@ impl<O: Content> Primary<O> {
             unacked_bytes: 0,
             told_released: seq,
             lag: LagMeter::new(seq),
+            inquiry: Inquiry::Idle,
+            leaving: None,
         });
     }
 
     fn tick(&mut self, actions: &mut Vec<PrimaryAction<O>>) {
         self.ask(actions);
+        self.inquire(actions);
         let Mode::Replicating(pairing) = &mut self.mode else { return };
         if pairing.peer.silent(self.now_ns, self.config.suspect_after_ns) {
             return self.suspect(Suspicion::Silent, actions);
         }
         let oldest_ns = pairing.unacked.front().map_or(self.now_ns, |&(_, _, at_ns)| at_ns);
-        if self.now_ns - oldest_ns > self.config.ack_timeout_ns {
+        let mut closed = false;
+        let waits_since_ns = match pairing.leaving {
+            // It has all of the log, and is to execute it.
+            Some(Leaving::After { progress_ns, closed: is_closed, .. }) => {
+                closed = is_closed;
+                oldest_ns.min(progress_ns)
+            }
+            Some(Leaving::Requested) | None => oldest_ns,
+        };
+        if self.now_ns - waits_since_ns > self.config.ack_timeout_ns {
             return self.suspect(Suspicion::AcksStalled, actions);
+        }
+        if closed {
+            return;
         }
         if let Some(beat) = pairing.peer.due(self.now_ns, self.config.heartbeat_every_ns) {
             actions.push(PrimaryAction::SendHeartbeat(beat));
@@ -415,7 +574,7 @@ impl<O: Content> Primary<O> {
 
     /// The pair ends together: only once everything that the guest put out has gone.
     fn end_if_done(&mut self, actions: &mut Vec<PrimaryAction<O>>) {
-        if !self.guest_ended || self.released != self.appended {
+        if !self.guest_ended || self.released != self.appended || self.is_stopped() {
             return;
         }
         match &self.mode {

@@ -12,15 +12,20 @@ pub enum Endpoint {
     Tcp(SocketAddr),
     /// `unix:PATH`: a switch's port over a Unix stream socket.
     Unix(PathBuf),
-    /// `tap:NAME`: a TAP device of this host (only to connect to; needs CAP_NET_ADMIN).
+    /// `tap:NAME`: a TAP device of this host that exists (only to connect to; needs CAP_NET_ADMIN).
     Tap(String),
+    /// `tap:NAME,create`: the same, made if it does not exist, and gone with the process then.
+    NewTap(String),
 }
 
 /// The text names no endpoint or forward.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// Not an endpoint.
-    #[error("{0:?} is no network endpoint: write tcp:HOST:PORT, unix:PATH or tap:NAME")]
+    #[error(
+        "{0:?} is no network endpoint: write tcp:HOST:PORT, unix:PATH or tap:NAME; an IPv6 address in \
+         brackets, as [::1]:7800"
+    )]
     Endpoint(String),
     /// The name of a host that has no address.
     #[error("{host:?} has no address: {why}")]
@@ -31,7 +36,10 @@ pub enum EndpointError {
         why: String,
     },
     /// Not a forward.
-    #[error("{0:?} is no forward: write HOST:PORT=GUEST_ADDRESS:PORT, as 127.0.0.1:6379=10.77.0.2:6379")]
+    #[error(
+        "{0:?} is no forward: write HOST:PORT=GUEST_ADDRESS:PORT, as 127.0.0.1:6379=10.77.0.2:6379; a host's \
+         IPv6 address in brackets, as [::1]:6379, the guest's is IPv4"
+    )]
     Forward(String),
 }
 
@@ -41,7 +49,11 @@ fn address(text: &str) -> Result<Option<SocketAddr>, EndpointError> {
         return Ok(Some(address));
     }
     let Some((host, port)) = text.rsplit_once(':') else { return Ok(None) };
-    let named = !host.is_empty() && !host.contains([':', '/', '[', '=']);
+    // An address with a zone, as [fe80::1%eth0], is the resolver's to read.
+    let zoned =
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).filter(|host| host.contains('%'));
+    let named = zoned.is_some() || !host.is_empty() && !host.contains([':', '/', '[', '=']);
+    let host = zoned.unwrap_or(host);
     let (true, Ok(port)) = (named, port.parse::<u16>()) else { return Ok(None) };
     let fails = |why: String| EndpointError::Host { host: host.to_owned(), why };
     let mut found = (host, port).to_socket_addrs().map_err(|error| fails(error.to_string()))?;
@@ -61,7 +73,12 @@ impl FromStr for Endpoint {
             return if path.is_empty() { Err(bad()) } else { Ok(Endpoint::Unix(path.into())) };
         }
         if let Some(name) = text.strip_prefix("tap:") {
-            return if name.is_empty() { Err(bad()) } else { Ok(Endpoint::Tap(name.to_owned())) };
+            return match name.strip_suffix(",create") {
+                Some("") => Err(bad()),
+                Some(name) => Ok(Endpoint::NewTap(name.to_owned())),
+                None if name.is_empty() => Err(bad()),
+                None => Ok(Endpoint::Tap(name.to_owned())),
+            };
         }
         match address(text)? {
             Some(address) => Ok(Endpoint::Tcp(address)),
@@ -77,6 +94,7 @@ impl fmt::Display for Endpoint {
             Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
             Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
             Endpoint::Tap(name) => write!(f, "tap:{name}"),
+            Endpoint::NewTap(name) => write!(f, "tap:{name},create"),
         }
     }
 }
@@ -114,12 +132,25 @@ mod tests {
 
     #[test]
     fn endpoints_print_as_they_parse() {
-        for text in ["tcp:127.0.0.1:7000", "unix:/run/lan.sock", "tap:tap0", "tcp:[::1]:80"] {
+        for text in
+            ["tcp:127.0.0.1:7000", "unix:/run/lan.sock", "tap:tap0", "tap:tap0,create", "tcp:[::1]:80"]
+        {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         assert_eq!("127.0.0.1:0".parse::<Endpoint>().unwrap().to_string(), "tcp:127.0.0.1:0");
         assert_eq!("./lan.sock".parse::<Endpoint>().unwrap(), Endpoint::Unix("./lan.sock".into()));
-        for text in ["", "tcp:", "unix:", "tap:", "localhost", "tcp:host:port", ":1", "::1:80000"] {
+        for text in [
+            "",
+            "tcp:",
+            "unix:",
+            "tap:",
+            "tap:,create",
+            "localhost",
+            "tcp:host:port",
+            ":1",
+            "::1:7800",
+            "[::1]",
+        ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }
     }
@@ -133,9 +164,18 @@ mod tests {
 
     #[test]
     fn forwards_print_as_they_parse() {
-        let text = "127.0.0.1:0=10.77.0.2:6379";
-        assert_eq!(text.parse::<Forward>().unwrap().to_string(), text);
-        for text in ["", "127.0.0.1:0", "127.0.0.1:0=10.77.0.2", "127.0.0.1:0=10.77.0.2:0", "=:1"] {
+        for text in ["127.0.0.1:0=10.77.0.2:6379", "[::1]:0=10.77.0.2:6379"] {
+            assert_eq!(text.parse::<Forward>().unwrap().to_string(), text);
+        }
+        for text in [
+            "::1:80=10.77.0.2:80",
+            "[::1]:80=[fe80::2]:80",
+            "",
+            "127.0.0.1:0",
+            "127.0.0.1:0=10.77.0.2",
+            "127.0.0.1:0=10.77.0.2:0",
+            "=:1",
+        ] {
             assert!(text.parse::<Forward>().is_err(), "{text:?}");
         }
     }

@@ -27,7 +27,10 @@ pub mod wire;
 
 pub use control::{Lan, LanControl, LanError, Ready, run};
 pub use endpoint::{Endpoint, EndpointError, Forward};
-pub use options::{DEFAULT_GATEWAY_IP, DEFAULT_GATEWAY_MAC, DEFAULT_GUEST_IP, DEFAULT_GUEST_MAC, LanOptions};
+pub use options::{
+    DEFAULT_GATEWAY_IP, DEFAULT_GATEWAY_MAC, DEFAULT_GUEST_IP, DEFAULT_GUEST_MAC, DEFAULT_MAX_CONNECTIONS,
+    DEFAULT_MAX_PORTS, LanOptions,
+};
 pub use packet::{Mac, gratuitous_arp};
 pub use status::{GatewayStatus, LanStatus, PortStatus, SwitchStatus};
 

@@ -12,6 +12,10 @@ pub const DEFAULT_GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const DEFAULT_GATEWAY_MAC: Mac = Mac([0x52, 0x4c, 0x4b, 0, 0, 1]);
 /// Address that a guest has unless told otherwise.
 pub const DEFAULT_GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Most ports of a switch at once.
+pub const DEFAULT_MAX_PORTS: usize = 64;
+/// Most forwarded connections at once.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 1024;
 /// MAC that a guest has unless told otherwise.
 pub const DEFAULT_GUEST_MAC: Mac = Mac([0x52, 0x4c, 0x4b, 0, 0, 2]);
 
@@ -31,7 +35,7 @@ pub struct LanOptions {
     pub gateway_mac: Mac,
     /// Most ports (connected monitors) at once; more are refused.
     pub max_ports: usize,
-    /// Most forwarded connections at once; more wait in the host's accept queue.
+    /// Most forwarded connections at once; more are reset.
     pub max_connections: usize,
     /// Most bytes that wait for one port's peer to read; frames beyond are dropped and counted.
     pub port_queue_bytes: usize,
@@ -49,8 +53,8 @@ impl Default for LanOptions {
             gateway_ip: DEFAULT_GATEWAY_IP,
             prefix_len: 24,
             gateway_mac: DEFAULT_GATEWAY_MAC,
-            max_ports: 64,
-            max_connections: 1024,
+            max_ports: DEFAULT_MAX_PORTS,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
             port_queue_bytes: 8 << 20,
             connect_timeout_ms: 10_000,
             switch: SwitchLimits::default(),

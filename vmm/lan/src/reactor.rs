@@ -9,7 +9,10 @@
 //! All of a turn's frames for a port leave in one write. Nothing here waits for anything but the epoll set,
 //! and every queue is bounded.
 
+mod accept;
+
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::TcpListener;
 use std::sync::mpsc;
 
@@ -29,10 +32,6 @@ use crate::wire::{FrameBatch, FrameDecoder};
 
 const GATEWAY_PORT: PortId = PortId(0);
 const EVENTS_PER_TURN: usize = 256;
-/// Connections accepted from one listener before other work gets its turn.
-const ACCEPTS_PER_TURN: usize = 64;
-/// How long a listener rests after `accept` failed for want of resources.
-const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
 /// What the thread is asked to do.
 pub(crate) enum Command {
@@ -107,8 +106,10 @@ pub(crate) struct Reactor {
     wake: std::sync::Arc<EventFd>,
     listeners: Vec<Listener>,
     forwards: Vec<(TcpListener, Forward)>,
-    /// Forwards that do not accept now, and when they will, unless a connection ends before.
+    /// Nothing is accepted until then, unless a connection ends before.
     paused: Option<u64>,
+    /// Held to be closed when no descriptor is left, so that a peer can be accepted and turned away.
+    spare: Option<File>,
     switch: Switch,
     outlets: Outlets,
     next_port: u64,
@@ -145,6 +146,7 @@ impl Reactor {
             listeners,
             forwards,
             paused: None,
+            spare: accept::spare(),
             switch: Switch::new(options.switch, options.gateway_mac, GATEWAY_PORT),
             outlets: Outlets { ports: BTreeMap::new(), gateway, dirty: Vec::new() },
             next_port: 1,
@@ -171,7 +173,7 @@ impl Reactor {
                             return Ok(self.status());
                         }
                     }
-                    Token::Listener(index) => self.accept_ports(index as usize),
+                    Token::Listener(index) => self.accept_ports(now_ns, index as usize),
                     Token::Forward(index) => self.accept_clients(now_ns, index as usize),
                     Token::Port(id) => self.port_event(now_ns, PortId(id), event.events()),
                     Token::Connection(id) => {
@@ -205,27 +207,17 @@ impl Reactor {
         false
     }
 
-    fn accept_ports(&mut self, index: usize) {
-        for _ in 0..ACCEPTS_PER_TURN {
-            match self.listeners[index].accept() {
-                Ok((stream, peer)) => self.add_port(stream, peer),
-                Err(error) if is_not_now(&error) => return,
-                Err(error) => return tracing::warn!(%error, "cannot accept a port"),
-            }
-        }
-    }
-
     fn add_port(&mut self, stream: Stream, peer: String) {
         if self.outlets.ports.len() >= self.options.max_ports {
             self.refused += 1;
             tracing::warn!(%peer, limit = self.options.max_ports, "port refused: all ports are in use");
-            return;
+            return stream.reset();
         }
         let id = PortId(self.next_port);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Port(id.0).pack());
         if let Err(error) = self.epoll.add(&stream, event) {
             tracing::warn!(%peer, %error, "port refused: cannot watch it");
-            return;
+            return stream.reset();
         }
         tracing::info!(%peer, port = id.0, "port connected");
         self.next_port += 1;
@@ -306,40 +298,6 @@ impl Reactor {
         }
     }
 
-    fn accept_clients(&mut self, now_ns: u64, index: usize) {
-        let (listener, forward) = &self.forwards[index];
-        for _ in 0..ACCEPTS_PER_TURN {
-            let gateway = &mut self.outlets.gateway;
-            if gateway.open_connections() >= self.options.max_connections {
-                return self.pause(now_ns);
-            }
-            let accepted = listener.accept();
-            let result = match accepted {
-                Ok((stream, _)) => gateway.accept(&self.epoll, stream, forward.target),
-                Err(error) if is_not_now(&error) => return,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%forward, %error, "cannot accept a client");
-                return self.pause(now_ns);
-            }
-        }
-    }
-
-    fn pause(&mut self, now_ns: u64) {
-        self.paused = Some(now_ns + ACCEPT_PAUSE_NS);
-        self.listen_for_clients(EpollFlags::empty());
-    }
-
-    fn listen_for_clients(&self, flags: EpollFlags) {
-        for (index, (listener, forward)) in self.forwards.iter().enumerate() {
-            let mut event = EpollEvent::new(flags, Token::Forward(index as u64).pack());
-            if let Err(error) = self.epoll.modify(listener, &mut event) {
-                tracing::warn!(%forward, %error, "cannot watch the forward's listener");
-            }
-        }
-    }
-
     /// Lets the gateway work until it has no more to do, and writes what came of the turn.
     fn settle(&mut self, now_ns: u64) {
         let connections = self.outlets.gateway.open_connections();
@@ -360,7 +318,7 @@ impl Reactor {
         let fewer = self.outlets.gateway.open_connections() < connections;
         if self.paused.is_some_and(|until| fewer || now_ns >= until) {
             self.paused = None;
-            self.listen_for_clients(EpollFlags::EPOLLIN);
+            self.watch_listeners(EpollFlags::EPOLLIN);
         }
         self.flush(now_ns);
     }

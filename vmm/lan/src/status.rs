@@ -72,6 +72,9 @@ pub struct GatewayStatus {
     pub open: u64,
     /// Connections accepted from host clients.
     pub accepted: u64,
+    /// Host clients that were reset: all connections were in use, or the host had nothing left for more.
+    #[serde(default)]
+    pub refused: u64,
     /// Connections that the guest refused or did not answer.
     pub failed: u64,
     /// Connections that ended by a reset of either side.
@@ -104,11 +107,12 @@ impl fmt::Display for LanStatus {
             "switch: {forwarded} forwarded, {flooded} flooded, {held} held, {moves} moves, {redelivered} \
              redelivered"
         )?;
-        let GatewayStatus { open, accepted, failed, reset, bytes_to_guest, bytes_to_host, .. } = self.gateway;
+        let GatewayStatus { open, accepted, refused, failed, reset, bytes_to_guest, bytes_to_host, .. } =
+            self.gateway;
         write!(
             f,
-            "gateway: {open} connections open of {accepted} accepted, {failed} failed, {reset} reset; \
-             {bytes_to_guest} bytes to guests, {bytes_to_host} bytes from guests"
+            "gateway: {open} connections open of {accepted} accepted, {refused} refused, {failed} failed, \
+             {reset} reset; {bytes_to_guest} bytes to guests, {bytes_to_host} bytes from guests"
         )
     }
 }

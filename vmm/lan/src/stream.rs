@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use host::unix_socket::{self, SocketFile};
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 
 use crate::endpoint::Endpoint;
@@ -36,6 +37,13 @@ impl Stream {
     pub fn unix(stream: UnixStream) -> io::Result<Self> {
         setsockopt(&stream, sockopt::SndBuf, &UNIX_BUFFER_LEN)?;
         Ok(Self::Unix(stream))
+    }
+
+    /// Closes it so that the peer gets a reset, where there is such a thing.
+    pub(crate) fn reset(self) {
+        if let Stream::Tcp(stream) = &self {
+            reset_on_close(stream);
+        }
     }
 
     /// Reads what is there without waiting. `Ok(0)`: the peer will send no more.
@@ -82,6 +90,19 @@ impl AsRawFd for Stream {
     }
 }
 
+/// Makes the closing of a TCP socket a reset: its peer learns at once that nothing comes of the connection.
+pub(crate) fn reset_on_close(socket: &impl AsFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    if let Err(error) = setsockopt(socket, sockopt::Linger, &linger) {
+        tracing::debug!(%error, "cannot make the close a reset");
+    }
+}
+
+/// Whether the error says that this process or this host has no descriptor left.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Whether the error only says "not now".
 pub(crate) fn is_not_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
@@ -91,12 +112,11 @@ pub(crate) fn is_not_now(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, std::path::PathBuf),
+    Unix(UnixListener, SocketFile),
 }
 
 impl Listener {
-    /// Listens. Returns the listener and the endpoint with the port it got. A Unix path that a dead process
-    /// left behind is replaced.
+    /// Listens. Returns the listener and the endpoint with the port it got.
     pub(crate) fn bind(endpoint: &Endpoint) -> io::Result<(Self, Endpoint)> {
         match endpoint {
             Endpoint::Tcp(address) => {
@@ -106,17 +126,11 @@ impl Listener {
                 Ok((Self::Tcp(listener), Endpoint::Tcp(actual)))
             }
             Endpoint::Unix(path) => {
-                let listener = match UnixListener::bind(path) {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && nobody_listens(path) => {
-                        std::fs::remove_file(path)?;
-                        UnixListener::bind(path)?
-                    }
-                    result => result?,
-                };
+                let (listener, file) = unix_socket::bind(path).map_err(io::Error::other)?;
                 listener.set_nonblocking(true)?;
-                Ok((Self::Unix(listener, path.clone()), endpoint.clone()))
+                Ok((Self::Unix(listener, file), endpoint.clone()))
             }
-            Endpoint::Tap(_) => Err(io::Error::new(
+            Endpoint::Tap(_) | Endpoint::NewTap(_) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a switch cannot listen on a TAP device: give tcp:ADDRESS:PORT or unix:PATH",
             )),
@@ -130,19 +144,12 @@ impl Listener {
                 let (stream, peer) = listener.accept()?;
                 Ok((Stream::tcp(stream)?, format!("tcp:{peer}")))
             }
-            Listener::Unix(listener, path) => {
+            Listener::Unix(listener, file) => {
                 let (stream, _) = listener.accept()?;
-                Ok((Stream::unix(stream)?, format!("unix:{}", path.display())))
+                Ok((Stream::unix(stream)?, format!("unix:{}", file.path().display())))
             }
         }
     }
-}
-
-fn nobody_listens(path: &std::path::Path) -> bool {
-    use std::os::unix::fs::FileTypeExt as _;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    is_socket
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl AsFd for Listener {
@@ -156,8 +163,8 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            let _ = std::fs::remove_file(path);
+        if let Listener::Unix(_, file) = self {
+            file.remove();
         }
     }
 }

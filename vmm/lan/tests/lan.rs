@@ -100,8 +100,9 @@ fn a_unix_socket_left_behind_is_replaced_and_one_in_use_is_not() {
     assert!(error.to_string().contains("lan.sock"), "{error}");
     drop(lan);
     std::fs::write(&path, b"a file").unwrap();
-    Lan::start(LanOptions { listen: vec![Endpoint::Unix(path.clone())], ..LanOptions::default() })
-        .unwrap_err();
+    let listen = vec![Endpoint::Unix(path.clone())];
+    let error = Lan::start(LanOptions { listen, ..LanOptions::default() }).unwrap_err();
+    assert!(error.to_string().contains("not a socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"a file");
 }
 
@@ -146,15 +147,61 @@ fn three_hundred_connections_at_once_and_again() {
     assert_eq!((status.gateway.accepted, status.gateway.failed, status.gateway.reset), (600, 0, 0));
 }
 
+/// A client that is turned away learns of it at once, however it looks at its connection.
+fn assert_reset(mut client: TcpStream) {
+    let written = client.write_all(b"is anybody there?");
+    let read = client.read(&mut [0; 64]);
+    let reset =
+        |error: &std::io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+    match (written, read) {
+        (Err(error), _) | (Ok(()), Err(error)) => assert!(reset(&error), "{error}"),
+        (Ok(()), Ok(count)) => panic!("{count} bytes instead of a reset"),
+    }
+}
+
 #[test]
-fn connections_over_the_limit_wait_their_turn() {
+fn clients_over_the_limit_are_reset_and_counted_and_the_others_served() {
     let (lan, switch, forward) = start(LanOptions { max_connections: 2, ..options() });
     let _guest = Guest::echo(&switch, 4);
-    let mut clients: Vec<TcpStream> = (0..5).map(|_| client(forward)).collect();
-    for mut client in clients.drain(..) {
-        exchange(&mut client, b"my turn");
-        assert!(lan.ready().control.status().unwrap().gateway.open <= 2);
+    for round in 1..=3 {
+        let mut served: Vec<TcpStream> = (0..2).map(|_| client(forward)).collect();
+        for client in &mut served {
+            exchange(client, b"served");
+        }
+        (0..3).for_each(|_| assert_reset(client(forward)));
+        for client in &mut served {
+            exchange(client, b"still");
+        }
+        let status = lan.ready().control.status().unwrap();
+        assert_eq!((status.gateway.open, status.gateway.refused), (2, 3 * round));
+        drop(served);
+        status_until(&lan, "room again", |status| status.gateway.open == 0);
     }
+}
+
+#[test]
+fn monitors_over_the_limit_are_reset_and_counted() {
+    let (lan, switch, _) = start(LanOptions { max_ports: 1, ..options() });
+    let Endpoint::Tcp(address) = switch else { panic!("it is TCP") };
+    let _first = client(address);
+    status_until(&lan, "the first port", |status| status.ports.len() == 1);
+    (0..3).for_each(|_| assert_reset(client(address)));
+    status_until(&lan, "three refusals", |status| status.switch.refused == 3 && status.ports.len() == 1);
+}
+
+#[test]
+fn host_addresses_may_be_ipv6() {
+    let options = LanOptions {
+        listen: vec!["[::1]:0".parse().unwrap()],
+        forwards: vec![format!("[::1]:0={DEFAULT_GUEST_IP}:{PORT}").parse().unwrap()],
+        ..LanOptions::default()
+    };
+    let (lan, switch, forward) = start(options);
+    assert!(switch.to_string().starts_with("tcp:[::1]:") && forward.is_ipv6());
+    assert_eq!(switch.to_string().parse::<Endpoint>().unwrap(), switch);
+    let _guest = Guest::echo(&switch, 4);
+    exchange(&mut client(forward), b"over IPv6");
+    assert!(lan.stop().unwrap().ports[0].peer.starts_with("tcp:[::1]:"));
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn frame_that(reader: &mut lockstep_lan::backend::FrameReader, wanted: impl Fn(&
 }
 
 fn exchange_with_the_kernel() {
-    let endpoint = Endpoint::Tap(DEVICE.into());
+    let endpoint = Endpoint::NewTap(DEVICE.into());
     let (mut reader, mut writer, closer) = Connection::connect(&endpoint).unwrap().split().unwrap();
     // The cable is out: frames are lost, nothing else happens.
     assert_eq!(writer.write(&[&gratuitous_arp(DEFAULT_GUEST_MAC, DEFAULT_GUEST_IP)]).unwrap(), 0);
@@ -86,6 +86,37 @@ fn frames_pass_between_a_backend_and_the_kernel() {
     thread.unwrap().join().unwrap();
 }
 
+/// A name with a mistake in it is not a new device.
+fn attach_to_what_is_there() {
+    let error = Connection::connect(&Endpoint::Tap(DEVICE.into())).unwrap_err();
+    assert!(matches!(error, BackendError::NoTap { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("ip tuntap add {DEVICE} mode tap")), "{error}");
+    assert!(nix::net::if_::if_nametoindex(DEVICE).is_err(), "nothing was made");
+    ip(&format!("tuntap add {DEVICE} mode tap"));
+    let connection = Connection::connect(&Endpoint::Tap(DEVICE.into())).unwrap();
+    let error = Connection::connect(&Endpoint::Tap(DEVICE.into())).unwrap_err().to_string();
+    assert!(error.contains("another process uses it"), "{error}");
+    drop(connection);
+    for (make, name) in [("tuntap add tun7 mode tun", "tun7"), ("link add dummy7 type bridge", "dummy7")] {
+        ip(make);
+        let error = Connection::connect(&Endpoint::Tap(name.into())).unwrap_err().to_string();
+        assert!(error.contains("not a TAP device"), "{error}");
+    }
+    let made = Connection::connect(&Endpoint::NewTap("lockstep1".into())).unwrap();
+    assert!(nix::net::if_::if_nametoindex("lockstep1").is_ok());
+    drop(made);
+    assert!(nix::net::if_::if_nametoindex("lockstep1").is_err(), "it went with its user");
+}
+
+#[test]
+fn only_a_tap_device_that_exists_is_attached_to() {
+    let thread = std::thread::Builder::new().spawn(|| match lacks() {
+        Some(what) => eprintln!("SKIPPED: the TAP backend needs {what}"),
+        None => attach_to_what_is_there(),
+    });
+    thread.unwrap().join().unwrap();
+}
+
 #[test]
 fn impossible_names_are_refused_with_a_reason() {
     for name in ["a-name-that-is-too-long", "a/b", "a b", "tap%d"] {
@@ -97,7 +128,7 @@ fn impossible_names_are_refused_with_a_reason() {
 #[test]
 fn without_the_right_the_error_says_what_to_do() {
     if !is_root() {
-        let error = Connection::connect(&Endpoint::Tap(DEVICE.into())).unwrap_err().to_string();
+        let error = Connection::connect(&Endpoint::NewTap(DEVICE.into())).unwrap_err().to_string();
         assert!(error.contains("lockstep lan"), "{error}");
     } else {
         eprintln!("SKIPPED: root has the right to open TAP devices");

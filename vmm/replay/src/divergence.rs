@@ -75,6 +75,13 @@ pub enum Difference {
         /// Digest of the output made.
         found_digest: [u8; 8],
     },
+    /// The log says that the guest reset its machine, which it did not.
+    ResetMissing,
+    /// The guest reset its machine, and the log does not say so.
+    ResetNotLogged {
+        /// What the log has instead: the kind of its next event.
+        expected: String,
+    },
     /// The state of the machine differs.
     State {
         /// Fingerprint in the entry.
@@ -141,6 +148,10 @@ impl std::fmt::Display for Difference {
             }
             Difference::OutputNotLogged { expected, found, found_digest } => {
                 write!(f, "output {found:?} {}, the log has {expected} instead", hex(found_digest))
+            }
+            Difference::ResetMissing => write!(f, "no reset of the machine, the log has one"),
+            Difference::ResetNotLogged { expected } => {
+                write!(f, "the guest reset its machine, the log has {expected} instead")
             }
             Difference::State { expected, found } => {
                 write!(f, "state of the machine: {found}, the log has {expected}; differing:")?;

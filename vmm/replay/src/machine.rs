@@ -23,8 +23,13 @@ pub enum Stop {
 pub enum Ending {
     /// It switched itself off, with the exit status it gave, if it gave one.
     PowerOff(u8),
-    /// It asked for a reset, or shut down by triple fault.
+    /// It asked for a reset, or shut down by triple fault, and its machine does not start it again.
     Reset,
+    /// It reset its machine more often than this within a minute of its time.
+    ResetLoop {
+        /// How often it may.
+        limit: u32,
+    },
     /// It can never run again by its own doing (HLT with interrupts disabled, an instruction that the engine
     /// does not support); why.
     Stuck(String),
@@ -37,6 +42,9 @@ impl std::fmt::Display for Ending {
         match self {
             Ending::PowerOff(status) => write!(f, "the guest switched itself off, status {status}"),
             Ending::Reset => write!(f, "the guest asked for a reset"),
+            Ending::ResetLoop { limit } => {
+                write!(f, "the guest reset itself more than {limit} times within a minute of its time")
+            }
             Ending::Stuck(why) => write!(f, "the guest can never run again: {why}"),
             Ending::Shutdown => write!(f, "powered off from outside"),
         }
@@ -49,9 +57,9 @@ impl std::fmt::Display for Ending {
 /// `until`; outputs come in the order in which the guest made them; a run stops where the guest makes an
 /// output, so that `position` is then the output's own position (several outputs of one position are fine).
 ///
-/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock` and `Trap`. No machine accepts `DiskRead`;
-/// the others concern the log only and never reach `accepts` or `apply`. `apply` may make outputs, and may
-/// wake a waiting guest.
+/// Inputs are the events `NetRx`, `ConsoleRx`, `DiskDone`, `Clock`, `Trap` and `PowerButton`. No machine
+/// accepts `DiskRead`; the others concern the log only and never reach `accepts` or `apply`. `apply` may make
+/// outputs, and may wake a waiting guest.
 pub trait Machine {
     /// A failure of the host or of the monitor, never of the guest.
     type Error: std::error::Error + Send + Sync + 'static;
@@ -83,6 +91,12 @@ pub trait Machine {
 
     /// The oldest output not yet taken.
     fn take_output(&mut self) -> Option<Output>;
+
+    /// Whether the guest reset its machine, which then started again, since this was asked last. A run stops
+    /// where it happens; outputs that the guest made before come first.
+    fn take_reset(&mut self) -> bool {
+        false
+    }
 
     /// Virtual time, nanoseconds since power-on.
     fn now_ns(&self) -> u64;

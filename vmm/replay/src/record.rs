@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  advance: run ─▶ stop at P ─▶ Output entries at P (one per output made)
+//!                               Reset and Digest at P, if the guest reset its machine there
 //!  offer:                       [Clock at P]  input at P  Output entries at P (made by applying it)
 //! ```
 //!
@@ -80,6 +81,18 @@ impl Guest {
     }
 }
 
+/// What of a reset by the guest is still to be logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Reset {
+    /// Nothing.
+    #[default]
+    Logged,
+    /// That it happened, and the state that the guest starts again in.
+    Made,
+    /// That state.
+    Undigested,
+}
+
 /// Whether an event changes the machine and so passes `Machine::accepts` and `Machine::apply`. No machine
 /// accepts a `DiskRead`: whoever received it puts the data in its place first.
 pub(crate) fn is_input(event: &Event) -> bool {
@@ -89,10 +102,14 @@ pub(crate) fn is_input(event: &Event) -> bool {
         | Event::DiskDone { .. }
         | Event::Clock { .. }
         | Event::Trap { .. }
-        | Event::DiskRead { .. } => true,
-        Event::Output { .. } | Event::Digest(_) | Event::Shutdown | Event::Reset | Event::GoLive { .. } => {
-            false
-        }
+        | Event::DiskRead { .. }
+        | Event::PowerButton => true,
+        Event::Output { .. }
+        | Event::Digest(_)
+        | Event::Shutdown
+        | Event::Reset
+        | Event::GoLive { .. }
+        | Event::HandOver => false,
     }
 }
 
@@ -105,6 +122,8 @@ pub struct Recorder<M> {
     guest: Guest,
     /// Outputs made before this recorder took over, whose entries are still to be logged.
     carried: VecDeque<Output>,
+    /// A reset made before, or just now, whose entries are still to be logged.
+    reset: Reset,
     policy: ClockPolicy,
     anchor_host_ns: u64,
     anchor_virtual_ns: u64,
@@ -116,14 +135,14 @@ impl<M: Machine> Recorder<M> {
     /// Starts a log with the machine as it is; its first entry is number 1. `host_ns` is the host's monotonic
     /// clock now, to which the virtual clock is tied from here on.
     pub fn new(machine: M, policy: ClockPolicy, host_ns: u64) -> Self {
-        Self::resume(machine, 1, Guest::Runs, VecDeque::new(), policy, host_ns)
+        Self::resume(machine, 1, Guest::Runs, (VecDeque::new(), Reset::Logged), policy, host_ns)
     }
 
     pub(crate) fn resume(
         machine: M,
         next_seq: Seq,
         guest: Guest,
-        carried: VecDeque<Output>,
+        (carried, reset): (VecDeque<Output>, Reset),
         policy: ClockPolicy,
         host_ns: u64,
     ) -> Self {
@@ -134,6 +153,7 @@ impl<M: Machine> Recorder<M> {
             next_seq,
             guest,
             carried,
+            reset,
             policy,
             anchor_host_ns: host_ns,
             anchor_virtual_ns: now_ns,
@@ -188,9 +208,11 @@ impl<M: Machine> Recorder<M> {
     /// the log, so that a replay runs through the end too.
     pub fn advance(&mut self, out: &mut Vec<Recorded>) -> Result<Stop, M::Error> {
         self.log_outputs(out);
+        self.digest_reset(out)?;
         if self.guest == Guest::Runs {
             let stop = self.machine.run(None)?;
             self.log_outputs(out);
+            self.digest_reset(out)?;
             let ended = matches!(stop, Stop::Ended(_));
             self.guest = Guest::after(stop);
             if ended {
@@ -269,7 +291,16 @@ impl<M: Machine> Recorder<M> {
         self.log_outputs(out);
         let digest = self.machine.digest()?;
         self.append(Event::Digest(digest), None, out);
+        self.reset = Reset::Logged;
         Ok(())
+    }
+
+    /// Logs the state in which a guest starts again that reset its machine.
+    fn digest_reset(&mut self, out: &mut Vec<Recorded>) -> Result<(), M::Error> {
+        match self.reset {
+            Reset::Undigested => self.digest(out),
+            Reset::Logged | Reset::Made => Ok(()),
+        }
     }
 
     /// Logs that this copy went live under `generation`.
@@ -278,23 +309,20 @@ impl<M: Machine> Recorder<M> {
         self.append(Event::GoLive { generation }, None, out);
     }
 
+    /// Logs that this copy hands over where the guest stands now.
+    pub fn hand_over(&mut self, out: &mut Vec<Recorded>) {
+        self.log_outputs(out);
+        self.append(Event::HandOver, None, out);
+    }
+
     /// Powers the machine off from outside: the log ends here. Does nothing when the guest ended before.
     pub fn shutdown(&mut self, out: &mut Vec<Recorded>) -> Result<(), M::Error> {
-        self.end(Event::Shutdown, Ending::Shutdown, out)
-    }
-
-    /// Resets the machine from outside: the log ends here, whoever owns the machine starts it afresh.
-    pub fn reset(&mut self, out: &mut Vec<Recorded>) -> Result<(), M::Error> {
-        self.end(Event::Reset, Ending::Reset, out)
-    }
-
-    fn end(&mut self, event: Event, ending: Ending, out: &mut Vec<Recorded>) -> Result<(), M::Error> {
         if self.ending().is_some() {
             return Ok(());
         }
         self.digest(out)?;
-        self.append(event, None, out);
-        self.guest = Guest::Ended(ending);
+        self.append(Event::Shutdown, None, out);
+        self.guest = Guest::Ended(Ending::Shutdown);
         Ok(())
     }
 
@@ -321,6 +349,10 @@ impl<M: Machine> Recorder<M> {
         while let Some(output) = self.carried.pop_front().or_else(|| self.machine.take_output()) {
             let event = Event::Output { kind: output.kind(), digest: output.digest() };
             self.append(event, Some(output), out);
+        }
+        if self.machine.take_reset() || self.reset == Reset::Made {
+            self.append(Event::Reset, None, out);
+            self.reset = Reset::Undigested;
         }
     }
 

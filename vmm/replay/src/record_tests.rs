@@ -145,3 +145,41 @@ fn a_repeated_request_gets_the_same_reply_and_changes_nothing() {
     assert_eq!(replies.len(), 2);
     assert_eq!(replies[0], replies[1]);
 }
+
+fn names(log: &[Recorded]) -> Vec<&'static str> {
+    log.iter().map(|recorded| recorded.entry.event.name()).collect()
+}
+
+#[test]
+fn a_reset_is_logged_with_the_state_that_the_guest_starts_again_in() {
+    let (mut recorder, mut log) = idle(ClockPolicy::default());
+    assert_eq!(recorder.offer(request(Op::Reset), &mut log).unwrap(), Offer::Applied);
+    while !log.iter().any(|recorded| recorded.entry.event == Event::Reset) {
+        assert_eq!(recorder.advance(&mut log).unwrap(), Stop::Ready);
+    }
+    assert_eq!(names(&log), ["NetRx", "Reset", "Digest"]);
+    assert_eq!(log[1].entry.at, recorder.machine().position());
+    assert_eq!(log[2].entry.at, log[1].entry.at);
+    assert_eq!(recorder.ending(), None);
+    while recorder.advance(&mut log).unwrap() == Stop::Ready {}
+    assert_eq!(log.len(), 3, "said once");
+}
+
+#[test]
+fn a_guest_is_held_in_reset_until_its_disk_is_idle() {
+    let (mut recorder, mut log) = idle(ClockPolicy::default());
+    assert_eq!(recorder.offer(request(Op::Set(7)), &mut log).unwrap(), Offer::Applied);
+    while recorder.advance(&mut log).unwrap() == Stop::Ready {}
+    let reset = Event::NetRx(Request { client: 2, number: 1, key: 1, op: Op::Reset }.encode());
+    assert_eq!(recorder.offer(reset, &mut log).unwrap(), Offer::Applied);
+    while recorder.advance(&mut log).unwrap() == Stop::Ready {}
+    assert_eq!(names(&log)[names(&log).len() - 2..], ["Reset", "Digest"]);
+    assert_eq!(recorder.stop(), Stop::Waiting { deadline_ns: None });
+    assert!(!recorder.clock(9_000_000_000, &mut log).unwrap(), "no time wakes it");
+    let done = Event::DiskDone { request: 1, status: logchannel::DiskStatus::Ok, data: Vec::new() };
+    assert_eq!(recorder.offer(done, &mut log).unwrap(), Offer::Applied);
+    let before = recorder.machine().position();
+    recorder.advance(&mut log).unwrap();
+    assert!(recorder.machine().position().count > before.count, "it runs again");
+    assert!(!names(&log)[names(&log).len() - 2..].contains(&"Output"), "nobody waits for that write");
+}

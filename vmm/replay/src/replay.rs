@@ -18,7 +18,7 @@ use logchannel::{Event, LogEntry, Output, Position, Seq};
 
 use crate::divergence::{Difference, Divergence};
 use crate::machine::{Ending, Machine};
-use crate::record::{ClockPolicy, Guest, Recorder, is_input};
+use crate::record::{ClockPolicy, Guest, Recorder, Reset, is_input};
 
 /// How many executed entries a report of a divergence shows.
 pub const RECENT: usize = 16;
@@ -84,6 +84,8 @@ pub struct Replayer<M> {
     guest: Guest,
     /// Outputs that the guest made at its current position and that no entry has matched yet.
     made: VecDeque<Output>,
+    /// The guest reset its machine there, after those outputs, and no entry has said so yet.
+    reset: bool,
     recent: VecDeque<LogEntry>,
     diverged: Option<Box<Divergence>>,
 }
@@ -106,6 +108,7 @@ impl<M: Machine> Replayer<M> {
             agreed: 0,
             guest: Guest::Runs,
             made: VecDeque::new(),
+            reset: false,
             recent: VecDeque::with_capacity(RECENT),
             diverged: None,
         }
@@ -136,9 +139,18 @@ impl<M: Machine> Replayer<M> {
         self.pushed
     }
 
-    /// Whether the machine's state says all that there is to go on with: no output waits for its entry.
+    /// Whether the machine's state says all that there is to go on with: no output and no
+    /// reset waits for its entry.
     pub fn is_settled(&self) -> bool {
-        self.made.is_empty()
+        self.made.is_empty() && !self.reset
+    }
+
+    /// How the guest ended, if it did.
+    pub fn ending(&self) -> Option<&Ending> {
+        match &self.guest {
+            Guest::Ended(ending) => Some(ending),
+            Guest::Runs | Guest::Waits { .. } => None,
+        }
     }
 
     /// The divergence, once there was one.
@@ -216,20 +228,22 @@ impl<M: Machine> Replayer<M> {
 
     /// Goes live: the machine runs on from the last entry, and the log continues with the next number.
     /// Outputs that the guest made at this position and whose entries never arrived are the first to be
-    /// logged.
+    /// logged; so is a reset.
     ///
     /// Panics when entries are held that were not executed, or after a divergence: DESIGN 8.
     pub fn into_recorder(self, policy: ClockPolicy, host_ns: u64) -> Recorder<M> {
         assert!(self.diverged.is_none(), "a replica that diverged does not go live");
         assert!(self.held.is_empty(), "{} entries are not executed yet", self.held.len());
         assert_eq!(self.executed, self.pushed, "every entry is executed before going live");
-        Recorder::resume(self.machine, self.executed + 1, self.guest, self.made, policy, host_ns)
+        let reset = if self.reset { Reset::Made } else { Reset::Logged };
+        Recorder::resume(self.machine, self.executed + 1, self.guest, (self.made, reset), policy, host_ns)
     }
 
     fn collect_outputs(&mut self) {
         while let Some(output) = self.machine.take_output() {
             self.made.push_back(output);
         }
+        self.reset |= self.machine.take_reset();
     }
 
     /// Why the machine cannot be run from where it is to `to`, the next entry's position.
@@ -237,6 +251,9 @@ impl<M: Machine> Replayer<M> {
         let found = self.machine.position();
         if let Some(output) = self.made.front() {
             return Some(not_logged(output, format!("nothing before position {to}")));
+        }
+        if self.reset {
+            return Some(Difference::ResetNotLogged { expected: format!("nothing before position {to}") });
         }
         if found.count > to.count {
             return Some(Difference::PositionPassed { expected: to, found });
@@ -276,8 +293,8 @@ impl<M: Machine> Replayer<M> {
             Event::Output { .. } => output = self.made.pop_front(),
             Event::Digest(_) => self.agreed = seq,
             Event::Shutdown => self.guest = Guest::Ended(Ending::Shutdown),
-            Event::Reset => self.guest = Guest::Ended(Ending::Reset),
-            Event::GoLive { .. } => {}
+            Event::Reset => self.reset = false,
+            Event::GoLive { .. } | Event::HandOver => {}
             input => {
                 if let Event::DiskDone { request, .. } = input {
                     completed = Some(*request);
@@ -319,6 +336,12 @@ impl<M: Machine> Replayer<M> {
         }
         if let Some(output) = self.made.front() {
             return Ok(Some(not_logged(output, event.name().to_string())));
+        }
+        match (self.reset, event) {
+            (true, Event::Reset) => return Ok(None),
+            (false, Event::Reset) => return Ok(Some(Difference::ResetMissing)),
+            (true, _) => return Ok(Some(Difference::ResetNotLogged { expected: event.name().into() })),
+            (false, _) => {}
         }
         if let Event::Digest(expected) = *event {
             let found = self.machine.digest()?;

@@ -7,7 +7,7 @@ use super::*;
 use crate::machine::Stop;
 use crate::record::Recorded;
 use crate::small_machine::SmallMachine;
-use crate::test_driver::{Host, Random, entries, record};
+use crate::test_driver::{Host, Random, entries, record, record_with_resets};
 
 const SEED: u64 = 11;
 const TURNS: usize = 2_000;
@@ -204,7 +204,8 @@ fn a_replica_that_diverged_stays_stopped() {
 
 #[test]
 fn going_live_continues_the_log_wherever_it_was_cut() {
-    let log = record(SEED, 300);
+    let log = record_with_resets(SEED, 300);
+    assert!(log.iter().filter(|recorded| recorded.entry.event == Event::Reset).count() >= 4);
     for cut in 0..log.len() {
         let mut replayer = Replayer::new(SmallMachine::new());
         entries(&log[..cut]).into_iter().for_each(|entry| replayer.push(entry).expect("fits"));
@@ -289,4 +290,42 @@ proptest! {
         }
         let _ = replay(&log);
     }
+}
+
+fn with_resets() -> (Vec<LogEntry>, usize) {
+    let log = entries(&record_with_resets(SEED, 300));
+    let reset = log.iter().position(|entry| entry.event == Event::Reset).expect("a reset");
+    (log, reset)
+}
+
+/// The log without, or with one more of, an entry.
+fn renumbered(entries: impl Iterator<Item = LogEntry>) -> Vec<LogEntry> {
+    entries.enumerate().map(|(index, entry)| LogEntry { seq: index as u64 + 1, ..entry }).collect()
+}
+
+#[test]
+fn resets_are_replayed() {
+    let (log, reset) = with_resets();
+    assert!(matches!(log[reset + 1].event, Event::Digest(_)));
+    assert_eq!(replay(&log).unwrap().len(), log.len());
+}
+
+#[test]
+fn a_reset_that_the_log_does_not_have_is_caught() {
+    let (log, reset) = with_resets();
+    let without = log.iter().enumerate().filter(|(index, _)| *index != reset).map(|(_, entry)| entry.clone());
+    let divergence = replay(&renumbered(without)).expect_err("must be caught");
+    assert!(matches!(divergence.difference, Difference::ResetNotLogged { .. }), "{divergence}");
+    assert_eq!(divergence.seq, reset as u64 + 1);
+}
+
+#[test]
+fn a_reset_that_did_not_happen_is_caught() {
+    let (log, reset) = with_resets();
+    let twice = log.iter().flat_map(|entry| match entry.seq == log[reset].seq {
+        true => vec![entry.clone(), entry.clone()],
+        false => vec![entry.clone()],
+    });
+    let divergence = replay(&renumbered(twice)).expect_err("must be caught");
+    assert_eq!(divergence.difference, Difference::ResetMissing);
 }

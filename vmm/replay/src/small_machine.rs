@@ -35,6 +35,8 @@ pub enum Op {
     Load,
     /// Switch the machine off. Not replied to.
     PowerOff,
+    /// Start it again, once its disk is idle. Not replied to.
+    Reset,
 }
 
 /// A client's request.
@@ -59,6 +61,7 @@ impl Request {
             Op::Incr => (2, 0),
             Op::Load => (3, 0),
             Op::PowerOff => (4, 0),
+            Op::Reset => (5, 0),
         };
         let mut bytes = Vec::with_capacity(18);
         bytes.extend_from_slice(&self.client.to_le_bytes());
@@ -78,6 +81,7 @@ impl Request {
             2 => Op::Incr,
             3 => Op::Load,
             4 => Op::PowerOff,
+            5 => Op::Reset,
             _ => return None,
         };
         let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -145,6 +149,11 @@ struct InFlight {
     value: Option<u64>,
 }
 
+impl InFlight {
+    /// Whose client was forgotten.
+    const ABANDONED: Self = Self { client: u32::MAX, number: 0, key: 0, value: None };
+}
+
 /// What cannot happen to this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum SmallMachineError {
@@ -171,6 +180,9 @@ pub struct SmallMachine {
     outputs: VecDeque<Output>,
     idle: bool,
     ended: Option<Ending>,
+    /// Held in reset until the disk is idle.
+    held: bool,
+    was_reset: bool,
     /// Where inputs arrived, and what was typed: interrupts leave such traces in a real guest.
     arrivals: u64,
 }
@@ -199,6 +211,8 @@ impl SmallMachine {
             outputs: VecDeque::new(),
             idle: false,
             ended: None,
+            held: false,
+            was_reset: false,
             arrivals: 0,
         }
     }
@@ -283,7 +297,26 @@ impl SmallMachine {
                 self.request(op, InFlight { client, number, key, value: None });
             }
             Op::PowerOff => self.ended = Some(Ending::PowerOff(0)),
+            Op::Reset => self.reset(),
         }
+    }
+
+    /// Clients and their requests are forgotten, and the values with them: it is for tests that do not ask for
+    /// them again.
+    fn reset(&mut self) {
+        let in_flight = self.in_flight.keys().map(|id| (*id, InFlight::ABANDONED)).collect();
+        let outputs = std::mem::take(&mut self.outputs);
+        *self = Self {
+            count: self.count,
+            now_ns: self.now_ns,
+            wake_at_ns: self.now_ns + TICK_NS,
+            in_flight,
+            next_request: self.next_request,
+            outputs,
+            was_reset: true,
+            ..Self::new()
+        };
+        self.held = !self.in_flight.is_empty();
     }
 
     fn store(&mut self, client: u32, number: u32, key: u8, value: u64) {
@@ -322,6 +355,9 @@ impl Machine for SmallMachine {
             if let Some(ending) = &self.ended {
                 return Ok(Stop::Ended(ending.clone()));
             }
+            if self.held {
+                return Ok(Stop::Waiting { deadline_ns: None });
+            }
             if self.idle {
                 return Ok(Stop::Waiting { deadline_ns: Some(self.wake_at_ns) });
             }
@@ -329,12 +365,13 @@ impl Machine for SmallMachine {
                 break;
             }
             self.step();
-            if !self.outputs.is_empty() {
+            if !self.outputs.is_empty() || self.was_reset {
                 break;
             }
         }
         Ok(match &self.ended {
             Some(ending) => Stop::Ended(ending.clone()),
+            None if self.held => Stop::Waiting { deadline_ns: None },
             None if self.idle => Stop::Waiting { deadline_ns: Some(self.wake_at_ns) },
             None => Stop::Ready,
         })
@@ -357,7 +394,11 @@ impl Machine for SmallMachine {
                 self.arrivals = bytes.iter().fold(self.arrivals, add);
             }
             Event::DiskDone { request, status, data } => {
-                if let Some(InFlight { client, number, value, .. }) = self.in_flight.remove(request) {
+                let done = self.in_flight.remove(request);
+                self.held &= !self.in_flight.is_empty();
+                if let Some(InFlight { client, number, value, .. }) = done
+                    && client != u32::MAX
+                {
                     let read = || (data.len() >= 8).then(|| sector_value(data));
                     let value = if *status == DiskStatus::Ok { value.or_else(read) } else { None };
                     self.reply(client, number, value);
@@ -375,13 +416,17 @@ impl Machine for SmallMachine {
         self.outputs.pop_front()
     }
 
+    fn take_reset(&mut self) -> bool {
+        std::mem::take(&mut self.was_reset)
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns
     }
 
     fn digest(&mut self) -> Result<MachineDigest, Self::Error> {
         let mut registers = Fold::default();
-        registers.add(&[self.count, self.mix, u64::from(self.idle), self.arrivals]);
+        registers.add(&[self.count, self.mix, u64::from(self.idle), u64::from(self.held), self.arrivals]);
         if let Some((request, steps)) = &self.current {
             registers.add(&[u64::from(request.client), u64::from(request.number), u64::from(*steps)]);
         }

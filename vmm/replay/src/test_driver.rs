@@ -68,6 +68,13 @@ impl Host {
         self.inputs.push_back(Event::NetRx(Request { client, number: self.number, key, op }.encode()));
     }
 
+    /// Has the guest reset its machine, sometime.
+    pub(crate) fn ask_for_reset(&mut self) {
+        self.number += 1;
+        let request = Request { client: 9, number: self.number, key: 0, op: Op::Reset };
+        self.inputs.push_back(Event::NetRx(request.encode()));
+    }
+
     fn serve_disk(&mut self) {
         for recorded in &self.log[self.seen..] {
             let Some(Output::Disk(request)) = &recorded.output else { continue };
@@ -118,6 +125,18 @@ pub(crate) fn record(seed: u64, turns: usize) -> Vec<Recorded> {
     let Host { mut recorder, mut log, .. } = host;
     recorder.digest(&mut log).expect("digests");
     log
+}
+
+/// The same of a guest that resets its machine now and then.
+pub(crate) fn record_with_resets(seed: u64, turns: usize) -> Vec<Recorded> {
+    let mut host = Host::new(seed, ClockPolicy::default());
+    for turn in 0..turns {
+        if turn % 50 == 49 {
+            host.ask_for_reset();
+        }
+        host.turn();
+    }
+    host.log
 }
 
 pub(crate) fn entries(log: &[Recorded]) -> Vec<LogEntry> {

@@ -20,7 +20,7 @@ use crate::flags::{self, Lazy};
 use crate::mem::Tlb;
 use crate::op::{Op, REGISTERS};
 use crate::ram::GuestRam;
-use crate::state::{Fpu, Msrs, Seg, Segment, State, Table};
+use crate::state::{Fpu, Msrs, Seg, Segment, Shadow, State, Table};
 use crate::word::Word;
 use crate::{Exit, Fault};
 
@@ -84,7 +84,7 @@ pub struct Cpu {
     pub(crate) bases: [u64; 8],
     pub(crate) cpl: u8,
     pub(crate) mode: u8,
-    pub(crate) shadow: bool,
+    pub(crate) shadow: Shadow,
     pub(crate) xmm: [u128; 16],
     pub(crate) mxcsr: u32,
     pub(crate) fpu: Fpu,
@@ -157,7 +157,7 @@ impl Cpu {
             bases: [0; 8],
             cpl: 0,
             mode: 0,
-            shadow: false,
+            shadow: Shadow::None,
             xmm: [0; 16],
             mxcsr: 0x1f80,
             fpu: Fpu::default(),
@@ -285,7 +285,7 @@ impl Cpu {
 
     /// Whether an external interrupt would be taken before the next instruction.
     pub fn interruptible(&self) -> bool {
-        self.system_flags & flags::IF != 0 && !self.shadow && self.interrupt.is_none()
+        self.interrupts_enabled() && self.shadow == Shadow::None && self.interrupt.is_none()
     }
 
     /// Whether RFLAGS.IF is set.
@@ -332,11 +332,13 @@ impl Cpu {
             if breakpoint && self.breakpoints.are_obeyed() {
                 return Exit::Breakpoint;
             }
-            let special = !self.answers.is_empty() || self.shadow || self.is_traced() || breakpoint;
+            let special =
+                !self.answers.is_empty() || self.shadow != Shadow::None || self.is_traced() || breakpoint;
             if special {
                 self.run_alone();
             } else {
                 self.limit = until.min(self.retired + SLICE);
+                let resumed = self.before_untraced();
                 match self.block_at_rip() {
                     Ok(Some(first)) if self.retired + self.cache.count(first) <= self.limit => {
                         self.enter(first);
@@ -345,6 +347,7 @@ impl Cpu {
                     Ok(None) => self.run_crossing(),
                     Err(Fault) => {}
                 }
+                self.after_untraced(resumed);
             }
             match std::mem::take(&mut self.abort) {
                 Abort::None => {}
@@ -382,7 +385,9 @@ impl Cpu {
         if self.kick.load(Ordering::Relaxed) && self.kick.swap(false, Ordering::Acquire) {
             return Some(Exit::Kicked);
         }
-        if let Some(vector) = self.interrupt.filter(|_| self.system_flags & flags::IF != 0 && !self.shadow) {
+        if let Some(vector) =
+            self.interrupt.filter(|_| self.interrupts_enabled() && self.shadow == Shadow::None)
+        {
             self.interrupt = None;
             self.deliver_interrupt(vector);
             return self.before_block(until);
@@ -397,7 +402,7 @@ impl Cpu {
     fn finish_with(&mut self, exception: Exception) {
         self.answers.clear();
         self.answered = 0;
-        self.shadow = false;
+        self.shadow = Shadow::None;
         self.deliver(exception);
     }
 
@@ -405,7 +410,7 @@ impl Cpu {
     fn run_alone(&mut self) {
         let shadow = std::mem::take(&mut self.shadow);
         let before = self.retired;
-        let traced = self.before_traced();
+        let traced = self.before_traced(shadow);
         if !traced {
             return;
         }

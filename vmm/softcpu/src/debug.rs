@@ -6,10 +6,10 @@
 //! breakpoint that MOV SS or POP SS hits is lost, not late.
 
 use crate::Cpu;
-use crate::cpu::mode;
+use crate::cpu::{Abort, mode};
 use crate::exception::{Exception, Kind};
 use crate::flags;
-use crate::state::Seg;
+use crate::state::{Seg, Shadow};
 
 const DR7_ENABLED: u64 = 0xff;
 const DR7_GD: u64 = 1 << 13;
@@ -45,10 +45,26 @@ struct Breakpoint {
 }
 
 impl Cpu {
-    /// Whether instructions must be executed one by one.
+    /// Whether instructions must be executed one by one. RF alone asks for nothing.
     #[inline(always)]
     pub(crate) fn is_traced(&self) -> bool {
-        self.system_flags & (flags::TF | flags::RF) != 0 || self.dr[5] & DR7_ENABLED != 0
+        self.system_flags & flags::TF != 0 || self.dr[5] & DR7_ENABLED != 0
+    }
+
+    /// What comes before blocks: the first instruction clears RF. The result is for `after_untraced`.
+    #[inline(always)]
+    pub(crate) fn before_untraced(&mut self) -> Option<u64> {
+        let resumed = self.system_flags & flags::RF != 0;
+        self.system_flags &= !flags::RF;
+        resumed.then_some(self.retired)
+    }
+
+    /// What comes after blocks: an instruction that is yet to be completed keeps RF.
+    #[inline(always)]
+    pub(crate) fn after_untraced(&mut self, resumed: Option<u64>) {
+        if resumed == Some(self.retired) && matches!(self.abort, Abort::Exit(_) | Abort::Alone) {
+            self.system_flags |= flags::RF;
+        }
     }
 
     fn breakpoint(&self, number: usize) -> Option<Breakpoint> {
@@ -83,12 +99,12 @@ impl Cpu {
     }
 
     /// What comes before an instruction executed by itself; false when it is not to be executed.
-    pub(crate) fn before_traced(&mut self) -> bool {
+    pub(crate) fn before_traced(&mut self, shadow: Shadow) -> bool {
         let resumed = self.system_flags & flags::RF != 0;
         let step = self.system_flags & flags::TF != 0;
         self.debug = Debug { step, resumed, ..Debug::default() };
         self.system_flags &= !flags::RF;
-        if resumed || self.dr[5] & DR7_ENABLED == 0 {
+        if resumed || shadow == Shadow::Stack || self.dr[5] & DR7_ENABLED == 0 {
             return true;
         }
         let base = if self.mode & mode::LONG != 0 { 0 } else { self.base(Seg::Cs) };

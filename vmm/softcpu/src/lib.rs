@@ -32,7 +32,7 @@ mod word;
 
 pub use cpu::{Cpu, Kicker};
 pub use paging::PHYSICAL_BITS;
-pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, State, Table};
+pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};
 
 /// The instruction did not complete; `Cpu` knows why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -427,6 +427,12 @@ impl Cpu {
         let rest = self.translate_data(address.wrapping_add(first), true)?;
         self.before_store(gpa, first)?;
         self.before_store(rest, size - first)?;
+        // The part that may have to wait for a device comes first: until then the instruction has no effect,
+        // and can be executed again.
+        if self.ram.holds(gpa, first) {
+            self.store(rest, size - first, bits >> (8 * first))?;
+            return self.store(gpa, first, bits);
+        }
         self.store(gpa, first, bits)?;
         self.store(rest, size - first, bits >> (8 * first))
     }

@@ -75,6 +75,18 @@ pub struct Msrs {
     pub sysenter_eip: u64,
 }
 
+/// What an instruction holds off for the next one (SDM vol. 3, 6.8.3), numbered as KVM numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Shadow {
+    /// Nothing.
+    #[default]
+    None,
+    /// Interrupts and debug exceptions: MOV SS, POP SS.
+    Stack,
+    /// Interrupts: STI.
+    Interrupts,
+}
+
 /// The x87 unit, as FXSAVE shows it (SDM vol. 1, 10.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fpu {
@@ -137,8 +149,8 @@ pub struct State {
     pub xmm: [u128; 16],
     /// MXCSR.
     pub mxcsr: u32,
-    /// Interrupts and debug traps are held off for one instruction (STI, MOV SS).
-    pub shadow: bool,
+    /// What is held off for one instruction.
+    pub shadow: Shadow,
     /// An external interrupt that `inject` queued.
     pub interrupt: Option<u8>,
     /// Time-stamp counter minus position.
@@ -167,7 +179,7 @@ impl Default for State {
             fpu: Fpu::default(),
             xmm: [0; 16],
             mxcsr: 0x1f80,
-            shadow: false,
+            shadow: Shadow::None,
             interrupt: None,
             tsc_offset: 0,
         }
@@ -205,7 +217,7 @@ impl State {
         word("efer", self.efer, other.efer);
         word("mxcsr", u64::from(self.mxcsr), u64::from(other.mxcsr));
         word("tsc_offset", self.tsc_offset as u64, other.tsc_offset as u64);
-        word("shadow", u64::from(self.shadow), u64::from(other.shadow));
+        word("shadow", self.shadow as u64, other.shadow as u64);
         for (name, (a, b)) in SEGMENT_NAMES.iter().zip(self.segments.iter().zip(&other.segments)) {
             if a != b {
                 out.push(format!("{name} {a:x?} -> {b:x?}"));

@@ -93,8 +93,8 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // No buttons in fixed hardware, no wake by RTC.
-        .flag(Flags::PwrButton)
+        // The power button is in fixed hardware (its flag says that it is not); no sleep button, no wake by
+        // RTC.
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)

@@ -92,7 +92,7 @@ fn a_kernel_without_a_64_bit_entry_is_refused() {
     let mut image = bzimage(4096, 1 << 20);
     image[0x236] = 0;
     let error = start(&ram(), &image, None).expect_err("no entry");
-    assert!(matches!(error, BootError::NoEntry64(0x20f)), "{error}");
+    assert!(matches!(error, BootError::Kernel(ImageError::NoEntry64)), "{error}");
 }
 
 #[test]
@@ -104,6 +104,40 @@ fn damaged_images_are_refused() {
     let mut image = whole;
     image[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(start(&ram(), &image, None).is_err(), "it prefers to be outside RAM");
+}
+
+/// One byte more than the kernel takes is refused, and not one less; the line is there with its end.
+fn assert_command_line_limit(kernel: &[u8], max: usize) {
+    let start = |len: usize| {
+        let ram = ram();
+        let line = "x".repeat(len);
+        let files = GuestFiles { kernel, initrd: None, command_line: &line };
+        load(ram.map(), ram.bytes(), &files).map(|_| ram)
+    };
+    for len in [0, 1, max - 1, max] {
+        let ram = start(len).unwrap_or_else(|error| panic!("{len} bytes: {error}"));
+        let line = &ram.as_slice()[COMMAND_LINE as usize..][..len + 1];
+        assert!(line[..len].iter().all(|&byte| byte == b'x') && line[len] == 0, "{len} bytes");
+    }
+    for len in [max + 1, max + 2, 4096, 100_000] {
+        let error = start(len).map(|_| ()).expect_err("too long");
+        assert!(
+            matches!(error, BootError::CommandLine { len: l, max: m } if (l, m) == (len, max)),
+            "{error}"
+        );
+        assert!(error.to_string().contains(&max.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn the_longest_command_line_is_the_kernels() {
+    assert_command_line_limit(guest_images::MINIKV, 2047);
+    for (told, max) in [(2047_u32, 2047), (0, 255), (255, 255), (4095, 4095), (4096, 4095), (u32::MAX, 4095)]
+    {
+        let mut kernel = bzimage(4096, 1 << 20);
+        kernel[0x238..0x23c].copy_from_slice(&told.to_le_bytes());
+        assert_command_line_limit(&kernel, max);
+    }
 }
 
 fn sum(bytes: &[u8]) -> u8 {
@@ -130,6 +164,8 @@ fn acpi_tables_are_linked_and_sum_to_zero() {
     let xsdt = table(offset(u32_at(bytes, 24)), b"XSDT");
     assert_eq!(xsdt.len(), 36 + 8, "one entry");
     let fadt = table(offset(u32_at(xsdt, 36)), b"FACP");
+    // Table 5.10: bit 4 says that there is no power button in fixed hardware, bit 5 no sleep button.
+    assert_eq!(u32_at(fadt, 112) & 0b11_0000, 0b10_0000);
     let facs = u32_at(fadt, 36);
     assert_eq!((facs % 64, &bytes[offset(facs)..][..4]), (0, &b"FACS"[..]));
     let dsdt = offset(u32_at(fadt, 40));

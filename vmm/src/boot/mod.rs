@@ -11,9 +11,11 @@
 
 mod acpi;
 mod bzimage;
+pub mod image;
 mod params;
 
 use std::io::Cursor;
+use std::sync::Arc;
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::setup_header;
@@ -24,6 +26,7 @@ use crate::engine::state::{CpuState, Segment, TableRegister};
 use crate::memory::{GuestMemory, PAGE_BYTES};
 
 pub use acpi::tables as acpi_tables;
+pub use image::ImageError;
 
 const GDT: u64 = 0x500;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -31,7 +34,11 @@ const PML4: u64 = 0x9000;
 const PDPT: u64 = 0xa000;
 const PAGE_DIRECTORIES: u64 = 0xb000;
 const COMMAND_LINE: u64 = 0x2_0000;
-const COMMAND_LINE_MAX: usize = 4096;
+/// Room for a command line and its final zero.
+const COMMAND_LINE_BYTES: usize = 4096;
+/// Longest command line of a kernel that is an ELF file, and says nothing of it: Linux and minikv read as
+/// much, and would cut off the rest without a word (COMMAND_LINE_SIZE of arch/x86, less its final zero).
+const ELF_COMMAND_LINE_MAX: usize = 2047;
 const HIGH_RAM_START: u64 = 0x10_0000;
 /// An initial RAM disk must end below, unless the kernel's header says something else.
 const INITRD_END_MAX: u64 = 0x8000_0000;
@@ -51,9 +58,9 @@ pub enum BootError {
          end of RAM, or a bzImage; --memory gives more RAM"
     )]
     Image(#[source] linux_loader::loader::Error),
-    /// A bzImage that has no 64-bit entry.
-    #[error("the bzImage has no 64-bit entry (boot protocol {0:#x}): a 64-bit kernel is needed")]
-    NoEntry64(u16),
+    /// The file is not a kernel that can be booted.
+    #[error("cannot boot the kernel: {0}")]
+    Kernel(#[from] ImageError),
     /// A kernel that needs more than there is.
     #[error("the kernel needs {need} MiB from {start:#x} on, guest memory has {have} MiB: see --memory")]
     NoRoom {
@@ -81,8 +88,13 @@ pub enum BootError {
         have: u64,
     },
     /// The command line is too long.
-    #[error("the guest command line has {0} bytes, {COMMAND_LINE_MAX} allowed")]
-    CommandLine(usize),
+    #[error("the guest's command line has {len} bytes, and its kernel takes {max} at most")]
+    CommandLine {
+        /// Its bytes.
+        len: usize,
+        /// Most bytes.
+        max: usize,
+    },
     /// Guest memory is too small for the tables.
     #[error("cannot write the boot tables: {0}")]
     Memory(#[source] vm_memory::GuestMemoryError),
@@ -99,6 +111,36 @@ pub struct GuestFiles<'a> {
     pub command_line: &'a str,
 }
 
+/// What a guest is started with, kept so that it can be started again: the files may have changed.
+#[derive(Debug, Clone)]
+pub struct GuestImage {
+    /// An ELF file, or a Linux bzImage.
+    pub kernel: Arc<[u8]>,
+    /// The initial RAM disk.
+    pub initrd: Option<Arc<[u8]>>,
+    /// The command line.
+    pub command_line: String,
+}
+
+impl GuestImage {
+    /// The files.
+    pub fn files(&self) -> GuestFiles<'_> {
+        GuestFiles { kernel: &self.kernel, initrd: self.initrd.as_deref(), command_line: &self.command_line }
+    }
+
+    /// BLAKE3 of everything that is loaded into the guest's memory.
+    pub fn digest(&self) -> [u8; 32] {
+        let kernel = blake3::hash(&self.kernel);
+        match &self.initrd {
+            None => *kernel.as_bytes(),
+            Some(initrd) => {
+                let both = [*kernel.as_bytes(), *blake3::hash(initrd).as_bytes()];
+                *blake3::hash(&both.concat()).as_bytes()
+            }
+        }
+    }
+}
+
 /// A kernel in memory.
 struct Loaded {
     /// Where it begins to run.
@@ -111,6 +153,7 @@ struct Loaded {
 
 /// Loads a guest and makes everything it needs; the result is the vCPU's first state.
 pub fn load(memory: &GuestMemory, ram_bytes: u64, files: &GuestFiles<'_>) -> Result<CpuState, BootError> {
+    image::check(files.kernel)?;
     let loaded = match guest_images::kernel::is_bzimage(files.kernel) {
         true => bzimage::load(memory, ram_bytes, files.kernel)?,
         false => load_elf(memory, files.kernel)?,
@@ -183,8 +226,10 @@ fn boot_tables(
     if kernel.entry < HIGH_RAM_START {
         return Err(BootError::TooLow(kernel.entry));
     }
-    if command_line.len() >= COMMAND_LINE_MAX {
-        return Err(BootError::CommandLine(command_line.len()));
+    let told = kernel.header.as_ref().map_or(ELF_COMMAND_LINE_MAX, bzimage::command_line_max);
+    let (len, max) = (command_line.len(), told.min(COMMAND_LINE_BYTES - 1));
+    if len > max {
+        return Err(BootError::CommandLine { len, max });
     }
     let mut line = command_line.as_bytes().to_vec();
     line.push(0);

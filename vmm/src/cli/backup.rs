@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::cli::headings::PAIR;
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
@@ -29,11 +30,11 @@ pub struct BackupArgs {
     pub record: RecordArgs,
     /// Where to wait for the primary: HOST:PORT, an IPv6 address as [::1]:PORT. Port 0 takes any, and a line
     /// on standard output says which.
-    #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS",
+    #[arg(long, help_heading = PAIR, default_value = "127.0.0.1:7700", value_name = "ADDRESS",
           value_parser = logchannel::address::listen)]
     pub listen: String,
     /// Directory for the report, should this backup diverge.
-    #[arg(long, default_value = ".", value_name = "DIR")]
+    #[arg(long, help_heading = PAIR, default_value = ".", value_name = "DIR")]
     pub reports: PathBuf,
 }
 
@@ -43,7 +44,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<u8> {
     let end = run_backup(config, &args.listen, args.record.options().as_ref(), |divergence| {
         let name = format!("divergence-{}-{}.txt", args.vm.vm, divergence.seq);
         let path = args.reports.join(name);
-        std::fs::write(&path, divergence.to_string())
+        host::files::write(&path, divergence.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("lockstep: diverged: {}; report in {}", divergence.difference, path.display());
         Ok(())

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use disk_server::Embedded;
 
+use crate::cli::headings::DISK;
 use crate::config::VmConfig;
 
 /// Options of commands that run one machine without a backup.
@@ -13,7 +14,7 @@ use crate::config::VmConfig;
 pub struct DataArgs {
     /// Directory in which this process keeps the disk, where no --disk-server does; $XDG_DATA_HOME/lockstep
     /// or ~/.local/share/lockstep without it. Made if it is not there. Machines of other names may share it.
-    #[arg(long, value_name = "DIR", conflicts_with = "disk_server", env = "LOCKSTEP_DATA")]
+    #[arg(long, help_heading = DISK, value_name = "DIR", conflicts_with = "disk_server", env = "LOCKSTEP_DATA")]
     pub data: Option<PathBuf>,
 }
 

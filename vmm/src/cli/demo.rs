@@ -148,7 +148,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     let temporary = match &args.directory {
         None => Some(tempfile::Builder::new().prefix("lockstep-").tempdir()?),
         Some(directory) => {
-            std::fs::create_dir_all(directory)?;
+            host::files::create_dir_all(directory)?;
             None
         }
     };

@@ -6,7 +6,7 @@ pub fn run(options: &disk_server::Options) -> anyhow::Result<u8> {
     match runtime.block_on(disk_server::run(options.clone())) {
         Ok(()) => Ok(0),
         Err(error) => {
-            eprintln!("lockstep: {error}");
+            eprintln!("lockstep: {}", host::errors::Chain(&error));
             Ok(error.exit_code())
         }
     }

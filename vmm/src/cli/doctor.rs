@@ -128,6 +128,15 @@ fn examine_kvm() -> Report {
     report
 }
 
+/// Nanoseconds of an instruction at CPL0 above which KVM does not run it, but emulates it.
+const EMULATED_NS: f64 = 50.0;
+
+/// Whether this host's KVM works and emulates guest code at CPL0, which stock Linux does not survive.
+pub fn emulates_cpl0() -> bool {
+    let report = examine_kvm();
+    report.kvm_usable && report.cpl0_instruction_ns.is_some_and(|ns| ns > EMULATED_NS)
+}
+
 fn module() -> Option<String> {
     ["kvm_intel", "kvm_amd", "kvm_pvm"]
         .into_iter()
@@ -235,7 +244,7 @@ fn conclude(report: &mut Report) {
                 .into()
         }
     });
-    if report.cpl0_instruction_ns.is_some_and(|ns| ns > 50.0) {
+    if report.cpl0_instruction_ns.is_some_and(|ns| ns > EMULATED_NS) {
         report.reasons.push(
             "KVM emulates guest code at CPL0 here (about 1000 times slower than at CPL3): stock Linux does \
              not run on it; guests made for it, as minikv, do"

@@ -1,10 +1,11 @@
 //! `lockstep guest`: makes guest images of Debian packages, lists them, and says where they are.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use guest_images::cache::{Cache, Guest};
+use guest_images::cache::{Cache, CacheError, Guest};
 use guest_images::recipe::{RECIPES, build};
 
 use crate::config::MINIKV;
@@ -62,9 +63,31 @@ pub fn run(args: &GuestArgs) -> anyhow::Result<u8> {
             println!("{}", serde_json::to_string_pretty(&cache.list()?)?);
         }
         GuestAction::List { json: false } => list(&cache.list()?),
-        GuestAction::Path { name } => println!("{}", cache.find(name)?.directory.display()),
+        GuestAction::Path { name } => {
+            let guest = cache.find(name).map_err(|error| not_found(&cache, error))?;
+            println!("{}", guest.directory.display());
+        }
     }
     Ok(0)
+}
+
+/// What to do about a guest that is not there: which there are, how others are made, and how to bring one.
+pub fn not_found(cache: &Cache, error: CacheError) -> anyhow::Error {
+    let CacheError::Unknown { name, root } = &error else { return error.into() };
+    let can_be_built = RECIPES.iter().any(|recipe| recipe.name == name);
+    let built: Vec<String> =
+        cache.list().unwrap_or_default().into_iter().map(|guest| guest.manifest.name).collect();
+    let built: BTreeSet<String> = built.into_iter().chain([MINIKV.to_owned()]).collect();
+    let there = built.into_iter().collect::<Vec<_>>().join(", ");
+    let advice = match can_be_built {
+        true => format!("it is made with: lockstep guest build {name}"),
+        false => format!(
+            "these can be made with `lockstep guest build NAME`:\n{}A guest of your own: --kernel FILE, and \
+             --initrd, --cmdline and --disk-image as it needs them",
+            recipes()
+        ),
+    };
+    anyhow::anyhow!("there is no guest {name:?} in {}; there are: {there}; {advice}", root.display())
 }
 
 /// Builds a guest that is not there yet, or that older recipes made; minikv always is there.

@@ -110,7 +110,7 @@ fn describe(event: &Event) -> String {
         Event::DiskRead { request, offset, len, digest } => {
             format!("request {request} {len} bytes at {offset}, digest {}", hex(digest))
         }
-        Event::Shutdown | Event::Reset => String::new(),
+        Event::Shutdown | Event::Reset | Event::HandOver | Event::PowerButton => String::new(),
     }
 }
 
@@ -145,7 +145,7 @@ fn as_json(entry: &LogEntry) -> serde_json::Value {
             value["len"] = (*len).into();
             value["digest"] = hex(digest).into();
         }
-        Event::Shutdown | Event::Reset => {}
+        Event::Shutdown | Event::Reset | Event::HandOver | Event::PowerButton => {}
     }
     value
 }

@@ -8,6 +8,7 @@ pub mod disk_server;
 pub mod diverge;
 pub mod doctor;
 pub mod guest;
+pub mod headings;
 pub mod lan;
 pub mod log;
 pub mod primary;
@@ -16,6 +17,7 @@ pub mod replay;
 pub mod replicate;
 pub mod run;
 pub mod status;
+pub mod stop;
 pub mod verify;
 
 use ::disk_server::{ServerError, StoreError};
@@ -34,6 +36,8 @@ pub const EXIT_DIVERGED: u8 = 4;
 pub const EXIT_NO_KVM: u8 = 5;
 /// The guest cannot run on.
 pub const EXIT_GUEST_STUCK: u8 = 6;
+/// The guest did not obey its power button in time (`lockstep stop`).
+pub const EXIT_NOT_OBEYED: u8 = 8;
 
 /// What the exit codes mean, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes:
@@ -43,7 +47,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   3  another copy of the machine is live: this one halted, or did not start
   4  the backup diverged; standard error names the report
   5  --engine kvm was asked for, and this host has none that works (see lockstep doctor)
-  6  the guest can never run again by its own doing";
+  6  the guest can never run again by its own doing, or reset itself again and again (--reset-limit)";
 
 /// The exit code of an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
@@ -63,17 +67,24 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Says how a process' part in a machine ended; the exit code.
 pub fn conclude(end: &ProcessEnd) -> u8 {
-    let halted = |reason: &HaltReason| {
+    let halted = |reason: &HaltReason, ending: Option<&Ending>| {
         eprintln!("lockstep: halted: {reason}");
         match reason {
-            HaltReason::GuestEnded => 0,
+            HaltReason::GuestEnded => match ending {
+                Some(ending @ (Ending::Stuck(_) | Ending::ResetLoop { .. })) => {
+                    eprintln!("lockstep: {ending}");
+                    EXIT_GUEST_STUCK
+                }
+                _ => 0,
+            },
             HaltReason::Lost { .. } | HaltReason::Fenced { .. } => EXIT_OTHER_LIVE,
             HaltReason::Diverged => EXIT_DIVERGED,
             HaltReason::NeverJoined | HaltReason::CannotRead => 1,
         }
     };
     match end {
-        ProcessEnd::Backup(reason) | ProcessEnd::Live(LiveEnd::Halted(reason)) => halted(reason),
+        ProcessEnd::Backup(reason, ending) => halted(reason, ending.as_ref()),
+        ProcessEnd::Live(LiveEnd::Halted(reason)) => halted(reason, None),
         ProcessEnd::Live(LiveEnd::Guest { ending, last }) => {
             eprintln!("lockstep: {ending}");
             if let Some((position, digest)) = last {
@@ -82,7 +93,7 @@ pub fn conclude(end: &ProcessEnd) -> u8 {
             match ending {
                 Ending::PowerOff(status) => *status,
                 Ending::Reset | Ending::Shutdown => 0,
-                Ending::Stuck(_) => EXIT_GUEST_STUCK,
+                Ending::Stuck(_) | Ending::ResetLoop { .. } => EXIT_GUEST_STUCK,
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::cli::headings::{DISK, PAIR};
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{PairArgs, VmArgs, VmConfig};
@@ -27,15 +28,15 @@ pub struct PrimaryArgs {
     #[command(flatten)]
     pub record: RecordArgs,
     /// Where the backup listens: HOST:PORT, an IPv6 address as [::1]:PORT.
-    #[arg(long, value_name = "ADDRESS", value_parser = logchannel::address::peer)]
+    #[arg(long, help_heading = PAIR, value_name = "ADDRESS", value_parser = logchannel::address::peer)]
     pub backup: String,
     /// Have the backup read the shared disk itself: the log then carries no data of most disk reads. The
     /// backup is told when the pair forms; so is one that joins later, also after a failover.
-    #[arg(long)]
+    #[arg(long, help_heading = PAIR)]
     pub backup_reads: bool,
     /// Start even when another copy is live, or may be: that one is fenced off and halts. For a person who
     /// knows that it must end, not for a script.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::Args;
 
 use crate::cli::data::DataArgs;
+use crate::cli::headings::{DISK, RECORDING};
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
 use crate::io::clock::wall_ns;
@@ -18,10 +19,16 @@ const SECOND_NS: f64 = 1e9;
 #[derive(Debug, Clone, Args)]
 pub struct RecordArgs {
     /// Record the run into this file, which must not exist.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = RECORDING, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(
+        long,
+        help_heading = RECORDING,
+        default_value_t = 10.0,
+        value_name = "SECONDS",
+        value_parser = seconds
+    )]
     pub checkpoint_every: f64,
 }
 
@@ -60,14 +67,20 @@ pub struct RecordCommandArgs {
     #[command(flatten)]
     pub data: DataArgs,
     /// The recording; the file must not exist.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, help_heading = RECORDING, value_name = "FILE")]
     pub output: PathBuf,
     /// Seconds of the guest's time between checkpoints; 0 for none but the first.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(
+        long,
+        help_heading = RECORDING,
+        default_value_t = 10.0,
+        value_name = "SECONDS",
+        value_parser = seconds
+    )]
     pub checkpoint_every: f64,
     /// Start even when another copy is live, or may be: that one is fenced off and halts. For a person who
     /// knows that it must end, not for a script.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

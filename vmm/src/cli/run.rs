@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::cli::data::DataArgs;
+use crate::cli::headings::DISK;
 use crate::cli::record::RecordArgs;
 use crate::cli::{EXIT_CODES, conclude};
 use crate::config::{VmArgs, VmConfig};
@@ -44,7 +45,7 @@ pub struct RunArgs {
     pub debug: DebugArgs,
     /// Start even when another copy is live, or may be: that one is fenced off and halts. For a person who
     /// knows that it must end, not for a script.
-    #[arg(long)]
+    #[arg(long, help_heading = DISK)]
     pub take_over: bool,
 }
 

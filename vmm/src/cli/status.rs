@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use host::errors::Chain;
 use serde_json::Value;
 
 use crate::io::control;
@@ -19,7 +20,6 @@ use view::{View, fit, plain};
   lockstep status primary.sock
   lockstep status --watch 1 primary.sock backup.sock
   lockstep status --json primary.sock | jq .live.lag_ns
-  lockstep status --shutdown primary.sock
 
 On a terminal --watch redraws in place; colours are left out where NO_COLOR is set.")]
 pub struct StatusArgs {
@@ -32,20 +32,10 @@ pub struct StatusArgs {
     /// Repeat every so many seconds, until interrupted.
     #[arg(long, value_name = "SECONDS")]
     pub watch: Option<u64>,
-    /// Power the machine off instead: the pair ends together.
-    #[arg(long)]
-    pub shutdown: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> anyhow::Result<u8> {
-    if args.shutdown {
-        let answer = ask(&args.sockets[0], "shutdown")?;
-        if let Some(error) = answer.get("error").and_then(Value::as_str) {
-            bail!("{}: {error}", args.sockets[0].display());
-        }
-        return Ok(0);
-    }
     let is_terminal = std::io::stdout().is_terminal();
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");

@@ -397,16 +397,16 @@ impl Debugger {
         let stub = stub.map_err(|error| error.to_string());
         match stub.and_then(|stub| stub.run_state_machine(target).map_err(|error| error.to_string())) {
             Ok(stub) => {
-                eprintln!("lockstep: a debugger is here: the guest stands still");
+                host::say!("lockstep: a debugger is here: the guest stands still");
                 self.stub = Some(stub);
             }
-            Err(error) => eprintln!("lockstep: cannot serve a debugger: {error}"),
+            Err(error) => host::say!("lockstep: cannot serve a debugger: {error}"),
         }
     }
 
     fn disconnect(&mut self, target: &mut Target) {
         if self.stub.take().is_some() {
-            eprintln!("lockstep: the debugger is gone: the guest goes on");
+            host::say!("lockstep: the debugger is gone: the guest goes on");
         }
         self.inbox.clear();
         self.stop = None;
@@ -443,12 +443,12 @@ impl Debugger {
         match next {
             Ok(Stub::Disconnected(_)) => {
                 self.stub = None;
-                eprintln!("lockstep: the debugger has detached: the guest goes on");
+                host::say!("lockstep: the debugger has detached: the guest goes on");
                 self.disconnect(target);
             }
             Ok(next) => self.stub = Some(next),
             Err(error) => {
-                eprintln!("lockstep: the debugger failed: {error}");
+                host::say!("lockstep: the debugger failed: {error}");
                 self.disconnect(target);
             }
         }

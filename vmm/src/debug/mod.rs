@@ -29,6 +29,7 @@ use clap::Args;
 use crossbeam_channel::bounded;
 use logchannel::Position;
 
+use crate::cli::headings::DEBUGGING;
 use crate::engine::{
     AnyEngine, BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock,
     StopPrecision, VmEntry, VmExit,
@@ -50,20 +51,20 @@ const QUEUE: usize = 16;
 #[derive(Debug, Clone, Default, Args)]
 pub struct DebugArgs {
     /// Wait for GDB at this address, HOST:PORT or unix:PATH, before the guest's first instruction.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, help_heading = DEBUGGING, value_name = "ADDRESS")]
     pub gdb: Option<Address>,
     /// Symbols: an ELF file with a symbol table, or a kernel image that has them for itself. Without it those
     /// of the guest image.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = DEBUGGING, value_name = "FILE")]
     pub symbols: Option<PathBuf>,
     /// Trace instructions from this position on (engines that stop at any instruction).
-    #[arg(long, value_name = "POSITION")]
+    #[arg(long, help_heading = DEBUGGING, value_name = "POSITION")]
     pub trace_from: Option<u64>,
     /// Last position to trace; without it as far as the guest runs.
-    #[arg(long, value_name = "POSITION", requires = "trace_from")]
+    #[arg(long, help_heading = DEBUGGING, value_name = "POSITION", requires = "trace_from")]
     pub trace_to: Option<u64>,
     /// File for the trace; standard output without it.
-    #[arg(long, value_name = "FILE", requires = "trace_from")]
+    #[arg(long, help_heading = DEBUGGING, value_name = "FILE", requires = "trace_from")]
     pub trace_file: Option<PathBuf>,
 }
 
@@ -244,6 +245,10 @@ impl Engine for Debugged {
 
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
         self.target.engine.restore(state, position)
+    }
+
+    fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError> {
+        self.target.engine.power_on(first, position)
     }
 
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {

@@ -4,7 +4,6 @@
 //!  position  rip               symbol+offset      instruction            registers that it changed
 //! ```
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -91,7 +90,7 @@ impl Trace {
         let out: Box<dyn Write + Send> = match file {
             None => Box::new(std::io::stdout()),
             Some(path) => {
-                let file = File::create(path);
+                let file = host::files::create(path);
                 Box::new(BufWriter::new(file.with_context(|| format!("cannot write {}", path.display()))?))
             }
         };

@@ -149,11 +149,8 @@ pub fn listen(address: &Address, queue: Sender<Message>, kicks: Kicks) -> io::Re
             (Listener::Tcp(listener), bound)
         }
         Address::Unix(path) => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
-            }
-            let _ = std::fs::remove_file(path);
-            (Listener::Unix(UnixListener::bind(path)?), address.clone())
+            let (listener, _) = host::unix_socket::bind(path).map_err(io::Error::other)?;
+            (Listener::Unix(listener), address.clone())
         }
     };
     std::thread::Builder::new().name("gdb".into()).spawn(move || serve(&listener, &queue, &kicks))?;

@@ -181,6 +181,10 @@ impl Engine for AnyEngine {
         (**self).restore(state, position)
     }
 
+    fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError> {
+        (**self).power_on(first, position)
+    }
+
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
         (**self).track_dirty_pages(on)
     }

@@ -33,7 +33,7 @@ pub struct PendingEvents {
     pub exception: Option<(u8, Option<u32>)>,
     /// An external interrupt is queued: vector.
     pub interrupt: Option<u8>,
-    /// Interrupts are held off for one instruction (STI, MOV SS).
+    /// Held off for one instruction, as KVM has it: 1 by MOV SS (interrupts, debug exceptions), 2 by STI.
     pub shadow: u8,
     /// An NMI is pending, and NMIs are masked.
     pub nmi: (bool, bool),

@@ -1,6 +1,10 @@
-//! Input of the guest's console: the terminal that this process runs in, or any stream on standard input.
+//! The guest's console: its input from the terminal that this process runs in, or from any stream on standard
+//! input; its output to a file of bounded size, or to standard output.
 
-use std::io::{IsTerminal, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use crossbeam_channel::Sender;
 use nix::sys::termios::{self, InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
@@ -82,3 +86,87 @@ impl Reader {
         }
     }
 }
+
+/// How much a guest may print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsoleLimits {
+    /// Bytes a second, if that is bounded.
+    pub rate: Option<u64>,
+    /// Bytes that may come at once.
+    pub burst: u64,
+}
+
+impl ConsoleLimits {
+    /// Limits of `rate` bytes a second (0: none), and so many seconds' worth of it at once.
+    pub fn new(rate: u64) -> Self {
+        const BURST_SECONDS: u64 = 8;
+        let burst = rate.saturating_mul(BURST_SECONDS);
+        Self { rate: (rate > 0).then_some(rate), burst }
+    }
+}
+
+/// Where console output goes.
+pub struct ConsoleSink {
+    /// The file, or standard output.
+    pub writer: Box<dyn Write + Send>,
+    /// How much goes there.
+    pub limits: ConsoleLimits,
+}
+
+/// A console's file: when it would grow beyond its limit it becomes FILE.1, in the place of an earlier one,
+/// and a new file begins.
+#[derive(Debug)]
+pub struct ConsoleFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    /// 0: none.
+    limit: u64,
+}
+
+impl ConsoleFile {
+    /// Opens a file to be appended to; `limit` bytes at most, 0 for any number.
+    pub fn open(path: &Path, limit: u64) -> std::io::Result<Self> {
+        let file = Self::append(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { path: path.to_path_buf(), file, bytes, limit })
+    }
+
+    fn append(path: &Path) -> std::io::Result<File> {
+        host::files::append(path)
+    }
+
+    fn rotate(&mut self) -> std::io::Result<()> {
+        let mut older = self.path.clone().into_os_string();
+        older.push(".1");
+        std::fs::rename(&self.path, older)?;
+        self.file = Self::append(&self.path)?;
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// Only a plain file can be put aside: a device or a pipe has no size.
+    fn is_plain(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.is_file())
+    }
+}
+
+impl Write for ConsoleFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let would_be = self.bytes + bytes.len() as u64;
+        if self.limit > 0 && self.bytes > 0 && would_be > self.limit && self.is_plain() {
+            self.rotate()?;
+        }
+        let written = self.file.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+#[path = "console_tests.rs"]
+mod tests;

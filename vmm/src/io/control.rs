@@ -25,13 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to accept when the host has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(50);
 
-/// Binds the socket; one that a dead process left behind is replaced.
+/// Binds the socket, for this user alone; one that a dead process left behind is replaced.
 pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another process listens on --control {}", path.display());
-    }
-    let _ = std::fs::remove_file(path);
-    UnixListener::bind(path).with_context(|| format!("cannot listen on --control {}", path.display()))
+    let (listener, _) = host::unix_socket::bind(path).context("--control")?;
+    Ok(listener)
 }
 
 /// An error, as an answer.

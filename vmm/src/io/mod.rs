@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod console;
 pub mod control;
+pub mod repeated;
 
 use std::io::Read;
 

@@ -1,13 +1,16 @@
-//! What the control socket answers: `status`, `shutdown`, `replicate ADDRESS`. Clients ask side by side.
+//! What the control socket answers: `status`, `power-button`, `shutdown`, `end`, `replicate ADDRESS`. Clients ask
+//! side by side.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use logchannel::Event;
 
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
 use crate::io::control::error;
+use crate::pair::awaited_end::AwaitedEnd;
 use crate::pair::disk_health::DiskHealth;
 use crate::pair::follower::{FailoverTimes, Follower, FollowerStatus};
 use crate::pair::greeting::greet_backup;
@@ -42,6 +45,7 @@ pub(super) struct Answers {
     pub(super) queue: Sender<Control>,
     pub(super) health: Arc<DiskHealth>,
     pub(super) replication: Arc<Replication>,
+    pub(super) end: Arc<AwaitedEnd>,
 }
 
 impl Answers {
@@ -50,12 +54,17 @@ impl Answers {
         let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
         match (word, rest.trim()) {
             ("status", "") => self.status(),
-            ("shutdown", "") => self.shutdown().map_or_else(error, |()| NOTHING.into()),
+            ("power-button", "") => self.tell_guest(Control::Input(Event::PowerButton)),
+            ("shutdown", "") => self.tell_guest(Control::Shutdown),
+            ("end", "") => match self.live() {
+                Ok(()) => self.end.answer(self.clock.now_ns()),
+                Err(reason) => error(reason),
+            },
             ("replicate", "") => error("replicate needs the address of a backup: replicate HOST:PORT"),
             ("replicate", to) => self
                 .replicate(to)
                 .map_or_else(error, |number| serde_json::json!({ "attempt": number }).to_string()),
-            _ => error("unknown request: status, shutdown or replicate HOST:PORT"),
+            _ => error("unknown request: status, power-button, shutdown, end or replicate HOST:PORT"),
         }
     }
 
@@ -63,16 +72,21 @@ impl Answers {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shutdown(&self) -> Result<(), String> {
+    /// Whether the live copy is here.
+    fn live(&self) -> Result<(), String> {
         let parts = self.parts();
-        if parts.leader.is_none() {
-            // Kept for later, it would end the machine at the next failover.
-            return Err(format!("no live copy runs in this {}: ask the primary", parts.role));
+        match &parts.leader {
+            Some(_) => Ok(()),
+            None => Err(format!("no live copy runs in this {}: ask the primary", parts.role)),
         }
-        drop(parts);
-        self.queue
-            .send_timeout(Control::Shutdown, ROOM)
-            .map_err(|_| "the guest takes no requests".to_string())
+    }
+
+    /// Passes a request on to the vCPU thread of the live copy: kept for later by a backup, it would end the
+    /// machine at the next failover.
+    fn tell_guest(&self, request: Control) -> String {
+        let full = |_| "the guest takes no requests".to_string();
+        let sent = self.live().and_then(|()| self.queue.send_timeout(request, ROOM).map_err(full));
+        sent.map_or_else(error, |()| NOTHING.into())
     }
 
     /// Greets the backup at `to` and has the vCPU thread begin the transfer; the number of the attempt.

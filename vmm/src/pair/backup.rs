@@ -18,13 +18,13 @@ use crate::config::{VmConfig, protocol};
 use crate::memory::Ram;
 use crate::pair::answers::StatusParts;
 use crate::pair::claims::{ClaimServer, Claims, claims};
+use crate::pair::egress::Egress;
 use crate::pair::fetch::Fetch;
 use crate::pair::follower::{FollowEnd, FollowLink, Follower, FollowerStatus};
 use crate::pair::greeting::heartbeat_address;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant as new_claimant};
 use crate::pair::leader::{HeartbeatLink, Leader};
 use crate::pair::live::LiveEnd;
-use crate::pair::outside::Outside;
 use crate::pair::primary::end_on_signal;
 use crate::pair::reception::{Arrival, Desk, Reception};
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
@@ -68,11 +68,11 @@ pub fn run_backup(
                 divergence.replay_command = file.map(|path| format!("lockstep diverge {}", path.display()));
                 report(&divergence)?;
             }
-            Ok(ProcessEnd::Backup(reason))
+            Ok(ProcessEnd::Backup(reason, replayer.ending().cloned()))
         }
         FollowEnd::Live { backup, replayer, generation, resend, mut times, status, entry_ns, recording } => {
-            let outside = Outside::new(net, host.console()?, generation);
-            let leader = host.lead(backup.into_primary(), outside, claims, None)?;
+            let egress = Egress::start(net, host.console()?, generation, host.clock)?;
+            let leader = host.lead(backup.into_primary(), egress, claims, None)?;
             *part.lock().unwrap_or_else(PoisonError::into_inner) = Part::Live(leader.clone());
             announce(&host, &leader)?;
             // The guest's time is as the last entry left it: what has passed since, it catches up.
@@ -97,7 +97,7 @@ pub fn run_backup(
             if matches!(end, LiveEnd::Guest { .. }) {
                 host.release(&leader);
             }
-            Ok(ProcessEnd::Live(end))
+            Ok(host.ended(ProcessEnd::Live(end)))
         }
     }
 }
@@ -122,11 +122,11 @@ fn serve_claims(server: ClaimServer, part: Arc<Mutex<Part>>) -> anyhow::Result<(
                 Part::Backup(follower) => follower.event(ft::BackupEvent::ClaimAnswer { expect, answer }),
                 Part::Waiting => {}
             },
-            // A backup needs no word of it: it asks when its primary is gone.
-            |generation| {
-                if let Part::Live(leader) = &*part() {
-                    leader.event(ft::PrimaryEvent::Fenced { generation });
-                }
+            // A backup needs no word of the generation: it asks when its primary is gone.
+            |generation| match &*part() {
+                Part::Live(leader) => leader.event(ft::PrimaryEvent::Fenced { generation }),
+                Part::Backup(follower) => follower.event(ft::BackupEvent::DiskAnswered),
+                Part::Waiting => {}
             },
         );
     })?;
@@ -141,7 +141,8 @@ fn begin_recording(
     machine: &mut Vm,
 ) -> anyhow::Result<Sink> {
     let header = Header::new(&host.config, options.checkpoint_every_ns);
-    Sink::create(&options.path, &header, log, machine)
+    let sink = Sink::create(&options.path, &header, log, machine)?;
+    Ok(sink.with_image(host.config.guest_image()))
 }
 
 /// A backup's numbers before it has any.
@@ -275,7 +276,8 @@ fn transferred(
 ) -> anyhow::Result<(Vm, LogStart)> {
     let mut ram = Ram::new(config.memory_bytes())?;
     let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;
-    Ok((assemble::restore(config.engine, ram, state)?, log))
+    let policy = config.reset_policy();
+    Ok((assemble::restore(config.engine, &config.debugging, ram, state, policy)?, log))
 }
 
 /// The protocol's word for having a machine as it was after `log`. The entries of the requests in flight are

@@ -12,41 +12,66 @@ use disk_server::client::{Claim, ClientError, DiskClient};
 use ft::ClaimAnswer;
 use logchannel::Generation;
 
+use crate::io::repeated::Repeated;
 use crate::pair::disk_health::DiskHealth;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
+#[derive(Debug, Clone, Copy)]
+enum Question {
+    Claim(Generation, u128),
+    Current,
+}
+
 /// Where claims are asked.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    queue: Sender<(Generation, u128)>,
+    queue: Sender<Question>,
+    health: Arc<DiskHealth>,
 }
 
 /// The other end, to be served by a thread.
 #[derive(Debug)]
 pub struct ClaimServer {
-    queue: Receiver<(Generation, u128)>,
+    queue: Receiver<Question>,
     server: String,
     vm: String,
     client: Option<DiskClient>,
     health: Arc<DiskHealth>,
+    failed: Repeated,
 }
 
 /// A queue of claims for the machine `vm` at the disk server `server`; `health` is told whether that answers.
 pub fn claims(server: &str, vm: &str, health: Arc<DiskHealth>) -> (Claims, ClaimServer) {
     // One claim in hand and one waiting: a repeated question adds nothing.
     let (send, receive) = bounded(1);
-    let (server, vm) = (server.into(), vm.into());
-    let server = ClaimServer { queue: receive, server, vm, client: None, health };
-    (Claims { queue: send }, server)
+    let server = ClaimServer {
+        queue: receive,
+        server: server.into(),
+        vm: vm.into(),
+        client: None,
+        health: health.clone(),
+        failed: Repeated::default(),
+    };
+    (Claims { queue: send, health }, server)
 }
 
 impl Claims {
     /// Asks; the answer comes to whoever serves the queue. A claim that finds one waiting is dropped: the
     /// protocol asks again.
     pub fn ask(&self, expect: Generation, claimant: u128) {
-        let _ = self.queue.try_send((expect, claimant));
+        let _ = self.queue.try_send(Question::Claim(expect, claimant));
+    }
+
+    /// Asks for the current generation now, not only at the next look at it.
+    pub fn look(&self) {
+        let _ = self.queue.try_send(Question::Current);
+    }
+
+    /// When the disk server last answered.
+    pub fn health(&self) -> &DiskHealth {
+        &self.health
     }
 }
 
@@ -61,8 +86,10 @@ impl ClaimServer {
         let mut wait = Duration::ZERO;
         loop {
             match self.queue.recv_timeout(wait) {
-                Ok((expect, claimant)) => answer(expect, self.claim(expect, claimant)),
-                Err(RecvTimeoutError::Timeout) => self.current().into_iter().for_each(&mut watch),
+                Ok(Question::Claim(expect, claimant)) => answer(expect, self.claim(expect, claimant)),
+                Ok(Question::Current) | Err(RecvTimeoutError::Timeout) => {
+                    self.current().into_iter().for_each(&mut watch)
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             wait = WATCH_EVERY;
@@ -103,7 +130,9 @@ impl ClaimServer {
                     };
                 }
                 Err(error) => {
-                    tracing::warn!(%error, expect, "test-and-set");
+                    if let Some(times) = self.failed.happened() {
+                        tracing::warn!(%error, expect, times, "no answer to a test-and-set; asking again");
+                    }
                     self.client = None;
                 }
             }

@@ -44,7 +44,7 @@ impl Default for DiskHealth {
 impl DiskHealth {
     /// The server answered, whatever it said.
     pub fn answered(&self) {
-        self.answered_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+        self.answered_ns.fetch_max(self.clock.now_ns(), Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
         self.asked.store(true, Ordering::Relaxed);
     }
@@ -61,8 +61,13 @@ impl DiskHealth {
             || self.asked.load(Ordering::Relaxed) && self.silent_ns() > SILENT_NS
     }
 
+    /// When the server last answered, host nanoseconds; at first, when this was made.
+    pub fn answered_ns(&self) -> u64 {
+        self.answered_ns.load(Ordering::Relaxed)
+    }
+
     fn silent_ns(&self) -> u64 {
-        self.clock.now_ns().saturating_sub(self.answered_ns.load(Ordering::Relaxed))
+        self.clock.now_ns().saturating_sub(self.answered_ns())
     }
 
     /// The server at `address`, for people.

@@ -12,7 +12,7 @@
 //! received is the protocol's word (`ft::Backup`).
 
 use devices::layout::{MAX_DISK_IN_FLIGHT, MAX_DISK_IN_FLIGHT_BYTES, MAX_DISK_REQUEST_BYTES};
-use disk_server::client::{DiskAnswer, DiskOutcome, RequestSender};
+use disk_server::client::{ClientError, DiskAnswer, DiskOutcome, RequestSender};
 use ft::reads::{TooManyReads, WrongData};
 use ft::{Arrivals, ReadLimits};
 use logchannel::buffer::Limits;
@@ -54,6 +54,10 @@ pub enum Fetched {
 pub struct Fetch {
     arrivals: Arrivals,
     disk: Option<RequestSender>,
+    /// Reads from this entry on are still to be asked for.
+    next: Seq,
+    /// The connection has not taken all of the last one yet.
+    full: bool,
     generation: Generation,
     counts: FetchCounts,
 }
@@ -62,20 +66,29 @@ impl Fetch {
     /// Reads under the generation of the pair.
     pub fn new(generation: Generation) -> Self {
         let (arrivals, counts) = (Arrivals::new(LIMITS), FetchCounts::default());
-        Self { arrivals, disk: None, generation, counts }
+        Self { arrivals, disk: None, next: 0, full: false, generation, counts }
     }
 
     /// Takes entries as they arrived, and asks for the data that they lack; which of them lack some.
     pub fn arrive(&mut self, entries: &mut Vec<LogEntry>, now_ns: u64) -> Result<Vec<Seq>, TooManyReads> {
         let reads = self.arrivals.add(entries, now_ns)?;
-        reads.iter().for_each(|&seq| self.ask(seq));
+        self.ask();
         Ok(reads)
     }
 
-    fn ask(&mut self, seq: Seq) {
-        let (Some(disk), Some(request)) = (&self.disk, self.arrivals.wanted_for(seq)) else { return };
-        if let Err(error) = disk.submit(seq, request, self.generation) {
-            tracing::warn!(%error, "the disk server cannot be reached");
+    /// Goes on asking where the connection was full.
+    pub fn retry(&mut self) {
+        if self.full {
+            self.ask();
+        }
+    }
+
+    /// Asks for what was not asked for yet, as far as the connection takes it without waiting.
+    fn ask(&mut self) {
+        let Some(disk) = &self.disk else { return };
+        let asked = ask_for(disk, &self.arrivals, self.generation, &mut self.next, &mut self.full);
+        if let Err(error) = asked {
+            tracing::debug!(%error, "the disk server cannot be reached");
             disk.close();
             self.disk = None;
         }
@@ -83,9 +96,8 @@ impl Fetch {
 
     /// Uses a new connection, and repeats on it what was not answered.
     pub fn connect(&mut self, disk: RequestSender) {
-        self.disk = Some(disk);
-        let wanted: Vec<Seq> = self.arrivals.wanted().map(|request| request.id).collect();
-        wanted.into_iter().for_each(|seq| self.ask(seq));
+        (self.disk, self.next, self.full) = (Some(disk), 0, false);
+        self.ask();
     }
 
     /// Takes an answer.
@@ -133,6 +145,27 @@ impl Fetch {
     pub fn counts(&self) -> FetchCounts {
         FetchCounts { waiting: self.arrivals.wanted().count(), ..self.counts }
     }
+}
+
+fn ask_for(
+    disk: &RequestSender,
+    arrivals: &Arrivals,
+    generation: Generation,
+    next: &mut Seq,
+    full: &mut bool,
+) -> Result<(), ClientError> {
+    if *full {
+        *full = !disk.flush_now()?;
+    }
+    let from = *next;
+    for request in arrivals.wanted().skip_while(|request| request.id < from) {
+        if *full {
+            break;
+        }
+        *full = !disk.submit_now(request.id, request, generation)?;
+        *next = request.id + 1;
+    }
+    Ok(())
 }
 
 /// The report of data that is not what the primary read.

@@ -10,6 +10,7 @@ use ft::{Backup, BackupAction, BackupEvent, HaltReason};
 use logchannel::batch::LogStart;
 use logchannel::buffer::{Limits, ReceiveQueue};
 use logchannel::heartbeat::Role;
+use logchannel::message::DiskReach;
 use logchannel::receiver::Receiver;
 use logchannel::tcp::{ChannelWriter, Closer};
 use logchannel::{Event, Generation, LogEntry, MachineDigest, Output, Seq};
@@ -19,6 +20,7 @@ use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
 use crate::pair::fetch::{self, Fetch, FetchCounts, Fetched};
 use crate::pair::leader::{HeartbeatLink, send_heartbeat};
+use crate::pair::tail::ConsoleTail;
 use crate::pair::transfer::Transferable;
 use crate::recording::sink::Sink;
 
@@ -87,7 +89,10 @@ struct Inner {
     /// Found in them, not in replay.
     divergence: Option<Box<Divergence>>,
     actions: Vec<BackupAction<Output>>,
+    /// What the channel has not taken yet.
     bytes: Vec<u8>,
+    /// The ack to be sent when it has.
+    ack: Option<(Seq, Seq)>,
     verdict: Option<Verdict>,
     ended: bool,
     times: FailoverTimes,
@@ -207,6 +212,7 @@ impl Follower {
             divergence: None,
             actions: Vec::new(),
             bytes: Vec::new(),
+            ack: None,
             verdict: None,
             ended: false,
             times: FailoverTimes::default(),
@@ -239,6 +245,8 @@ impl Follower {
         }
         let result = inner.receiver.on_bytes(bytes, entries);
         let (up_to, released) = (inner.receiver.received(), inner.receiver.released());
+        let hand_over = entries.iter().rfind(|entry| matches!(entry.event, Event::HandOver));
+        let hand_over = hand_over.map(|entry| entry.seq);
         let reads = match inner.take_in(entries, self.clock.now_ns()) {
             Ok(reads) => reads,
             Err(error) => {
@@ -249,8 +257,14 @@ impl Follower {
         };
         self.step(&mut inner, BackupEvent::Received { up_to, released, reads });
         inner.hold();
+        if let Some(last) = hand_over {
+            self.step(&mut inner, BackupEvent::HandOver { last });
+        }
         match result {
             Ok(from) => {
+                if let Some(number) = from.ask_disk {
+                    self.step(&mut inner, BackupEvent::AskedForDisk { number });
+                }
                 if from.goodbye.is_some() {
                     self.step(&mut inner, BackupEvent::Goodbye { last: up_to });
                 }
@@ -322,14 +336,19 @@ impl Follower {
         }
         inner.actions = actions;
         inner.backup = Some(backup);
+        // What found no room before.
+        write(inner);
+        if let Some(fetch) = &mut inner.fetch {
+            fetch.retry();
+        }
         self.changed.notify_all();
     }
 
     fn perform(&self, inner: &mut Inner, backup: &Backup<Output>, now: u64, action: BackupAction<Output>) {
         match action {
             BackupAction::SendAck { received, executed } => {
-                let Inner { receiver, bytes, .. } = inner;
-                receiver.ack_up_to(received, executed, bytes);
+                // Acks are cumulative: while the socket is full, the last one is enough.
+                inner.ack = Some((received, executed));
                 write(inner);
             }
             BackupAction::SendHeartbeat(beat) => {
@@ -339,7 +358,14 @@ impl Follower {
             }
             BackupAction::SendLeft { reason } => {
                 let Inner { receiver, bytes, .. } = inner;
+                // Behind what is left of an ack, if anything is: the channel closes next.
                 receiver.goodbye(&reason.to_string(), bytes).expect("a short text fits a message");
+                write(inner);
+            }
+            BackupAction::QueryDisk => self.claims.look(),
+            BackupAction::SendDiskReach { number, reaches } => {
+                let Inner { receiver, bytes, .. } = inner;
+                receiver.disk_reach(DiskReach { number, reaches }, bytes);
                 write(inner);
             }
             BackupAction::CloseChannel => {
@@ -432,10 +458,11 @@ impl Follower {
         mut recording: Option<Sink>,
     ) -> FollowEnd<M> {
         let (mut entries, mut executed, mut digests) = (Vec::new(), Vec::new(), Vec::new());
-        let mut divergence = None;
+        let (mut divergence, mut console) = (None, ConsoleTail::default());
         loop {
             match self.take(&mut entries) {
                 Some(Verdict::Halt(reason)) => {
+                    console.explain(replayer.ending());
                     let replayer = Box::new(replayer);
                     let divergence = divergence.or_else(|| self.lock().divergence.take());
                     return FollowEnd::Halted { reason, divergence, replayer, recording };
@@ -465,6 +492,8 @@ impl Follower {
             }));
             let copies = recording.is_some().then(|| entries.clone());
             let replayed = replay_batch(&mut replayer, &mut entries, &mut executed);
+            let outputs = executed.iter().filter_map(|(_, output, _)| output.as_ref());
+            outputs.for_each(|output| console.note(output));
             if let (Some(sink), Some(copies)) = (&mut recording, copies)
                 && let Err(error) = record(sink, &mut replayer, copies)
             {
@@ -489,13 +518,27 @@ impl Follower {
     }
 }
 
+/// Writes to the channel what it takes at once. The rest waits for the next ack, or tick: the primary gives
+/// up a backup whose acks do not come.
 fn write(inner: &mut Inner) {
-    let Inner { writer, bytes, .. } = inner;
-    if let Some(Err(error)) = writer.as_mut().map(|writer| writer.write_all(bytes)) {
-        // The reader of the same connection sees it break, and says so to the protocol.
-        tracing::debug!(%error, "ack");
-        *writer = None;
+    let Inner { receiver, writer, bytes, ack, .. } = inner;
+    loop {
+        if let (true, Some((received, executed))) = (bytes.is_empty(), *ack) {
+            receiver.ack_up_to(received, executed, bytes);
+            *ack = None;
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let Some(Ok(written)) = writer.as_mut().map(|writer| writer.write_now(bytes)) else { break };
+        bytes.drain(..written);
+        if !bytes.is_empty() {
+            return;
+        }
     }
+    // The reader of the same connection sees it break, and says so to the protocol.
+    tracing::debug!("an ack found the channel closed");
+    (*writer, *ack) = (None, None);
     bytes.clear();
 }
 

@@ -9,26 +9,29 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use disk_server::client::DiskClient;
 use ft::{HaltReason, Primary};
+use host::errors::Chain;
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::message::Hello;
 use logchannel::sender::Sender as ChannelSender;
 use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, Generation, Output};
-use replay::Recorder;
+use replay::{Ending, Recorder};
 
 use crate::assemble::Vm;
 use crate::config::VmConfig;
 use crate::io::clock::HostClock;
-use crate::io::{console, control};
+use crate::io::console::{self, ConsoleFile, ConsoleLimits, ConsoleSink};
+use crate::io::control;
 use crate::pair::answers::{Answers, StatusParts};
+use crate::pair::awaited_end::AwaitedEnd;
 use crate::pair::claims::Claims;
 use crate::pair::disk_health::DiskHealth;
+use crate::pair::egress::{Egress, NetWriter};
 use crate::pair::generation;
 use crate::pair::leader::{Control, HeartbeatLink, Leader, Link};
 use crate::pair::live::{Inputs, Live, LiveEnd};
 use crate::pair::new_disk;
-use crate::pair::outside::{NetWriter, Outside};
 use crate::pair::threads::{self, DiskAddress, PeerIdentity, start};
 use crate::pair::transfer::Joined;
 
@@ -50,8 +53,8 @@ const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(
 pub enum ProcessEnd {
     /// As a live copy.
     Live(LiveEnd),
-    /// As a backup; with the path of the report if it diverged.
-    Backup(HaltReason),
+    /// As a backup; with how the guest ended, if it did.
+    Backup(HaltReason, Option<Ending>),
 }
 
 /// Everything that both halves have.
@@ -65,6 +68,7 @@ pub(super) struct Host {
     live: Arc<AtomicBool>,
     pub(super) health: Arc<DiskHealth>,
     status: Arc<Mutex<StatusParts>>,
+    end: Arc<AwaitedEnd>,
 }
 
 impl Host {
@@ -86,6 +90,7 @@ impl Host {
                 backup: None,
                 failover: None,
             })),
+            end: Arc::default(),
             config,
         };
         host.serve_control()?;
@@ -103,6 +108,12 @@ impl Host {
 
     pub(super) fn status(&self, change: impl FnOnce(&mut StatusParts)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Tells whoever asked `stop` how this process' part in the machine ended.
+    pub(super) fn ended(&self, end: ProcessEnd) -> ProcessEnd {
+        self.end.tell(&end);
+        end
     }
 
     /// Says what a process does that is to be a live copy.
@@ -128,6 +139,7 @@ impl Host {
             queue: self.control.0.clone(),
             health: self.health.clone(),
             replication: Arc::default(),
+            end: self.end.clone(),
         };
         let socket = control::bind(path)?;
         start("control", move || control::serve(&socket, move |request| answers.answer(request)))?;
@@ -150,8 +162,7 @@ impl Host {
             eprintln!("lockstep: no --net: the guest's network card has no cable");
             return Ok(None);
         };
-        let connection = lan::backend::Connection::connect(endpoint)
-            .with_context(|| format!("cannot connect to the network {endpoint}"))?;
+        let connection = lan::backend::Connection::connect(endpoint)?;
         let (reader, writer, _) = connection.split()?;
         let writer = Arc::new(Mutex::new(Some(writer)));
         let network = threads::Network {
@@ -168,14 +179,17 @@ impl Host {
         Ok(Some(writer))
     }
 
-    pub(super) fn console(&self) -> anyhow::Result<Box<dyn Write + Send>> {
-        Ok(match &self.config.args.console {
+    /// Where the guest's console output goes.
+    pub(super) fn console(&self) -> anyhow::Result<ConsoleSink> {
+        let args = &self.config.args;
+        let writer: Box<dyn Write + Send> = match &args.console {
             None => Box::new(std::io::stdout()),
-            Some(path) => {
-                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-                Box::new(file.with_context(|| format!("cannot write --console {}", path.display()))?)
-            }
-        })
+            Some(path) => Box::new(
+                ConsoleFile::open(path, args.console_size << 20)
+                    .with_context(|| format!("cannot write --console {}", path.display()))?,
+            ),
+        };
+        Ok(ConsoleSink { writer, limits: ConsoleLimits::new(args.console_rate << 10) })
     }
 
     /// Fills the disk, if that was not done before and the guest has a content for it.
@@ -242,13 +256,13 @@ impl Host {
     pub(super) fn lead(
         &self,
         primary: Primary<Output>,
-        outside: Outside,
+        egress: Arc<Egress>,
         claims: Claims,
         disk: Option<DiskClient>,
     ) -> anyhow::Result<Arc<Leader>> {
         let leader = Arc::new(Leader::new(
             primary,
-            outside,
+            egress,
             self.clock,
             self.control.0.clone(),
             claims,

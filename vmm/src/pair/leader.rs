@@ -18,7 +18,7 @@ use replay::Recorded;
 
 use crate::io::clock::HostClock;
 use crate::pair::claims::Claims;
-use crate::pair::outside::Outside;
+use crate::pair::egress::{Egress, EgressCounts};
 use crate::pair::transfer::Joining;
 
 /// What reaches the vCPU thread besides network frames.
@@ -90,9 +90,13 @@ pub struct LeaderStatus {
     /// Digests logged.
     pub digests: u64,
     /// What went out.
-    pub outside: crate::pair::outside::OutsideCounts,
+    pub egress: EgressCounts,
     /// Disk requests in flight.
     pub disk_in_flight: usize,
+    /// For how long the oldest of them has been, nanoseconds.
+    pub disk_oldest_ns: u64,
+    /// How often the guest reset its machine, since this process is live.
+    pub resets: u64,
     /// The guest stands still until an input comes or its timer is due.
     pub waiting: bool,
 }
@@ -101,34 +105,39 @@ struct Inner {
     primary: Primary<Output>,
     link: Option<Link>,
     pairing: Pairing,
-    outside: Outside,
     /// Which reads a backup may repeat, if backups are to read the disk themselves.
     reads: Option<ReadTracker>,
     actions: Vec<PrimaryAction<Output>>,
     tell_released: bool,
+    /// A question to the backup that is still to be sent.
+    ask_disk: Option<u64>,
     goodbye: bool,
     halted: Option<HaltReason>,
     log_bytes: u64,
     digest: Option<(Seq, MachineDigest)>,
     digests: u64,
+    resets: u64,
 }
 
 /// The live copy's protocol state, shared by its threads.
 pub struct Leader {
     inner: Mutex<Inner>,
     changed: Condvar,
+    egress: Arc<Egress>,
     clock: HostClock,
     control: Queue<Control>,
     claims: Claims,
     throttle_ns: AtomicU64,
     waiting: AtomicBool,
+    /// The guest is to be stopped, and `HandOver` appended.
+    hand_over: AtomicBool,
 }
 
 impl Leader {
     /// A leader without a backup; with `backup_reads`, its backups read the disk themselves.
     pub fn new(
         primary: Primary<Output>,
-        outside: Outside,
+        egress: Arc<Egress>,
         clock: HostClock,
         control: Queue<Control>,
         claims: Claims,
@@ -138,19 +147,20 @@ impl Leader {
             primary,
             link: None,
             pairing: 0,
-            outside,
             reads: backup_reads.then(ReadTracker::default),
             actions: Vec::new(),
             tell_released: false,
+            ask_disk: None,
             goodbye: false,
             halted: None,
             log_bytes: 0,
             digest: None,
             digests: 0,
+            resets: 0,
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
-        let (throttle_ns, waiting) = Default::default();
-        Self { inner, changed, clock, control, claims, throttle_ns, waiting }
+        let (throttle_ns, waiting, hand_over) = Default::default();
+        Self { inner, changed, egress, clock, control, claims, throttle_ns, waiting, hand_over }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -159,13 +169,21 @@ impl Leader {
 
     /// Starts replicating to the backup at the end of `link`, which has everything appended so far.
     pub fn join(&self, link: Link) -> Pairing {
-        let mut inner = self.lock();
-        inner.pairing += 1;
-        inner.tell_released = false;
-        let seq = inner.primary.appended();
-        inner.link = Some(link);
-        self.step(&mut inner, PrimaryEvent::BackupJoined { seq });
-        inner.pairing
+        self.with(|inner| {
+            inner.pairing += 1;
+            (inner.tell_released, inner.ask_disk) = (false, None);
+            let seq = inner.primary.appended();
+            inner.link = Some(link);
+            self.step(inner, PrimaryEvent::BackupJoined { seq });
+            inner.pairing
+        })
+    }
+
+    /// Does something with the lock, and then, without it, sends what was let go.
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        let result = act(&mut self.lock());
+        self.egress.pump();
+        result
     }
 
     /// Host time.
@@ -175,46 +193,51 @@ impl Leader {
 
     /// Takes in an event from any thread.
     pub fn event(&self, event: PrimaryEvent<Output>) {
-        self.step(&mut self.lock(), event);
+        self.with(|inner| self.step(inner, event));
     }
 
     /// Takes in an event that concerns one backup, unless there is another one by now.
     pub fn event_of(&self, pairing: Pairing, event: PrimaryEvent<Output>) {
-        let mut inner = self.lock();
-        if inner.pairing == pairing {
-            self.step(&mut inner, event);
-        }
+        self.with(|inner| {
+            if inner.pairing == pairing {
+                self.step(inner, event);
+            }
+        });
     }
 
     /// Takes in an ack from the thread that reads them.
     pub fn acked(&self, pairing: Pairing, ack: logchannel::message::Ack) {
-        let mut inner = self.lock();
-        if inner.pairing != pairing {
-            return;
-        }
-        let taken = inner.link.as_mut().map(|link| link.sender.on_ack(ack));
-        match taken {
-            Some(Ok(())) => {
-                let event = PrimaryEvent::Acked { received: ack.received, executed: ack.executed };
-                self.step(&mut inner, event);
+        self.with(|inner| {
+            if inner.pairing != pairing {
+                return;
             }
-            Some(Err(error)) => {
-                tracing::error!(%error, "the backup's acks");
-                self.step(&mut inner, PrimaryEvent::ChannelBroken);
+            match inner.link.as_mut().map(|link| link.sender.on_ack(ack)) {
+                Some(Ok(())) => {
+                    let event = PrimaryEvent::Acked { received: ack.received, executed: ack.executed };
+                    self.step(inner, event);
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the backup's acks");
+                    self.step(inner, PrimaryEvent::ChannelBroken);
+                }
+                None => {}
             }
-            None => {}
-        }
+        });
     }
 
     /// Appends what the recorder made. With `flush`, or when enough is pending, `bytes` then holds what the
     /// vCPU thread must write to the channel.
     pub fn append(&self, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
-        let mut inner = self.lock();
+        self.with(|inner| self.append_with(inner, recorded, flush, bytes));
+    }
+
+    fn append_with(&self, inner: &mut Inner, recorded: &mut Vec<Recorded>, flush: bool, bytes: &mut Vec<u8>) {
         for Recorded { entry, output } in recorded.drain(..) {
             if let logchannel::Event::Digest(digest) = &entry.event {
                 inner.digest = Some((entry.seq, *digest));
                 inner.digests += 1;
             }
+            inner.resets += u64::from(entry.event == logchannel::Event::Reset);
             let mut size = 0;
             let on_disk = inner.reads.as_mut().and_then(|reads| reads.follow(&entry.event, output.as_ref()));
             if let Some(link) = &mut inner.link {
@@ -222,16 +245,20 @@ impl Leader {
                 let short = on_disk.map(|offset| without_data(&entry, offset));
                 if let Err(error) = link.sender.append(short.as_ref().unwrap_or(&entry)) {
                     tracing::error!(%error, seq = entry.seq, "log entry");
-                    self.step(&mut inner, PrimaryEvent::ChannelBroken);
+                    self.step(inner, PrimaryEvent::ChannelBroken);
                 } else {
                     size = link.sender.buffer().bytes() - before;
                 }
             }
-            self.step(&mut inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
+            let hands_over = matches!(entry.event, logchannel::Event::HandOver);
+            self.step(inner, PrimaryEvent::Appended { seq: entry.seq, output, bytes: size });
+            if hands_over {
+                self.step(inner, PrimaryEvent::HandedOver);
+            }
         }
         let released = inner.primary.released();
         let tell = std::mem::take(&mut inner.tell_released);
-        let Inner { link, log_bytes, goodbye, .. } = &mut *inner;
+        let Inner { link, log_bytes, goodbye, ask_disk, .. } = inner;
         let Some(link) = link else { return };
         if flush || link.sender.should_flush() || tell {
             let written = match tell {
@@ -239,6 +266,9 @@ impl Leader {
                 false => link.sender.flush(released, bytes),
             };
             *log_bytes += written as u64;
+        }
+        if let Some(number) = ask_disk.take() {
+            link.sender.ask_disk(number, bytes);
         }
         if std::mem::take(goodbye) {
             let said = link.sender.goodbye("the guest ended", bytes);
@@ -258,7 +288,7 @@ impl Leader {
 
     fn perform(&self, inner: &mut Inner, action: PrimaryAction<Output>) {
         match action {
-            PrimaryAction::Release { output, .. } => inner.outside.send(output),
+            PrimaryAction::Release { output, .. } => self.egress.push(output),
             PrimaryAction::SendReleased { .. } => {
                 inner.tell_released = true;
                 self.poke();
@@ -271,8 +301,16 @@ impl Leader {
             PrimaryAction::Claim { expect, claimant } => self.claims.ask(expect, claimant),
             PrimaryAction::GoLive { generation } => {
                 tracing::info!(generation, "going on alone");
-                inner.outside.set_generation(generation);
+                self.egress.set_generation(generation);
                 let _ = self.control.try_send(Control::GoLive(generation));
+            }
+            PrimaryAction::AskDisk { number } => {
+                inner.ask_disk = Some(number);
+                self.poke();
+            }
+            PrimaryAction::StopForHandOver => {
+                self.hand_over.store(true, Ordering::Relaxed);
+                self.poke();
             }
             PrimaryAction::CloseChannel => {
                 if let Some(link) = inner.link.take() {
@@ -301,6 +339,37 @@ impl Leader {
         self.throttle_ns.load(Ordering::Relaxed)
     }
 
+    /// Whether the guest is to be stopped now, to be handed over.
+    pub fn wants_hand_over(&self) -> bool {
+        self.hand_over.load(Ordering::Relaxed)
+    }
+
+    /// Whether it still is: to be asked by the vCPU thread, which then appends `HandOver` at once. Meanwhile
+    /// no other backup can have joined: that happens on its thread too.
+    pub fn take_hand_over(&self) -> bool {
+        self.hand_over.swap(false, Ordering::Relaxed) && self.lock().primary.hand_over_requested()
+    }
+
+    /// Whether something is to be sent to the backup though the guest stands still.
+    pub fn has_to_say(&self) -> bool {
+        let inner = self.lock();
+        inner.link.is_some() && (inner.tell_released || inner.ask_disk.is_some() || inner.goodbye)
+    }
+
+    /// Takes in that time has passed, and when the disk server answered last.
+    pub fn tick(&self) {
+        let at_ns = self.claims.health().answered_ns();
+        self.with(|inner| {
+            self.step(inner, PrimaryEvent::DiskAnswered { at_ns });
+            self.step(inner, PrimaryEvent::Tick);
+        });
+    }
+
+    /// The disk server answered a request.
+    pub fn disk_answered(&self) {
+        self.claims.health().answered();
+    }
+
     /// Why this process must stop, once it must.
     pub fn halted(&self) -> Option<HaltReason> {
         self.lock().halted.clone()
@@ -320,33 +389,42 @@ impl Leader {
 
     /// Uses a new connection to the disk server.
     pub fn connect_disk(&self, disk: disk_server::client::RequestSender) {
-        self.lock().outside.connect_disk(disk);
+        self.egress.connect_disk(disk);
+        self.egress.pump();
     }
 
     /// A disk request completed; whether it was in flight.
     pub fn disk_completed(&self, id: u64) -> bool {
-        self.lock().outside.completed(id)
+        self.egress.completed(id)
     }
 
     /// Sends a frame that no guest made, an announcement of its address; unless another copy may be live.
     pub fn announce(&self, frame: &[u8]) {
-        let mut inner = self.lock();
-        // Whoever slept learns it now, not after this frame.
-        self.step(&mut inner, PrimaryEvent::Tick);
-        if matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::Alone) {
-            inner.outside.frame(frame);
-        }
+        self.with(|inner| {
+            // Whoever slept learns it now, not after this frame.
+            self.step(inner, PrimaryEvent::Tick);
+            if matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::Alone) {
+                self.egress.push_frame(frame);
+            }
+        });
     }
 
     /// Sends outputs again that the dead primary may not have let go.
     pub fn resend(&self, outputs: impl IntoIterator<Item = Output>) {
-        let mut inner = self.lock();
-        for output in outputs {
-            if let (Output::Disk(request), Some(reads)) = (&output, &mut inner.reads) {
-                reads.inherit(request);
+        self.with(|inner| {
+            for output in outputs {
+                if let (Output::Disk(request), Some(reads)) = (&output, &mut inner.reads) {
+                    reads.inherit(request);
+                }
+                self.egress.push(output);
             }
-            inner.outside.send(output);
-        }
+        });
+    }
+
+    /// Waits a little until everything that was let go is on its way: before the process ends.
+    pub fn drain(&self) {
+        const LONGEST: Duration = Duration::from_secs(2);
+        self.egress.drain(LONGEST, self.clock);
     }
 
     /// When `Tick` is due.
@@ -357,7 +435,8 @@ impl Leader {
     /// Whether this backup follows.
     pub fn replicating(&self, pairing: Pairing) -> bool {
         let inner = self.lock();
-        inner.pairing == pairing && inner.primary.state() == PrimaryState::Replicating
+        let follows = matches!(inner.primary.state(), PrimaryState::Replicating | PrimaryState::HandingOver);
+        inner.pairing == pairing && follows
     }
 
     /// The generation, if this process holds it alone: only then may a backup join.
@@ -368,6 +447,7 @@ impl Leader {
 
     /// Numbers for people.
     pub fn status(&self) -> LeaderStatus {
+        let (egress, disk) = (self.egress.counts(), self.egress.disk_wait());
         let inner = self.lock();
         let lag = inner.primary.lag();
         let kinds = inner.link.as_ref().map(|link| {
@@ -387,8 +467,10 @@ impl Leader {
             log_kinds: kinds.unwrap_or_default(),
             digest: inner.digest,
             digests: inner.digests,
-            outside: inner.outside.counts(),
-            disk_in_flight: inner.outside.in_flight(),
+            egress,
+            disk_in_flight: disk.in_flight,
+            disk_oldest_ns: disk.since_ns.map_or(0, |since_ns| self.clock.now_ns().saturating_sub(since_ns)),
+            resets: inner.resets,
             waiting: self.waiting.load(Ordering::Relaxed),
         }
     }

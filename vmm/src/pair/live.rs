@@ -18,12 +18,14 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, select};
 use ft::{HaltReason, PrimaryEvent, THROTTLE_PERIOD_NS};
+use host::errors::Chain;
 use logchannel::tcp::ChannelWriter;
 use logchannel::{Event, MachineDigest, Output, Position, TrapKind};
 use replay::{ClockPolicy, Ending, Offer, Recorded, Recorder, Stop};
 
 use crate::pair::digests::Digests;
 use crate::pair::leader::{Control, Leader, write_channel};
+use crate::pair::tail::ConsoleTail;
 use crate::pair::transfer::{Joined, Outgoing, Transferable};
 use crate::random::Random;
 use crate::recording::Sink;
@@ -84,6 +86,9 @@ pub struct Live<M: Transferable> {
     transfer: Option<Outgoing>,
     joined: JoinedCall,
     recording: Option<Sink>,
+    /// The guest stands still, and the backup is to go on.
+    handed_over: bool,
+    console: ConsoleTail,
     /// With a virtual clock: disk requests made, and what has come of them.
     disk: BTreeMap<u64, Option<Event>>,
     /// With a virtual clock: the guest's entropy, of which no host must know more than another.
@@ -121,6 +126,8 @@ impl<M: Transferable> Live<M> {
             transfer: None,
             joined,
             recording: None,
+            handed_over: false,
+            console: ConsoleTail::default(),
             disk: BTreeMap::new(),
             entropy: Random::new(0),
         }
@@ -144,6 +151,7 @@ impl<M: Transferable> Live<M> {
     /// Runs until the guest ends or the protocol stops this process; a recording ends with it.
     pub fn run(mut self) -> Result<LiveEnd, M::Error> {
         let end = self.run_guest();
+        self.leader.drain();
         if let Some(sink) = self.recording.take() {
             sink.end();
         }
@@ -152,10 +160,13 @@ impl<M: Transferable> Live<M> {
 
     fn run_guest(&mut self) -> Result<LiveEnd, M::Error> {
         loop {
-            if let Some(reason) = self.wait_for_room() {
+            if let Some(reason) = self.wait_for_room()? {
                 return Ok(LiveEnd::Halted(reason));
             }
             let stop = self.recorder.advance(&mut self.recorded)?;
+            if self.recorded.iter().any(|recorded| recorded.entry.event == Event::Reset) {
+                self.drop_frames();
+            }
             self.submit(false);
             if let Stop::Ended(ending) = stop {
                 return self.finish(ending);
@@ -165,6 +176,13 @@ impl<M: Transferable> Live<M> {
             self.checkpoint_if_due()?;
             self.transfer();
         }
+    }
+
+    /// Frames for a guest that reset its machine are lost, as on a network card without power; what was typed
+    /// waits for the next one that listens.
+    fn drop_frames(&mut self) {
+        self.refused.retain(|event| !matches!(event, Event::NetRx(_)));
+        while self.inputs.net.try_recv().is_ok() {}
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), M::Error> {
@@ -186,6 +204,8 @@ impl<M: Transferable> Live<M> {
         if let Some(sink) = &mut self.recording {
             sink.append(&self.recorded);
         }
+        let outputs = self.recorded.iter().filter_map(|recorded| recorded.output.as_ref());
+        outputs.for_each(|output| self.console.note(output));
         if self.is_virtual() {
             let requests = self.recorded.iter().filter_map(|recorded| match &recorded.output {
                 Some(Output::Disk(request)) => Some((request.id, None)),
@@ -209,19 +229,42 @@ impl<M: Transferable> Live<M> {
     }
 
     /// Stalls while buffers are full or the protocol waits; says why when this process must stop.
-    fn wait_for_room(&mut self) -> Option<HaltReason> {
+    fn wait_for_room(&mut self) -> Result<Option<HaltReason>, M::Error> {
         let mut flushed = false;
-        while !self.leader.may_append() {
-            if let Some(reason) = self.leader.halted() {
-                return Some(reason);
+        loop {
+            if self.leader.wants_hand_over() {
+                self.hand_over();
             }
-            if !std::mem::replace(&mut flushed, true) {
+            if self.leader.may_append() {
+                break;
+            }
+            if let Some(reason) = self.leader.halted() {
+                return Ok(Some(reason));
+            }
+            if !std::mem::replace(&mut flushed, true) || self.leader.has_to_say() {
                 self.submit(true);
             }
             self.leader.wait(LOOK_AROUND);
         }
+        if std::mem::take(&mut self.handed_over) {
+            // It goes on after all, live alone: that is logged before anything else.
+            while let Ok(message) = self.inputs.control.try_recv() {
+                self.control(message)?;
+            }
+        }
         self.throttle();
-        None
+        Ok(None)
+    }
+
+    /// The guest stands still from here until the protocol says otherwise.
+    fn hand_over(&mut self) {
+        // A guest that ended has nothing to be handed over: the pair ends together.
+        if self.leader.take_hand_over() && self.recorder.ending().is_none() {
+            self.submit(false);
+            self.recorder.hand_over(&mut self.recorded);
+            self.submit(true);
+            self.handed_over = true;
+        }
     }
 
     /// Stands still for the part of the period that the lag control asks.
@@ -278,7 +321,7 @@ impl<M: Transferable> Live<M> {
             if self.recorder.stop() == Stop::Ready || self.recorder.ending().is_some() {
                 return Ok(());
             }
-            if self.leader.halted().is_some() || self.transfer.is_some() {
+            if self.leader.halted().is_some() || self.transfer.is_some() || self.leader.wants_hand_over() {
                 return Ok(());
             }
             self.submit(false);
@@ -337,7 +380,8 @@ impl<M: Transferable> Live<M> {
         while !self.disk.is_empty() {
             while self.disk.values().any(Option::is_none) {
                 self.submit(true);
-                if self.leader.halted().is_some() || self.recorder.ending().is_some() {
+                let stops = self.leader.halted().is_some() || self.leader.wants_hand_over();
+                if stops || self.recorder.ending().is_some() {
                     return Ok(false);
                 }
                 if let Ok(message) = self.inputs.control.recv_timeout(LOOK_AROUND) {
@@ -388,7 +432,9 @@ impl<M: Transferable> Live<M> {
             Control::Replicate(joining) => {
                 match Outgoing::start(self.recorder.machine_mut(), *joining) {
                     Ok(transfer) => self.transfer = Some(transfer),
-                    Err(error) => eprintln!("lockstep: cannot start the state transfer: {error:#}"),
+                    Err(error) => {
+                        host::say!("lockstep: cannot start the state transfer: {}", Chain(error.as_ref()))
+                    }
                 }
                 Ok(false)
             }
@@ -460,7 +506,7 @@ impl<M: Transferable> Live<M> {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            eprintln!("lockstep: the state transfer failed, still alone: {error:#}");
+            host::say!("lockstep: the state transfer failed, still alone: {}", Chain(error.as_ref()));
             if let Err(error) = self.recorder.machine_mut().track_pages(false) {
                 tracing::warn!(%error, "page tracking");
             }
@@ -496,6 +542,7 @@ impl<M: Transferable> Live<M> {
             }
         }
         self.submit(true);
+        self.console.explain(Some(&ending));
         let is_virtual = self.is_virtual();
         let machine = self.recorder.machine_mut();
         let last = if is_virtual { Some((machine.position(), machine.digest()?)) } else { None };

@@ -6,20 +6,21 @@
 //!   disk-rx ───────────────┼──▶ vCPU loop          │        │ entries
 //!   control socket ────────┘      │ entries        ▼        ▼
 //!                                 ▼             Follower ──▶ vCPU loop (replay)
-//!   ack reader ────────────▶ Leader ──▶ Outside    │ acks
+//!   ack reader ────────────▶ Leader ──▶ Egress     │ acks
 //!   ticker, claims ────────▶  (ft::Primary)        └▶ (ft::Backup) ── go live ──▶ Leader
 //! ```
 //!
-//! One lock per process holds the protocol's state. Only the vCPU thread writes log entries to the logging
-//! channel, and it does so without the lock, so a full channel stalls the guest and nothing else. What is
-//! written under the lock is small or bounded in time: acks, frames (dropped when the network is full), disk
-//! requests (a deadline ends a connection that takes none), console bytes.
+//! One lock per process holds the protocol's state, and nothing that can wait is done with it. Only the vCPU
+//! thread writes log entries to the logging channel, so a full channel stalls the guest and nothing else.
+//! Outputs that are let go are queued with the lock, and written without it.
 
 mod answers;
+pub mod awaited_end;
 pub mod backup;
 pub mod claims;
 pub mod digests;
 pub mod disk_health;
+pub mod egress;
 pub mod fetch;
 pub mod follower;
 pub mod generation;
@@ -28,10 +29,10 @@ pub mod host;
 pub mod leader;
 pub mod live;
 pub mod new_disk;
-pub mod outside;
 pub mod primary;
 mod reception;
 pub mod replication;
 pub mod status;
+pub mod tail;
 pub mod threads;
 pub mod transfer;

@@ -12,11 +12,11 @@ use crate::assemble::{self, Vm};
 use crate::config::{VmConfig, protocol};
 use crate::io::clock::wall_ns;
 use crate::pair::claims::claims;
+use crate::pair::egress::Egress;
 use crate::pair::greeting::{Begun, Greeted, heartbeat_address};
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
 use crate::pair::leader::Control;
 use crate::pair::live::LiveEnd;
-use crate::pair::outside::Outside;
 use crate::pair::threads::start;
 use crate::pair::transfer::Joined;
 use crate::recording::format::Header;
@@ -44,9 +44,9 @@ pub fn run_live(
         claims(&host.config.args.disk_server, &host.config.args.vm, host.health.clone());
     let protocol = protocol(&host.config.policy, host.claimant);
     let primary = Primary::alone(protocol, generation, 0, host.clock.now_ns());
-    let outside = Outside::new(network, console, generation);
+    let egress = Egress::start(network, console, generation, host.clock)?;
     let recorder = Recorder::new(machine, host.config.clock, power_on_ns(&host));
-    let leader = host.lead(primary, outside, claims, Some(disk))?;
+    let leader = host.lead(primary, egress, claims, Some(disk))?;
     let of_claims = leader.clone();
     start("claims", move || {
         claim_server.serve(
@@ -79,7 +79,7 @@ pub fn run_live(
     if matches!(end, LiveEnd::Guest { .. }) {
         host.release(&leader);
     }
-    Ok(ProcessEnd::Live(end))
+    Ok(host.ended(ProcessEnd::Live(end)))
 }
 
 /// What a machine that is about to run has.
@@ -108,7 +108,8 @@ fn win(
         host.fill_disk(&mut disk, generation)?;
         let sink = record.map(|options| {
             let header = Header::new(&host.config, options.checkpoint_every_ns);
-            Sink::create(&options.path, &header, LogStart::default(), machine)
+            let sink = Sink::create(&options.path, &header, LogStart::default(), machine)?;
+            anyhow::Ok(sink.with_image(host.config.guest_image()))
         });
         let sink = sink.transpose()?;
         anyhow::Ok(Won { generation, disk, sink, begun: None })

@@ -205,9 +205,10 @@ impl Shared {
         let place = match self.agree(&incoming.hello) {
             Ok(place) => place,
             Err(refusal) => {
-                let told = refused(&refusal);
+                // Whoever asks here once the peer knows finds the line.
+                self.tell(&refused(&refusal));
                 let _ = incoming.refuse(refusal);
-                return Err(told);
+                return Ok(());
             }
         };
         let left = |error: TcpError| format!("the primary at {peer} left before it began: {error}");
@@ -230,9 +231,9 @@ impl Shared {
         };
         if let Err(reason) = self.check_holder(&reserved.hello, generation) {
             let refusal = Refusal::Other(reason);
-            let told = refused(&refusal);
+            self.tell(&refused(&refusal));
             let _ = reserved.refuse(refusal);
-            return Err(told);
+            return Ok(());
         }
         drop(place);
         if let Err(unmet) = self.arrivals.send(Arrival { reserved, generation, heartbeats }) {

@@ -16,9 +16,10 @@ use logchannel::tcp::ChannelReader;
 use logchannel::udp::HeartbeatSocket;
 use logchannel::{DiskStatus, Event};
 
+use crate::io::repeated::Repeated;
+use crate::pair::egress::NetWriter;
 use crate::pair::follower::Follower;
 use crate::pair::leader::{Control, Leader, Pairing};
-use crate::pair::outside::NetWriter;
 
 const RECONNECT_EVERY: Duration = Duration::from_millis(20);
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result
 pub struct Network {
     /// Where it is.
     pub endpoint: lan::Endpoint,
-    /// Where frames go, for `Outside`.
+    /// Where frames go, for `Egress`.
     pub writer: NetWriter,
     /// Where frames come to.
     pub queue: Queue<Vec<u8>>,
@@ -47,11 +48,13 @@ pub struct Network {
 impl Network {
     /// Receives frames until the guest is gone; connects anew when the network went away.
     pub fn receive(self, mut reader: lan::backend::FrameReader) {
-        let mut batch = FrameBatch::default();
+        let (mut batch, mut lost) = (FrameBatch::default(), Repeated::default());
         loop {
             batch.clear();
             if let Err(error) = reader.read(&mut batch) {
-                tracing::warn!(%error, "the network is gone; connecting again");
+                if let Some(times) = lost.happened() {
+                    tracing::warn!(%error, times, "the network is gone; connecting again");
+                }
                 reader = self.reconnect();
                 continue;
             }
@@ -121,6 +124,7 @@ impl DiskAddress {
 /// are repeated on each connection.
 pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, first: Option<DiskClient>) {
     let mut first = first;
+    let (mut lost, mut refused) = (Repeated::default(), Repeated::default());
     loop {
         let opened = match first.take() {
             Some(mut client) => client
@@ -132,26 +136,36 @@ pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, 
         match halves {
             Ok((sender, mut answers)) => {
                 leader.connect_disk(sender);
-                let error = completions(&leader, &control, &mut answers);
+                let error = completions(&leader, &control, &mut answers, &mut refused);
                 // A store in this process ends with it.
-                if !Embedded::is_address(&address.server) {
-                    tracing::warn!(%error, "connection to the disk server lost; connecting again");
+                if !Embedded::is_address(&address.server)
+                    && let Some(times) = lost.happened()
+                {
+                    tracing::warn!(%error, times, "connection to the disk server lost; connecting again");
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "disk server");
+                if let Some(times) = lost.happened() {
+                    tracing::warn!(%error, times, "no connection to the disk server; trying again");
+                }
                 std::thread::sleep(RECONNECT_EVERY);
             }
         }
     }
 }
 
-fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerReader) -> ClientError {
+fn completions(
+    leader: &Leader,
+    control: &Queue<Control>,
+    answers: &mut AnswerReader,
+    refused: &mut Repeated,
+) -> ClientError {
     loop {
         let answer = match answers.next_answer() {
             Ok(answer) => answer,
             Err(error) => return error,
         };
+        leader.disk_answered();
         let (status, data) = match answer.outcome {
             DiskOutcome::Data(data) => (DiskStatus::Ok, data),
             DiskOutcome::Done => (DiskStatus::Ok, Vec::new()),
@@ -160,7 +174,9 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
                 continue;
             }
             DiskOutcome::Refused { code, message } => {
-                tracing::error!(?code, message, "disk request refused");
+                if let Some(times) = refused.happened() {
+                    tracing::error!(?code, message, times, "disk request refused");
+                }
                 (DiskStatus::IoError, Vec::new())
             }
         };
@@ -174,6 +190,7 @@ fn completions(leader: &Leader, control: &Queue<Control>, answers: &mut AnswerRe
 /// What a backup reads from the shared disk itself; connects anew as long as it follows. Reads without an
 /// answer are repeated on each connection.
 pub fn reads(follower: &Follower, address: &DiskAddress) {
+    let mut failed = Repeated::default();
     while follower.reads_disk() {
         match address.open_existing().and_then(|(client, opened)| client.split(opened.disk)) {
             Ok((sender, mut answers)) => {
@@ -190,7 +207,11 @@ pub fn reads(follower: &Follower, address: &DiskAddress) {
                 };
                 tracing::info!(lost, "connection to the disk server");
             }
-            Err(error) => tracing::warn!(%error, "cannot read the shared disk"),
+            Err(error) => {
+                if let Some(times) = failed.happened() {
+                    tracing::warn!(%error, times, "cannot read the shared disk");
+                }
+            }
         }
         std::thread::sleep(RECONNECT_EVERY);
     }
@@ -212,6 +233,10 @@ pub fn acks(leader: Arc<Leader>, pairing: Pairing, mut reader: ChannelReader, mu
             Ok(from) => {
                 if let Some(ack) = from.ack {
                     leader.acked(pairing, ack);
+                }
+                if let Some(reach) = from.disk_reach {
+                    let (number, reaches) = (reach.number, reach.reaches);
+                    leader.event_of(pairing, PrimaryEvent::DiskReach { number, reaches });
                 }
                 if let Some(reason) = from.goodbye {
                     tracing::warn!(reason, "the backup left");
@@ -293,6 +318,6 @@ pub fn tick_leader(leader: &Leader) {
     loop {
         let wait = leader.next_tick_ns().saturating_sub(leader.clock().now_ns()).clamp(1_000_000, LONGEST_NS);
         std::thread::sleep(Duration::from_nanos(wait));
-        leader.event(PrimaryEvent::Tick);
+        leader.tick();
     }
 }

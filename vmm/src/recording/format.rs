@@ -10,6 +10,9 @@
 //! Frames are the logging channel's under another magic, batches the logging channel's too. A checkpoint is
 //! the state after the last entry before it; its pages are those that changed since the checkpoint before,
 //! or, in one that stands by itself, all that are not zero. It counts only once its STATE is there.
+//!
+//! A guest that resets its machine is loaded again: before the entry of the first reset come the guest's files,
+//! in IMAGE frames. Most recordings have none.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::VmConfig;
 
 /// Version of the file format; the log's own version is in `Header`.
-pub const RECORDING_VERSION: u16 = 2;
+pub const RECORDING_VERSION: u16 = 3;
 
 /// Longest payload of a frame.
 pub const MAX_PAYLOAD: usize = 16 << 20;
@@ -54,6 +57,8 @@ pub mod kind {
     pub const INDEX: u8 = 6;
     /// `End`
     pub const END: u8 = 7;
+    /// `ImageHead`, then a piece of one of the guest's files as an LZ4 block.
+    pub const IMAGE: u8 = 8;
 }
 
 /// Bytes of the payload of END: three u64.
@@ -118,6 +123,27 @@ impl PagesHead {
     }
 }
 
+/// Most bytes of a guest's file in one IMAGE frame.
+pub const IMAGE_PIECE: usize = 8 << 20;
+
+/// Which of the guest's files it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageFile {
+    /// The kernel.
+    Kernel,
+    /// The initial RAM disk.
+    Initrd,
+}
+
+/// What an IMAGE frame holds: the pieces of a file come in order, all of the kernel first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHead {
+    /// Of which file.
+    pub file: ImageFile,
+    /// How many bytes, `IMAGE_PIECE` at most.
+    pub len: u32,
+}
+
 /// What a STATE frame says of its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateHead {
@@ -179,6 +205,8 @@ pub struct Index {
     pub batches: Vec<BatchRef>,
     /// Checkpoints, in order; the first is before the first entry.
     pub checkpoints: Vec<CheckpointRef>,
+    /// The guest's files, in order; none if the guest was never reset.
+    pub image: Vec<FrameRef>,
 }
 
 impl Index {
@@ -205,7 +233,7 @@ impl Index {
             .windows(2)
             .all(|pair| pair[0].seq <= pair[1].seq && pair[0].at.count <= pair[1].at.count);
         let frames = self.checkpoints.iter().flat_map(|c| c.pages.iter().chain([&c.state]));
-        let mut frames = frames.chain(self.batches.iter().map(|batch| &batch.frame));
+        let mut frames = frames.chain(self.batches.iter().map(|batch| &batch.frame)).chain(&self.image);
         let last = self.checkpoints.last().is_some_and(|last| last.seq < next);
         start.whole && last && ascending && frames.all(|frame| frame.offset < file_len)
     }
@@ -263,17 +291,25 @@ pub enum RecordingError {
     },
     /// A recording of another version.
     #[error(
-        "{path} is a recording of format {found}, log {found_log}; this lockstep reads format \
-         {RECORDING_VERSION}, log {}: use the lockstep that made it",
-        logchannel::LOG_VERSION
+        "{path} is a recording of format {found}; this lockstep reads format {RECORDING_VERSION}: replay it with \
+         the lockstep that made it"
     )]
     Version {
         /// Which file.
         path: PathBuf,
         /// Its format.
         found: u16,
-        /// Its log's version; 0 if it cannot be told.
-        found_log: u16,
+    },
+    /// A recording of another log.
+    #[error(
+        "{path} is a recording of log version {found}; this lockstep reads log version {LOG_VERSION}: replay it \
+         with the lockstep that made it"
+    )]
+    LogVersion {
+        /// Which file.
+        path: PathBuf,
+        /// Its log's version.
+        found: u16,
     },
     /// Something in it is not what was written.
     #[error("the recording is damaged at offset {offset}, after entry {last}: {source}")]

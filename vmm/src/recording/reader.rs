@@ -10,11 +10,12 @@ use logchannel::batch::{self, LogStart};
 use logchannel::frame::{FrameError, FrameReader, HEADER_LEN};
 use logchannel::{LOG_VERSION, LogEntry, Position, Seq, codec};
 
+use crate::boot::GuestImage;
 use crate::machine::MachineState;
 use crate::memory::{PAGE_BYTES, Ram};
 use crate::recording::format::{
-    BatchRef, CheckpointRef, Damage, END_LEN, FrameRef, Header, Index, MAX_PAYLOAD, PagesHead, RECORDING,
-    RecordingError, StateHead, kind,
+    BatchRef, CheckpointRef, Damage, END_LEN, FrameRef, Header, IMAGE_PIECE, ImageFile, ImageHead, Index,
+    MAX_PAYLOAD, PagesHead, RECORDING, RecordingError, StateHead, kind,
 };
 
 /// How the file ends.
@@ -206,6 +207,28 @@ impl Recording {
     }
 
     /// Reads the frame at a reference and checks that it is that frame.
+    /// The guest's files; `None` if they are not there, or not whole.
+    pub fn image(&self) -> Result<Option<GuestImage>, RecordingError> {
+        let machine = &self.header.machine;
+        let (mut kernel, mut initrd) = (Vec::new(), Vec::new());
+        for &at in &self.index.image {
+            let damaged = |source| damaged(at, self.last_seq(), source);
+            let (kind::IMAGE, payload) = self.frame(at, self.last_seq())? else {
+                return Err(damaged(Damage::Misplaced("another frame where a file of the guest is due")));
+            };
+            let (head, block) = decode_image(&payload).map_err(damaged)?;
+            let file = if head.file == ImageFile::Kernel { &mut kernel } else { &mut initrd };
+            let piece = lz4_flex::decompress(block, head.len as usize);
+            file.extend(piece.map_err(|_| damaged(Damage::Lz4("a file of the guest")))?);
+            if (kernel.len() + initrd.len()) as u64 > machine.memory_bytes {
+                return Err(damaged(Damage::Misplaced("files of the guest that exceed its memory")));
+            }
+        }
+        let initrd = (!initrd.is_empty()).then(|| initrd.into());
+        let image = GuestImage { kernel: kernel.into(), initrd, command_line: machine.command_line.clone() };
+        Ok((image.digest() == machine.image_digest).then_some(image))
+    }
+
     fn frame(&self, at: FrameRef, last: Seq) -> Result<RawFrame, RecordingError> {
         match read_frame(&self.file, self.bytes, at).map_err(read_error)? {
             Ok((kind, payload, _)) => Ok((kind, payload)),
@@ -293,6 +316,10 @@ impl Recording {
                 let entries = entries.len() as u32;
                 self.index.batches.push(BatchRef { frame: at, first, entries, last_count: end.count });
                 *log = end;
+            }
+            kind::IMAGE => {
+                decode_image(payload)?;
+                self.index.image.push(at);
             }
             kind::PAGES => pages.push(at),
             kind::STATE => {
@@ -398,15 +425,14 @@ fn read_header(file: &File, bytes: u64, path: &Path) -> Result<Header, Recording
         Ok((kind::START, payload, _)) => payload,
         Ok((kind, ..)) => return Err(none(format!("it starts with a frame of kind {kind}"))),
         Err(Damage::Frame(FrameError::Version { found, .. })) => {
-            return Err(RecordingError::Version { path: path.to_owned(), found, found_log: 0 });
+            return Err(RecordingError::Version { path: path.to_owned(), found });
         }
         Err(damage) => return Err(none(damage.to_string())),
     };
     // The log's version comes first, so that it can be told whatever follows it.
     let (found_log, _) = codec::decode_prefix::<u16>(&payload).map_err(|error| none(error.to_string()))?;
     if found_log != LOG_VERSION {
-        let found = crate::recording::format::RECORDING_VERSION;
-        return Err(RecordingError::Version { path: path.to_owned(), found, found_log });
+        return Err(RecordingError::LogVersion { path: path.to_owned(), found: found_log });
     }
     codec::decode(&payload).map_err(|error| none(format!("its header: {error}")))
 }
@@ -430,6 +456,16 @@ fn decode_batch(kind: u8, payload: &[u8]) -> Result<(Seq, Vec<LogEntry>, LogStar
     let mut entries = Vec::new();
     let (head, end) = batch::decode(payload, &mut entries)?;
     Ok((head.first, entries, end))
+}
+
+/// The head of an IMAGE frame, and its block.
+fn decode_image(payload: &[u8]) -> Result<(ImageHead, &[u8]), Damage> {
+    let content = |source| Damage::Content { what: "a file of the guest", source };
+    let (head, rest) = codec::decode_prefix::<ImageHead>(payload).map_err(content)?;
+    if head.len as usize > IMAGE_PIECE {
+        return Err(Damage::Misplaced("a piece of a file of the guest that is too long"));
+    }
+    Ok((head, rest))
 }
 
 fn decode_state_head(payload: &[u8]) -> Result<(StateHead, &[u8]), Damage> {

@@ -17,6 +17,7 @@ use crate::memory::{PAGE_BYTES, Ram};
 use crate::random::Random;
 use crate::recording::format::{Header, Index, RECORDING, RecordingError, kind};
 use crate::recording::writer::{PageTracker, Writer};
+use crate::restart::ResetState;
 
 const RAM_BYTES: u64 = 4 << 20;
 
@@ -39,6 +40,7 @@ fn state(count: u64) -> MachineState {
         at: Position::at(count),
         devices,
         halted: false,
+        resets: ResetState::default(),
     }
 }
 
@@ -307,6 +309,18 @@ fn other_files_and_versions_are_told() {
     let mut frames = frames(&write(10).bytes);
     // The log's version is the first field of the header.
     frames[0].1[0] = LOG_VERSION as u8 + 1;
-    assert!(open(&assemble(&frames)).contains(&format!("log {}", LOG_VERSION + 1)));
+    assert!(open(&assemble(&frames)).contains(&format!("log version {};", LOG_VERSION + 1)));
     assert_eq!(PAGE_BYTES, 4096);
+}
+
+#[test]
+fn a_sample_of_the_version_before_is_refused_by_number() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recording/fixtures/recording-v2.lkr");
+    let error = Recording::open(&path).expect_err("an old recording").to_string();
+    let told = format!(
+        "recording of format 2; this lockstep reads format {}: replay it with the lockstep that made it",
+        crate::recording::format::RECORDING_VERSION
+    );
+    assert!(error.contains(&told), "{error}");
 }

@@ -26,6 +26,7 @@ use crate::memory::{MemoryError, Ram};
 use crate::recording::format::RecordingError;
 use crate::recording::reader::Recording;
 use crate::recording::snapshot::Snapshots;
+use crate::restart::ResetPolicy;
 
 /// Positions that an engine that stops exactly runs at a time, so that a session can be interrupted.
 const SLICE: u64 = 1 << 22;
@@ -103,7 +104,8 @@ impl Session {
         let engine = check_machine(&recording)?;
         let mut ram = Ram::new(recording.header().machine.memory_bytes)?;
         recording.load_memory(0, &mut ram)?;
-        let machine = assemble::restore_debugged(engine, debugging, ram, recording.state(0)?)?;
+        let policy = ResetPolicy::new(recording.header().machine.on_reset, recording.image()?);
+        let machine = assemble::restore(engine, debugging, ram, recording.state(0)?, policy)?;
         let first = recording.checkpoints()[0].seq + 1;
         Ok(Self {
             recording,
@@ -293,23 +295,27 @@ impl Session {
         let seq = self.recording.checkpoints()[checkpoint].seq;
         // Kept even when the file fails: the session stays where it was only until RAM is overwritten.
         let mut machine = self.replayer.take().expect("a move is not within a move").into_machine();
+        let finished = machine.finish_instruction();
         let loaded = self.recording.load_memory(checkpoint, machine.ram_mut());
-        let reset = machine.reset(state);
+        let moved = machine.go_to(state);
         self.replayer = Some(Replayer::resume(machine, seq + 1));
+        finished?;
         loaded?;
         self.begin_at(seq);
-        Ok(reset?)
+        Ok(moved?)
     }
 
     fn load_snapshot(&mut self, count: u64) -> Result<(), SessionError> {
         let kept = self.snapshots.before(count).expect("asked for before");
         let (seq, state) = (kept.seq, kept.state.clone());
         let mut machine = self.replayer.take().expect("a move is not within a move").into_machine();
+        let finished = machine.finish_instruction();
         kept.load_memory(machine.ram_mut());
-        let reset = machine.reset(state);
+        let moved = machine.go_to(state);
         self.replayer = Some(Replayer::resume(machine, seq + 1));
         self.begin_at(seq);
-        Ok(reset?)
+        finished?;
+        Ok(moved?)
     }
 
     fn begin_at(&mut self, seq: Seq) {

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use logchannel::batch::LogStart;
-use logchannel::{LogEntry, Position};
+use logchannel::{Event, LogEntry, Position};
 use replay::Recorded;
 
+use crate::boot::GuestImage;
 use crate::io::clock::HostClock;
 use crate::pair::threads::start;
 use crate::pair::transfer::Transferable;
@@ -36,6 +37,7 @@ pub struct RecordOptions {
 }
 
 enum Job {
+    Image(GuestImage),
     Entries(Vec<LogEntry>),
     Checkpoint { pages: CheckpointPages, at: Position, state: Vec<u8>, now_ns: u64 },
 }
@@ -49,6 +51,8 @@ pub struct Sink {
     every_ns: u64,
     next_ns: u64,
     path: PathBuf,
+    /// The guest's files, until they are in the recording.
+    image: Option<GuestImage>,
 }
 
 impl Sink {
@@ -60,7 +64,7 @@ impl Sink {
         log: LogStart,
         machine: &mut M,
     ) -> anyhow::Result<Self> {
-        let created = File::create_new(path);
+        let created = host::files::create_new(path);
         let file = created.map_err(|source| RecordingError::Create { path: path.to_owned(), source })?;
         let writer = Writer::joining(file, header, log)?;
         let (queue, jobs) = bounded(QUEUE);
@@ -75,9 +79,16 @@ impl Sink {
             every_ns: header.checkpoint_every_ns,
             next_ns: 0,
             path: path.to_owned(),
+            image: None,
         };
         sink.checkpoint(machine)?;
         Ok(sink)
+    }
+
+    /// Has the guest's files go into the recording before the first entry of a reset.
+    pub fn with_image(mut self, image: GuestImage) -> Self {
+        self.image = Some(image);
+        self
     }
 
     /// Takes entries as the recorder made them.
@@ -87,6 +98,11 @@ impl Sink {
 
     /// Takes entries.
     pub fn append_entries(&mut self, entries: Vec<LogEntry>) {
+        let resets = || entries.iter().any(|entry| entry.event == Event::Reset);
+        if self.image.is_some() && resets() {
+            let image = self.image.take().expect("just seen");
+            self.send(Job::Image(image));
+        }
         if !entries.is_empty() {
             self.send(Job::Entries(entries));
         }
@@ -162,6 +178,7 @@ fn write(mut writer: Writer<File>, jobs: &Receiver<Job>) -> Result<Written, Reco
         };
         match job {
             Ok(Job::Entries(entries)) => entries.iter().try_for_each(|entry| writer.append(entry))?,
+            Ok(Job::Image(image)) => writer.image(&image)?,
             Ok(Job::Checkpoint { pages, at, state, now_ns }) => {
                 writer.checkpoint(&pages, (at, &state), now_ns)?;
             }

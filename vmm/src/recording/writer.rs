@@ -11,10 +11,11 @@ use logchannel::frame::{FrameWriter, HEADER_LEN};
 use logchannel::{LogEntry, LogStart, Position};
 use twox_hash::XxHash3_128;
 
+use crate::boot::GuestImage;
 use crate::memory::PAGE_BYTES;
 use crate::recording::format::{
-    BatchRef, CheckpointRef, FrameRef, Header, Index, MAX_PAYLOAD, PAGES_PER_FRAME, PagesHead, RECORDING,
-    RecordingError, StateHead, kind,
+    BatchRef, CheckpointRef, FrameRef, Header, IMAGE_PIECE, ImageFile, ImageHead, Index, MAX_PAYLOAD,
+    PAGES_PER_FRAME, PagesHead, RECORDING, RecordingError, StateHead, kind,
 };
 
 /// Encoded entries from which on they are written out without being asked.
@@ -180,6 +181,20 @@ impl<W: Write> Writer<W> {
             }
         }
         self.frame(kind::ENTRIES, payload)
+    }
+
+    /// Writes the guest's files: what a replay of a reset needs.
+    pub fn image(&mut self, image: &GuestImage) -> Result<(), RecordingError> {
+        self.flush()?;
+        let kernel = image.kernel.chunks(IMAGE_PIECE).map(|piece| (ImageFile::Kernel, piece));
+        let initrd = image.initrd.iter().flat_map(|initrd| initrd.chunks(IMAGE_PIECE));
+        for (file, piece) in kernel.chain(initrd.map(|piece| (ImageFile::Initrd, piece))) {
+            let mut payload = encode("image", &ImageHead { file, len: piece.len() as u32 })?;
+            payload.extend_from_slice(&lz4_flex::compress(piece));
+            let frame = self.frame(kind::IMAGE, &payload)?;
+            self.index.image.push(frame);
+        }
+        self.inner.flush().map_err(io_error)
     }
 
     /// Writes a checkpoint of the machine as it is after the last entry appended; `state` is an encoded

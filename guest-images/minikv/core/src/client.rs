@@ -29,6 +29,8 @@ pub enum Progress {
     Spinning,
     /// The machine is to end.
     Shutdown,
+    /// The machine is to be reset.
+    Restart,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +108,7 @@ impl Client {
                     self.closing = true;
                     return Progress::Shutdown;
                 }
+                Outcome::Restart => return Progress::Restart,
                 Outcome::Done => {}
                 Outcome::Close => self.closing = true,
                 Outcome::Spin(rounds) => self.spin = Some(Spin { rounds, state: rounds }),

@@ -60,6 +60,8 @@ pub enum Outcome {
     Blocked,
     /// The machine is to end, once everything is durable.
     Shutdown,
+    /// The machine is to be reset at once, whatever is under way.
+    Restart,
     /// Work of that many rounds is to be done before the answer.
     Spin(u64),
 }
@@ -165,7 +167,7 @@ impl Database {
         self.journal.as_mut().expect("a write comes from a log").write_done(write);
     }
 
-    /// Runs one command; its answer is appended to `out`, but for `Blocked`, `Shutdown` and `Spin`.
+    /// Runs one command; its answer is appended to `out`, but for `Blocked`, `Shutdown`, `Restart` and `Spin`.
     pub fn execute(
         &mut self,
         request: Request<'_>,

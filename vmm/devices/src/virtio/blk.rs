@@ -140,6 +140,19 @@ impl Blk {
         }
     }
 
+    /// As at power-on, but for the requests in flight: nobody waits for them any more, and until they are
+    /// done their numbers are known.
+    pub(crate) fn reset(&mut self) {
+        self.transport = self.transport.after_reset();
+        self.ring = Ring::new();
+        self.in_flight.iter_mut().for_each(|request| request.reply = None);
+    }
+
+    /// Whether requests are in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// The level of the interrupt line.
     pub(crate) fn line(&self) -> bool {
         self.transport.line()

@@ -45,6 +45,11 @@ impl Console {
         Self { transport: Transport::default(), rx, tx, takes_input, pending: VecDeque::new() }
     }
 
+    /// As at power-on.
+    pub(crate) fn reset(&mut self) {
+        *self = Self { transport: self.transport.after_reset(), ..Self::new(self.takes_input) };
+    }
+
     /// The level of the interrupt line.
     pub(crate) fn line(&self) -> bool {
         self.transport.line()

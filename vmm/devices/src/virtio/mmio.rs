@@ -69,6 +69,11 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// The registers after a reset of the machine.
+    pub(crate) fn after_reset(&self) -> Self {
+        Self { break_downs: self.break_downs, ..Self::default() }
+    }
+
     /// Whether queues are serviced: between DRIVER_OK and a reset or a broken queue.
     pub(crate) fn running(&self) -> bool {
         self.status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET) == VIRTIO_CONFIG_S_DRIVER_OK
@@ -186,7 +191,7 @@ impl Transport {
 
     fn write_status(&mut self, identity: &Identity, rings: &mut [&mut Ring], value: u32) -> Effect {
         if value == 0 {
-            *self = Self { break_downs: self.break_downs, ..Self::default() };
+            *self = self.after_reset();
             for ring in rings {
                 ring.reset();
             }

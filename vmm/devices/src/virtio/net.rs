@@ -48,6 +48,11 @@ impl Net {
         Self { transport: Transport::default(), rx: Ring::new(), tx: Ring::new(), mac }
     }
 
+    /// Resets the machine's part of it: the MAC address stays.
+    pub(crate) fn reset(&mut self) {
+        *self = Self { transport: self.transport.after_reset(), ..Self::new(self.mac) };
+    }
+
     /// The level of the interrupt line.
     pub(crate) fn line(&self) -> bool {
         self.transport.line()

@@ -46,6 +46,11 @@ impl Rng {
         Self { transport: Transport::default(), ring: Ring::new(), request: None }
     }
 
+    /// As at power-on.
+    pub(crate) fn reset(&mut self) {
+        *self = Self { transport: self.transport.after_reset(), ..Self::new() };
+    }
+
     /// The level of the interrupt line.
     pub(crate) fn line(&self) -> bool {
         self.transport.line()

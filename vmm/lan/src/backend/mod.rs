@@ -35,6 +35,15 @@ pub enum BackendError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// There is no such TAP device.
+    #[error(
+        "there is no TAP device {name}: make it (ip tuntap add {name} mode tap), or let it be made with \
+         tap:{name},create"
+    )]
+    NoTap {
+        /// The name.
+        name: String,
+    },
     /// The other end is gone.
     #[error("the network closed the connection")]
     Closed,
@@ -93,7 +102,8 @@ impl Connection {
     /// Connects to a switch's port, or attaches to a TAP device.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, BackendError> {
         match endpoint {
-            Endpoint::Tap(name) => Ok(Self::Tap(tap::Tap::open(name)?)),
+            Endpoint::Tap(name) => Ok(Self::Tap(tap::Tap::open(name, false)?)),
+            Endpoint::NewTap(name) => Ok(Self::Tap(tap::Tap::open(name, true)?)),
             _ => stream::connect(endpoint)
                 .map(Self::Stream)
                 .map_err(|source| BackendError::Connect { endpoint: endpoint.clone(), source }),

@@ -25,7 +25,7 @@ pub(super) fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
     match endpoint {
         Endpoint::Tcp(address) => Stream::tcp(TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?),
         Endpoint::Unix(path) => Stream::unix(UnixStream::connect(path)?),
-        Endpoint::Tap(_) => Err(io::ErrorKind::Unsupported.into()),
+        Endpoint::Tap(_) | Endpoint::NewTap(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -25,6 +25,8 @@ const FRAMES_PER_READ: usize = 64;
 
 const NO_RIGHT: &str = "; it needs CAP_NET_ADMIN: use `lockstep lan` instead, or run as root";
 const NO_DRIVER: &str = "; the host has no TAP driver (modprobe tun): use `lockstep lan` instead";
+const NO_TAP: &str = "; there is a network device of that name, but it is not a TAP device";
+const BUSY: &str = "; another process uses it";
 const BAD_NAME: &str = "; a device name has 1 to 15 characters and neither '/' nor spaces";
 
 mod ioctl {
@@ -42,8 +44,8 @@ mod ioctl {
 pub struct Tap(File);
 
 impl Tap {
-    /// Attaches to the TAP device `name`, which is made if it does not exist.
-    pub(super) fn open(name: &str) -> Result<Self, BackendError> {
+    /// Attaches to the TAP device `name`; if it does not exist, it is made where `create` says so.
+    pub(super) fn open(name: &str, create: bool) -> Result<Self, BackendError> {
         let fail = |source: io::Error, hint| BackendError::Tap { name: name.to_owned(), source, hint };
         let bytes = name.as_bytes();
         let valid = (1..libc::IFNAMSIZ).contains(&bytes.len())
@@ -54,8 +56,13 @@ impl Tap {
         let hint = |error: &io::Error| match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => NO_RIGHT,
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => NO_DRIVER,
+            Some(libc::EINVAL) => NO_TAP,
+            Some(libc::EBUSY) => BUSY,
             _ => "",
         };
+        if !create && index_of(name).is_none() {
+            return Err(BackendError::NoTap { name: name.to_owned() });
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
         let file = options.open(DEVICE).map_err(|error| {
@@ -67,6 +74,7 @@ impl Tap {
             let hint = hint(&error);
             fail(error, hint)
         })?;
+        warn_unless_connected(name);
         Ok(Self(file))
     }
 
@@ -78,6 +86,32 @@ impl Tap {
             TapWriter { file, full: false },
             TapCloser(closed),
         ))
+    }
+}
+
+/// The index of the interface with this name in this thread's network namespace.
+fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok().filter(|&index| index != 0)
+}
+
+/// Says what keeps frames from leaving a device that is there.
+fn warn_unless_connected(name: &str) {
+    let mut interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let up = interfaces.any(|interface| {
+        interface.interface_name == name && interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP)
+    });
+    if !up {
+        tracing::warn!("the TAP device {name} is down: ip link set {name} up");
+    }
+    // sysfs shows the network namespace that it was mounted in, which need not be this thread's.
+    let directory = std::path::Path::new("/sys/class/net").join(name);
+    let index = std::fs::read_to_string(directory.join("ifindex")).ok();
+    let same = index.and_then(|text| text.trim().parse().ok()) == index_of(name);
+    if same && !directory.join("master").exists() {
+        tracing::warn!(
+            "the TAP device {name} is in no bridge: frames reach this host alone, as far as it has an \
+             address there (ip link set {name} master BRIDGE)"
+        );
     }
 }
 

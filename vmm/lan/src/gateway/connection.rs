@@ -10,12 +10,11 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddrV4, TcpStream};
 
 use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::{setsockopt, sockopt};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::Duration;
 
-use crate::stream::is_not_now;
+use crate::stream::{is_not_now, reset_on_close};
 
 /// Bytes of each smoltcp buffer: the largest window without scaling.
 pub(super) const BUFFER_LEN: usize = 65535;
@@ -234,9 +233,6 @@ impl Connection {
 
     /// Makes the closing of the host socket a reset.
     pub(super) fn reset_host(&self) {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        if let Err(error) = setsockopt(&self.host, sockopt::Linger, &linger) {
-            tracing::debug!(%error, "cannot make the close a reset");
-        }
+        reset_on_close(&self.host);
     }
 }

@@ -20,6 +20,7 @@ use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 use crate::options::LanOptions;
 use crate::packet::{self, Announcement};
 use crate::status::GatewayStatus;
+use crate::stream::reset_on_close;
 use crate::switch::Announced;
 use crate::wire::FrameBatch;
 use connection::{BUFFER_LEN, Connection, Moved, Outcome};
@@ -213,10 +214,12 @@ impl Gateway {
     pub(crate) fn accept(&mut self, epoll: &Epoll, host: TcpStream, target: SocketAddrV4) -> io::Result<()> {
         host.set_nonblocking(true)?;
         host.set_nodelay(true)?;
-        let (id, (handle, port)) = (self.next_id, self.connect(target)?);
+        let id = self.next_id;
+        let (handle, port) = self.connect(target).inspect_err(|_| reset_on_close(&host))?;
         let mut connection = Connection::new(host, handle, port, target);
         let nothing = EpollFlags::empty();
         if let Err(error) = epoll.add(&connection.host, EpollEvent::new(nothing, (self.token)(id))) {
+            connection.reset_host();
             self.bury(handle, true);
             return Err(error.into());
         }
@@ -226,6 +229,11 @@ impl Gateway {
         self.connections.insert(id, connection);
         self.status.accepted += 1;
         Ok(())
+    }
+
+    /// A host client was turned away.
+    pub(crate) fn refused(&mut self) {
+        self.status.refused += 1;
     }
 
     /// A connection's host socket reported something.

@@ -113,7 +113,7 @@ pub fn connect(endpoint: &Endpoint) -> Stream {
     match endpoint {
         Endpoint::Tcp(address) => Stream::tcp(std::net::TcpStream::connect(address).unwrap()).unwrap(),
         Endpoint::Unix(path) => Stream::unix(std::os::unix::net::UnixStream::connect(path).unwrap()).unwrap(),
-        Endpoint::Tap(_) => unreachable!("no test guest is behind a TAP device"),
+        Endpoint::Tap(_) | Endpoint::NewTap(_) => unreachable!("no test guest is behind a TAP device"),
     }
 }
 

@@ -4,6 +4,7 @@ mod alu;
 mod bits;
 mod branch;
 mod condition;
+mod decimal;
 mod exchange;
 mod mmx;
 mod mov;
@@ -26,7 +27,7 @@ use crate::decode::{Builder, Lowered};
 pub type Lower = fn(&mut Builder, &Instruction) -> Lowered;
 
 /// All groups, the frequent ones first.
-pub const MODULES: [Lower; 16] = [
+pub const MODULES: [Lower; 17] = [
     mov::lower,
     alu::lower,
     branch::lower,
@@ -43,4 +44,5 @@ pub const MODULES: [Lower; 16] = [
     sse_control::lower,
     x87::lower,
     mmx::lower,
+    decimal::lower,
 ];

@@ -91,9 +91,11 @@ impl Wide for Idiv {
         let (dividend, divisor) = ((pair::<W>(cpu) << unused) as i128 >> unused, signed(operand));
         let (quotient, remainder) = match (i64::try_from(dividend), divisor) {
             (_, 0) => return false,
-            // One of the smallest dividends has no quotient by -1, in i128 too.
-            (Err(_), -1) => return false,
-            (Ok(dividend), -1) => (-i128::from(dividend), 0),
+            // The smallest dividend has no quotient by -1 in i128 either.
+            (_, -1) => match dividend.checked_neg() {
+                Some(quotient) => (quotient, 0),
+                None => return false,
+            },
             (Ok(dividend), _) => {
                 let divisor = operand.sext() as i64;
                 (i128::from(dividend / divisor), dividend % divisor)

@@ -11,7 +11,7 @@ use crate::descriptor::{coded_selector, is_null, null_segment};
 use crate::exception::{Exception, vector};
 use crate::interrupt::null_stack;
 use crate::op::{Handler, Op, next};
-use crate::state::{Seg, Segment};
+use crate::state::{Seg, Segment, Shadow};
 use crate::word::Word;
 use crate::{Cpu, Fault, or_abort};
 
@@ -62,7 +62,7 @@ impl Cpu {
     /// After MOV SS and POP SS interrupts and debug traps wait for one instruction.
     fn hold_off(&mut self, seg: Seg) {
         if seg == Seg::Ss {
-            self.shadow = true;
+            self.shadow = Shadow::Stack;
             self.debug.inhibit = true;
         }
     }

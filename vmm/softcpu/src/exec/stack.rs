@@ -109,9 +109,16 @@ fn push_m<W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
+/// A push of 32 bits writes two of the four bytes (SDM vol. 2, PUSH).
 fn push_segment<W: Word>(cpu: &mut Cpu, op: &Op) {
-    let value = W::of(u64::from(cpu.segments[usize::from(op.src) % 8].selector));
-    or_abort!(cpu, op, cpu.push(value));
+    let selector = cpu.segments[usize::from(op.src) % 8].selector;
+    if W::BITS == 32 {
+        let to = cpu.regs[4].wrapping_sub(W::BYTES);
+        or_abort!(cpu, op, cpu.write(cpu.stack_address(to), selector));
+        cpu.set_stack(to);
+    } else {
+        or_abort!(cpu, op, cpu.push(W::of(u64::from(selector))));
+    }
     next(cpu, op)
 }
 

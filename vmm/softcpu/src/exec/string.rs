@@ -3,6 +3,13 @@
 //! One iteration of a repeated instruction is one step, so RIP stays until the last (SDM vol. 2, REP): the
 //! op is alone in its block and does as many iterations as the block may take steps. Where source and
 //! destination are cached pages of RAM, iterations are done as one copy, fill or search.
+//!
+//! Between iterations RFLAGS.RF is set, so that an interrupt or trap there pushes it (SDM vol. 3, 17.3.1.1)
+//! and an instruction breakpoint stops once, before the first. Comparisons set the status flags when the
+//! repetition ends; a fault, or a stop between iterations, leaves them as they were before (SDM vol. 2, REP).
+//!
+//! With 32-bit addresses in 64-bit mode some of the registers are zero-extended even when nothing is done or
+//! the first iteration faults. Which is not documented; this is what Intel's processors do.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -98,6 +105,8 @@ impl Cpu {
 trait Kind {
     /// ZF can end the repetition.
     const COMPARES: bool = false;
+    /// Registers besides RCX that REP with 32-bit addresses zero-extends in any case.
+    const EXTENDED: &[usize] = &[];
     /// One iteration, but for the count.
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault>;
     /// Up to `most` iterations at once; none where that does not go. Those that compare stop after the first
@@ -110,6 +119,8 @@ trait Kind {
 
 struct Movs;
 impl Kind for Movs {
+    const EXTENDED: &[usize] = &[SI, DI];
+
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         let value = cpu.read::<W>(cpu.source(op))?;
@@ -134,6 +145,8 @@ impl Kind for Movs {
 
 struct Stos;
 impl Kind for Stos {
+    const EXTENDED: &[usize] = &[DI];
+
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         cpu.write(cpu.destination(op), cpu.reg::<W>(AX))?;
@@ -287,10 +300,16 @@ fn once<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op) {
 fn repeat<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op, equal: bool) {
     let count = cpu.string_register(op, CX);
     let following = cpu.rip.wrapping_add(u64::from(op.following().ip));
+    if op.scale == 2 {
+        for number in K::EXTENDED.iter().copied().chain([CX]) {
+            cpu.regs[number] &= Cpu::string_mask(op);
+        }
+    }
     if count == 0 {
         return cpu.jump(op, following);
     }
     let most = count.min(cpu.limit.saturating_sub(cpu.retired).max(1));
+    let flags_before = cpu.flags;
     let mut done = 0;
     let mut stopped = false;
     let mut result = Ok(());
@@ -307,12 +326,17 @@ fn repeat<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op, equal: bool) {
     }
     if done > 0 {
         cpu.set_string_register(op, CX, count - done);
+        cpu.system_flags |= flags::RF;
+    }
+    if K::COMPARES && done < count && !stopped {
+        cpu.flags = flags_before;
     }
     if result.is_err() {
         cpu.retired += done;
         return abort(cpu, op);
     }
     if done == count || stopped {
+        cpu.system_flags &= !flags::RF;
         cpu.retired += done - 1;
         return cpu.jump(op, following);
     }

@@ -61,6 +61,9 @@ fn is_control(first: u8, second: u8) -> bool {
     }
 }
 
+/// First byte minus 0xd8, second byte.
+const FNINIT: (u8, u8) = (3, 0xe3);
+
 /// Those that do not look at pending exceptions (SDM vol. 1, 8.6).
 fn waits(first: u8, second: u8) -> bool {
     match (first, second) {
@@ -109,6 +112,8 @@ fn execute_register(cpu: &mut Cpu, op: &Op, first: u8, second: u8) {
     image.store(&mut cpu.fpu);
     if !is_control(first, second) {
         cpu.note_x87(op, first, second);
+    } else if (first, second) == FNINIT {
+        (cpu.fpu.fop, cpu.fpu.fip, cpu.fpu.fdp) = (0, 0, 0);
     }
 }
 

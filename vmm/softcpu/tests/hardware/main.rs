@@ -77,6 +77,7 @@ impl Pair {
         CAUGHT.store(false, Ordering::Relaxed);
         let found = match &soft {
             Ok(soft) if host == *soft && self.native.data() == self.soft.data() => String::new(),
+            Ok(soft) if undefined::is_choice(&encoded.instruction, &vector, [&host, soft]) => String::new(),
             Ok(soft) => {
                 let mask = undefined::mask(&encoded, &vector, &host);
                 differences(&vector, (&host, self.native.data()), (soft, self.soft.data()), &mask)

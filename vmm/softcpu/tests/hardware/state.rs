@@ -104,8 +104,8 @@ pub struct Outcome {
 #[derive(Debug, Clone, Default)]
 pub struct Mask {
     pub rflags: u64,
-    /// Bits of the destination register: number and mask.
-    pub gpr: Option<(usize, u64)>,
+    /// Bits of registers: number and mask.
+    pub gpr: Vec<(usize, u64)>,
     pub sw: u16,
     /// Status and tag word and the registers' order.
     pub x87: bool,
@@ -116,8 +116,8 @@ pub struct Mask {
     pub memory: Vec<(u64, u64)>,
 }
 
-/// RFLAGS bits that the way of stopping sets: TF and RF.
-const STOPPING_FLAGS: u64 = (1 << 8) | (1 << 16);
+/// The bit of RFLAGS that the way of stopping sets: TF.
+const STOPPING_FLAGS: u64 = 1 << 8;
 
 /// Names of `User::gpr`.
 pub const GPR_NAMES: [&str; 16] = [
@@ -139,7 +139,7 @@ pub fn differences(vector: &Vector, host: (&Outcome, &[u8]), soft: (&Outcome, &[
         }
     };
     for (n, name) in GPR_NAMES.iter().enumerate() {
-        let keep = !mask.gpr.filter(|(m, _)| *m == n).map_or(0, |(_, bits)| bits);
+        let keep = !mask.gpr.iter().filter(|(m, _)| *m == n).fold(0, |all, (_, bits)| all | bits);
         line(name, before.gpr[n].into(), (h.user.gpr[n] & keep).into(), (s.user.gpr[n] & keep).into());
     }
     line("rip", before.rip.into(), h.user.rip.into(), s.user.rip.into());

@@ -18,19 +18,98 @@ const EXCEPTIONS: u32 = 0x3f;
 const INEXACT: u32 = 1 << 5;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
+/// Whether this host's processor is Intel's.
+fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+}
+
+/// Whether two ends that differ are both right: what has priority, or is checked at all, is the CPU's choice.
+///
+/// | instructions | choice |
+/// |---|---|
+/// | unaligned moves of 16 bytes, PCMPxSTRx | #AC or none (SDM vol. 3, "Alignment Check Exception") |
+/// | any with a misaligned operand that also faults | #AC or the other (SDM vol. 3, 6.9) |
+/// | x87 stores whose value raises an unmasked exception | whether the address is looked at: nothing is stored |
+pub fn is_choice(instruction: &Instruction, vector: &Vector, both: [&Outcome; 2]) -> bool {
+    const AC: u64 = 1 << 18;
+    const SUMMARY: u16 = 0x80;
+    let raised = |outcome: &Outcome| match outcome.end {
+        End::Fault { vector, .. } => Some(vector),
+        _ => None,
+    };
+    let faults = both.map(raised);
+    let one = |wanted: fn(u8) -> bool| faults.iter().flatten().filter(|fault| wanted(**fault)).count() == 1;
+    let stores =
+        matches!(instruction.mnemonic(), M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp);
+    let pending = both.iter().any(|outcome| outcome.end == End::Retired && outcome.user.sw & SUMMARY != 0);
+    if stores && pending && one(|fault| matches!(fault, 12..=14 | 17)) {
+        return true;
+    }
+    let misaligned = vector.user.rflags & AC != 0 && one(|fault| fault == 17);
+    misaligned && (is_unaligned_move(instruction.mnemonic()) || faults.iter().all(Option::is_some))
+}
+
+fn is_unaligned_move(mnemonic: M) -> bool {
+    matches!(
+        mnemonic,
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Pcmpestri
+            | M::Pcmpestri64
+            | M::Pcmpestrm
+            | M::Pcmpestrm64
+            | M::Pcmpistri
+            | M::Pcmpistrm
+    )
+}
+
 /// What is left out of a comparison.
 pub fn mask(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
+    let mut mask = open(encoded, vector, host);
+    if !is_intel() {
+        let (rflags, gpr) = of_repetition(&encoded.instruction, vector, host);
+        mask.rflags |= rflags;
+        mask.gpr.extend(gpr);
+    }
+    mask
+}
+
+/// What AMD's processors do otherwise in a repeated string instruction that is not at its end: RF is clear,
+/// comparisons have set flags; and with 32-bit addresses they zero-extend what they change, and nothing else.
+fn of_repetition(
+    instruction: &Instruction,
+    vector: &Vector,
+    host: &Outcome,
+) -> (u64, impl Iterator<Item = (usize, u64)> + use<>) {
+    const RF: u64 = 1 << 16;
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let unfinished = repeated && host.user.rip == vector.user.rip;
+    let short = repeated && instruction.is_string_instruction();
+    let registers: &[usize] = if short { &[1, 6, 7] } else { &[] };
+    let flags = if unfinished { RF | ALL } else { 0 };
+    (flags, registers.iter().map(|number| (*number, 0xffff_ffff_0000_0000)))
+}
+
+fn open(encoded: &Encoded, vector: &Vector, host: &Outcome) -> Mask {
     let instruction = &encoded.instruction;
     if host.end != End::Retired {
         return of_fault(instruction, vector, host);
     }
     let (gpr, more) = destination(instruction, vector);
     let memory = memory(instruction, vector);
-    Mask { rflags: flags(instruction, vector) | more, gpr, memory, ..Mask::default() }
+    Mask {
+        rflags: flags(instruction, vector) | more,
+        gpr: gpr.into_iter().collect(),
+        memory,
+        ..Mask::default()
+    }
 }
 
 /// A fault on an operand that the CPU transfers in parts: which of them raises it is the CPU's choice, so CR2
-/// is left out, and parts may have been stored.
+/// is left out, and parts may have been stored. So may the return address of a CALL to nowhere.
 fn of_fault(instruction: &Instruction, vector: &Vector, host: &Outcome) -> Mask {
     if matches!(host.end, End::Fault { vector: 19, .. }) {
         if matches!(instruction.mnemonic(), M::Dpps | M::Dppd) {
@@ -51,19 +130,27 @@ fn of_fault(instruction: &Instruction, vector: &Vector, host: &Outcome) -> Mask 
         // Both operands may be at an end at once.
         return Mask { cr2: u64::MAX, ..Mask::default() };
     }
-    if !in_parts(instruction.mnemonic()) {
-        return Mask::default();
+    if instruction.mnemonic() == M::Call {
+        return Mask { memory: vec![(vector.user.gpr[4].wrapping_sub(8), 8)], ..Mask::default() };
     }
     let size = instruction.memory_size().size() as u64;
+    let ten_bytes = matches!(instruction.mnemonic(), M::Fstp | M::Fbstp) && size == 10;
+    if !in_parts(instruction.mnemonic()) && !ten_bytes {
+        return Mask::default();
+    }
     let memory = address(instruction, vector).map(|at| (at, size));
     Mask { cr2: u64::MAX, memory: memory.into_iter().collect(), ..Mask::default() }
 }
 
+/// Whether it leaves the x87 unit in MMX's state besides what may fault: conversions, and stores of MMX
+/// registers.
 fn converts_mmx(instruction: &Instruction) -> bool {
-    matches!(
+    let conversion = matches!(
         instruction.mnemonic(),
         M::Cvtpd2pi | M::Cvtps2pi | M::Cvttpd2pi | M::Cvttps2pi | M::Cvtpi2pd | M::Cvtpi2ps
-    )
+    );
+    let store = matches!(instruction.mnemonic(), M::Movd | M::Movq | M::Movntq | M::Maskmovq);
+    conversion || store && (0..instruction.op_count()).any(|n| instruction.op_register(n).is_mm())
 }
 
 /// Undefined flags.

@@ -363,6 +363,7 @@ impl Maker<'_> {
     /// Values that a uniform choice would hardly ever hit.
     fn operands(&mut self, random: &mut Random) {
         match self.form.code.mnemonic() {
+            Mnemonic::Div | Mnemonic::Idiv if random.one_in(2) => self.quotient(random),
             Mnemonic::Cmpxchg if random.one_in(2) => {
                 let accumulator = self.user.gpr[RAX].to_le_bytes();
                 match self.encoded.instruction.op0_register() {
@@ -396,6 +397,51 @@ impl Maker<'_> {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A dividend whose quotient is at the end of what fits, or just beyond.
+    fn quotient(&mut self, random: &mut Random) {
+        let instruction = &self.encoded.instruction;
+        let register = instruction.op0_register();
+        let used = [register, instruction.memory_base(), instruction.memory_index()];
+        if used.iter().any(|used| matches!(used.full_register(), Register::RAX | Register::RDX)) {
+            return;
+        }
+        let bytes = if register == Register::None { self.operand_size() as usize } else { register.size() };
+        let bits = 8 * bytes as u32;
+        let high_byte = matches!(register, Register::CH | Register::BH);
+        let value = match register {
+            Register::None => random.integer(),
+            other if high_byte => self.user.gpr[other.full_register().number()] >> 8,
+            other => self.user.gpr[other.full_register().number()],
+        };
+        if register == Register::None {
+            self.overwrite(&value.to_le_bytes()[..bytes]);
+        }
+        let signed = self.form.code.mnemonic() == Mnemonic::Idiv;
+        let unused = 128 - bits;
+        let divisor = if signed {
+            ((i128::from(value) << unused) >> unused) as u128
+        } else {
+            u128::from(value) << unused >> unused
+        };
+        let top = 1u128 << if signed { bits - 1 } else { bits };
+        let low = if signed { top.wrapping_neg() } else { 0 };
+        let ends = [top - 1, top, top.wrapping_sub(2), low, low.wrapping_sub(1), low + 1, 0, 1];
+        let quotient = ends[random.below(ends.len() as u64) as usize];
+        let size = if signed { (divisor as i128).unsigned_abs() } else { divisor };
+        let rest = u128::from(random.below(u64::try_from(size).unwrap_or(u64::MAX).max(1)));
+        let product = quotient.wrapping_mul(divisor);
+        let down = signed && (product as i128) < 0;
+        let dividend = if down { product.wrapping_sub(rest) } else { product.wrapping_add(rest) };
+        let gpr = &mut self.user.gpr;
+        if bits == 8 {
+            gpr[RAX] = gpr[RAX] & !0xffff | dividend as u64 & 0xffff;
+        } else {
+            let part = u64::MAX >> (64 - bits);
+            gpr[RAX] = gpr[RAX] & !part | dividend as u64 & part;
+            gpr[RDX] = gpr[RDX] & !part | (dividend >> bits) as u64 & part;
         }
     }
 

@@ -136,6 +136,9 @@ impl View {
             ms(number(status, "/live/lag_ns")),
         )));
         lines.push(fit(&format!("  last digest {}", digest(status, "/live/digest"))));
+        if let resets @ 1.. = number(status, "/live/resets") {
+            lines.push(fit(&format!("  the guest reset itself {resets} times since this copy is live")));
+        }
     }
 
     fn backup(self, status: &Value, lines: &mut Vec<String>) {

@@ -69,6 +69,8 @@ pub struct KvmEngine {
     next: Option<VmExit>,
     /// An interrupt is queued for the next entry.
     injected: bool,
+    /// The vCPU as KVM made it: a first state says nothing of MSRs and of the FPU.
+    made: CpuState,
     /// RAM, for what a debugger's step leaves in it.
     memory: GuestMemory,
     /// What of the guest's registers is not its own while an exit is outstanding that a debugger ran to.
@@ -120,7 +122,9 @@ impl KvmEngine {
         cpuid::set(&kvm, &vcpu)?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        let made = regs::save(&vcpu)?;
         Ok(Self {
+            made,
             vm,
             vcpu,
             exits: 0,
@@ -268,6 +272,18 @@ impl Engine for KvmEngine {
         self.exits = position.count;
         self.shut_down = false;
         Ok(())
+    }
+
+    fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError> {
+        let mut state = first.clone();
+        if state.msrs.is_empty() {
+            state.msrs.clone_from(&self.made.msrs);
+        }
+        if state.xsave.is_empty() {
+            state.xsave.clone_from(&self.made.xsave);
+        }
+        state.xcr0 = self.made.xcr0;
+        self.restore(&state, position)
     }
 
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {

@@ -240,6 +240,10 @@ impl Engine for SoftEngine {
         Ok(())
     }
 
+    fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError> {
+        self.restore(&state::from_power_on(first), position)
+    }
+
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
         if on {
             self.cpu.take_dirty();

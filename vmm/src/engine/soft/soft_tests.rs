@@ -106,7 +106,7 @@ fn states_go_out_and_in_unchanged() {
         state.xsave[160 + 17 * number] = 9;
     }
     state.xsave[4] = 0xff;
-    (state.events.interrupt, state.events.shadow) = (Some(33), 1);
+    (state.events.interrupt, state.events.shadow) = (Some(33), 2);
     engine.restore(&state, Position::at(1_000_000)).expect("a state");
     let again = engine.save().expect("a state");
     assert_eq!(state.diff(&again), Vec::<String>::new());

@@ -1,6 +1,6 @@
 //! The processor's state in the engines' common form, and back.
 
-use softcpu::{Fpu, State, Table};
+use softcpu::{Fpu, Shadow, State, Table};
 
 use crate::engine::CpuState;
 use crate::engine::state::{PendingEvents, Segment, TableRegister, canonical_xsave};
@@ -121,10 +121,17 @@ pub fn to_engine(state: &State, position: u64) -> CpuState {
         ],
         events: PendingEvents {
             interrupt: state.interrupt,
-            shadow: u8::from(state.shadow),
+            shadow: state.shadow as u8,
             ..PendingEvents::default()
         },
     }
+}
+
+/// A first state, with the time stamp counter of a processor just powered on.
+pub fn from_power_on(first: &CpuState) -> CpuState {
+    let mut state = first.clone();
+    state.msrs.push((msr::TSC, 0));
+    state
 }
 
 /// The processor's state of one that may come from a peer. What the model does not have is left out.
@@ -145,7 +152,11 @@ pub fn from_engine(from: &CpuState, position: u64) -> State {
         cr8,
         efer: from.efer,
         dr: from.dr,
-        shadow: from.events.shadow != 0,
+        shadow: match from.events.shadow {
+            0 => Shadow::None,
+            1 => Shadow::Stack,
+            _ => Shadow::Interrupts,
+        },
         interrupt: from.events.interrupt,
         ..State::default()
     };

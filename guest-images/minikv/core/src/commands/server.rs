@@ -227,6 +227,8 @@ pub(super) fn debug(call: &mut Call<'_, '_>) -> Answer {
             Some(rounds @ 0..) => Ok(Outcome::Spin(rounds as u64)),
             _ => Err(NOT_INTEGER.into()),
         },
+        (b"RESTART", 2) => Ok(Outcome::Restart),
+        (b"RESTART", _) => Err(wrong_arity("debug|restart")),
         (b"SPIN", _) => Err(wrong_arity("debug|spin")),
         _ => Err(call.unknown_subcommand()),
     }

@@ -186,14 +186,17 @@ impl Cpu {
         }
     }
 
-    /// Data segments that the outer privilege may not use become null.
+    /// Data segments that the outer privilege may not use become null, and null selectors 0 (SDM vol. 2,
+    /// IRET). The bases of FS and GS stay, as they do in a processor of Intel's.
     fn drop_inner_segments(&mut self) {
         for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
             let segment = &mut self.segments[seg as usize];
             let conforming = segment.access & 0x1c == 0x1c;
             let usable = segment.access & Segment::UNUSABLE == 0;
-            if usable && !conforming && segment.dpl() < self.cpl {
-                *segment = null_segment(0);
+            let forbidden = usable && !conforming && segment.dpl() < self.cpl;
+            if forbidden || is_null(segment.selector) {
+                let base = if matches!(seg, Seg::Fs | Seg::Gs) { segment.base } else { 0 };
+                *segment = Segment { base, ..null_segment(0) };
             }
         }
     }

@@ -78,6 +78,8 @@ fn leaf(leaf: u32, subleaf: u32) -> [u32; 4] {
             let part = (leaf - 0x8000_0002) as usize * 4;
             [word(BRAND, part), word(BRAND, part + 1), word(BRAND, part + 2), word(BRAND, part + 3)]
         }
+        // Caches, of which the model has none.
+        0x8000_0005 | 0x8000_0006 => [0; 4],
         0x8000_0007 => [0, 0, 0, INVARIANT_TSC],
         0x8000_0008 => [LINEAR_BITS << 8 | PHYSICAL_BITS, 0, 0, 0],
         number if number <= BASIC_LEAVES || number >> 28 == 4 => [0; 4],

@@ -6,6 +6,7 @@ use crate::decode::{Builder, Lowered, gpr};
 use crate::exception::{Exception, Kind, raise_at, vector};
 use crate::flags;
 use crate::op::{Handler, Op, next};
+use crate::state::Shadow;
 use crate::word::Word;
 use crate::{Cpu, Exit, Fault, or_abort};
 
@@ -33,7 +34,7 @@ fn cli(cpu: &mut Cpu, op: &Op) {
 /// Interrupts stay off for one more instruction when they were (SDM vol. 2, STI).
 fn sti(cpu: &mut Cpu, op: &Op) {
     or_abort!(cpu, op, cpu.must_have_io_privilege());
-    cpu.shadow = cpu.system_flags & flags::IF == 0;
+    cpu.shadow = if cpu.interrupts_enabled() { Shadow::None } else { Shadow::Interrupts };
     cpu.system_flags |= flags::IF;
     cpu.end(op)
 }

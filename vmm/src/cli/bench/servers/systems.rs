@@ -153,7 +153,7 @@ fn theirs(system: System, guest: &str) -> anyhow::Result<(u16, Kept)> {
         _ => qemu(system, &Cache::new(None)?.find(guest)?, directory.path(), port)?,
     };
     let output = directory.path().join("output");
-    let log = std::fs::File::create(&output)?;
+    let log = host::files::create(&output)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {}", system.name()))?;
     let mut process = Running(child);
@@ -173,7 +173,8 @@ fn native(directory: &Path, port: u16) -> Command {
 /// QEMU with the machine that is nearest to ours: no APIC, one serial port, virtio (on PCI).
 fn qemu(system: System, guest: &Guest, directory: &Path, port: u16) -> anyhow::Result<Command> {
     let disk = directory.join("disk");
-    std::fs::copy(guest.path(guest.manifest.disk.as_ref().context("the guest has no disk")?), &disk)?;
+    let image = guest.path(guest.manifest.disk.as_ref().context("the guest has no disk")?);
+    std::io::copy(&mut std::fs::File::open(image)?, &mut host::files::create(&disk)?)?;
     let mut permissions = std::fs::metadata(&disk)?.permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
     std::fs::set_permissions(&disk, permissions)?;
