@@ -1,24 +1,25 @@
-//! A campaign of failovers: one machine after the other as a pair on hosts of its own (network namespaces), one
-//! fault after the other under a checked load, and after each the pair gets its redundancy back, as an operator
-//! would see to it.
+//! A campaign of failovers: one machine after the other as a pair on hosts of its own (network namespaces),
+//! one fault after the other under a checked load, and after each the pair gets its redundancy back, as an
+//! operator would see to it.
 //!
-//! After each round: exactly one live copy, every acknowledged write there, nothing done twice, connections kept
-//! where the service did not end, answers within 60 s of the fault's end, redundancy. The kinds of faults are in
-//! `kinds.rs`. By default ten rounds of minikv on the fastest engine, less than a minute. A long one:
+//! After each round: exactly one live copy, every acknowledged write there, nothing done twice, connections
+//! kept where the service did not end, answers within 60 s of the fault's end, redundancy. The kinds of
+//! faults are in `kinds.rs`. By default ten rounds of minikv on the fastest engine, less than a minute. A
+//! long one:
 //!
 //! ```text
 //!   LOCKSTEP_CAMPAIGN_FAILOVERS=500 cargo test --release -p lockstep --test campaign -- --nocapture
 //! ```
 //!
-//! | variable | |
+//! | variable: LOCKSTEP_CAMPAIGN_… | |
 //! |---|---|
-//! | `LOCKSTEP_CAMPAIGN_FAILOVERS` | goes on until there were so many; minikv on the fastest engine, on `soft`, and Linux with redis, in turn |
-//! | `LOCKSTEP_CAMPAIGN_ROUNDS` | so many rounds |
-//! | `LOCKSTEP_CAMPAIGN_SEED` | the first seed; consecutive seeds take the kinds in turn |
-//! | `LOCKSTEP_CAMPAIGN_KIND` | that kind alone |
-//! | `LOCKSTEP_CAMPAIGN_WITHOUT` | kinds that are left out, with commas between |
-//! | `LOCKSTEP_CAMPAIGN_MACHINE` | that machine alone: `minikv`, `soft`, `redis` |
-//! | `LOCKSTEP_CAMPAIGN_PROGRAM` | another build of `lockstep` |
+//! | `FAILOVERS` | goes on until there were so many: minikv on the fastest engine and on `soft`, redis, in turn |
+//! | `ROUNDS` | so many rounds |
+//! | `SEED` | the first seed; consecutive seeds take the kinds in turn |
+//! | `KIND` | that kind alone |
+//! | `WITHOUT` | kinds that are left out, with commas between |
+//! | `MACHINE` | that machine alone: `minikv`, `soft`, `redis` |
+//! | `PROGRAM` | another build of `lockstep` |
 //!
 //! A round that fails says how to repeat it, and its directory with the logs is kept. It needs root, for the
 //! namespaces and for the small file system of the disks, and iproute2.
@@ -215,9 +216,7 @@ fn rounds(asked: &Asked, summary: &mut Summary) -> anyhow::Result<()> {
         seed += 1;
     }
     if skipped > 0 {
-        println!(
-            "{skipped} rounds left out: of kinds that the machine or this build cannot do, or that were not wanted"
-        );
+        println!("{skipped} rounds left out: not possible with the machine or this build, or not wanted");
     }
     theatre.map_or(Ok(()), Theatre::end)?;
     ensure!(summary.failed() == 0, "{} rounds failed", summary.failed());

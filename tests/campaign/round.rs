@@ -225,7 +225,8 @@ fn stalled_disk(plan: &mut Plan, site: &mut Site, broken: &mut Broken) -> anyhow
     writes.join().map_err(|_| anyhow::anyhow!("a panic in the large writes"))?.context("large writes")
 }
 
-/// Only a copy that was started as the primary passes on what is typed: starts one, if a backup has gone live.
+/// Only a copy that was started as the primary passes on what is typed: starts one, if a backup has gone
+/// live.
 fn with_console(plan: &mut Plan, site: &mut Site) -> anyhow::Result<()> {
     let live = site.live()?.context("a live copy")?;
     if site.halves[live].command[0] == "primary" {

@@ -47,8 +47,8 @@ pub struct Progress {
     pub answered: AtomicU64,
     /// Set it to end the run: clients finish what is in flight.
     pub stop: AtomicBool,
-    /// Set it to end the run at once: what is in flight stays without an answer. For a server that was started
-    /// again: a connection of before, whose client only waits, would never learn it.
+    /// Set it to end the run at once: what is in flight stays without an answer. For a server that was
+    /// started again: a connection of before, whose client only waits, would never learn it.
     pub abandon: AtomicBool,
 }
 
@@ -77,8 +77,8 @@ pub fn run(workload: &Workload, progress: &Arc<Progress>) -> std::io::Result<Out
     Ok(runtime.block_on(run_async(workload, progress)))
 }
 
-/// Reads once more, on a new connection, what the keys of a run hold: for a run whose machine was started again
-/// meanwhile.
+/// Reads once more, on a new connection, what the keys of a run hold: for a run whose machine was started
+/// again meanwhile.
 pub fn read_again(workload: &Workload, outcome: &mut Outcome) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let reads = async { tokio::time::timeout(workload.patience, final_reads(workload)).await };
