@@ -65,7 +65,9 @@ fn a_disk_server_that_stalls_with_much_in_flight_is_no_failover() {
         wait_until("much to be in flight", || in_flight() >= Some(MANY));
         nothing_changes(&pair, &mut far);
         for name in ["far-primary", "far-backup"] {
-            wait_until("each half to say so", || state(pair.directory(), name)["disk_server"]["answers"] == false);
+            wait_until("each half to say so", || {
+                state(pair.directory(), name)["disk_server"]["answers"] == false
+            });
         }
         match round {
             0 => far.disks.signal(Signal::SIGCONT),

@@ -39,8 +39,6 @@ const MEMORY_MAX_MIB: u64 = 3072;
 const KERNEL_MAX_BYTES: u64 = 512 << 20;
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
-/// Most that an option in milliseconds takes, a day: nanoseconds of it and multiples of those fit in 64 bits.
-const MAX_MS: u64 = 24 * 60 * 60 * 1000;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// Name of a disk that has no better one.
@@ -129,7 +127,7 @@ pub struct VmArgs {
     #[arg(long, help_heading = MACHINE, default_value = "host", value_parser = ["host", "virtual"])]
     pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
-    #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS", value_parser = milliseconds())]
+    #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
     /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the same
     /// kernel and disk, or end the machine.
@@ -158,21 +156,17 @@ pub struct VmArgs {
     pub console_input: String,
 }
 
-fn milliseconds() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(..=MAX_MS)
-}
-
 /// Options of a pair. The primary's hold for both halves; a backup says so where its own differ.
 #[derive(Debug, Clone, Args)]
 pub struct PairArgs {
     /// Milliseconds between heartbeats.
-    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
     pub heartbeat_ms: u64,
     /// Milliseconds without any sign of life after which the peer is given up.
-    #[arg(long, help_heading = PAIR, default_value_t = 500, value_name = "MS", value_parser = milliseconds())]
+    #[arg(long, help_heading = PAIR, default_value_t = 500, value_name = "MS")]
     pub timeout_ms: u64,
     /// Execution lag in milliseconds above which the primary is slowed.
-    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
     pub lag_target_ms: u64,
 }
 
@@ -339,7 +333,7 @@ impl VmConfig {
             return Err(EngineError::Missing(missing)).context("--engine kvm");
         }
         Ok(())
-        }
+    }
 
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
