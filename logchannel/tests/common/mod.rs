@@ -27,7 +27,6 @@ pub fn every_kind() -> Vec<LogEntry> {
         (1 << 34, None, Event::Digest(digest)),
         (1 << 34, None, Event::GoLive { generation: 2 }),
         (1 << 34, None, Event::DiskRead { request: 302, offset: 1 << 32, len: 4096, digest: *b"xxh3-64." }),
-        (1 << 35, None, Event::PowerButton),
         (u64::MAX - 1, None, Event::Reset),
         (u64::MAX, Some(point), Event::Shutdown),
     ];
