@@ -113,7 +113,7 @@ mod tests {
             let keys = 1..100_000u64;
             keys.filter(|&key| limiter.admit(key, 0, String::new) != Verdict::LeaveOut).count()
         };
-        assert!(count() <= PLACES + BURST as usize);
+        assert!(count() <= PLACES + usize::try_from(BURST).unwrap());
         assert!(limiter.places.len() <= PLACES + 1);
     }
 }

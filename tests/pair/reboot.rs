@@ -52,11 +52,13 @@ impl Writers {
         let keys: Arc<Vec<Key>> = Arc::new((0..CLIENTS).map(|_| Key::default()).collect());
         let threads = (0..CLIENTS).map(|index| {
             let (stop, keys) = (stop.clone(), keys.clone());
-            std::thread::spawn(move || {
+            let thread = std::thread::Builder::new();
+            let work = move || {
                 while !stop.load(Ordering::Acquire) {
                     let _ = write(port, index, &keys[index], &stop);
                 }
-            })
+            };
+            thread.spawn(work).expect("a thread")
         });
         let threads = threads.collect();
         Self { stop, keys, threads }
@@ -234,11 +236,12 @@ fn a_backup_joins_a_guest_that_reboots_all_the_time() {
     let writers = Writers::start(pair.port());
     let (port, stop) = (pair.port(), Arc::new(AtomicBool::new(false)));
     let over = stop.clone();
-    let restarting = std::thread::spawn(move || {
+    let restart = move || {
         while !over.load(Ordering::Acquire) {
             let _ = connect(port).and_then(Client::restart);
         }
-    });
+    };
+    let restarting = std::thread::Builder::new().spawn(restart).expect("a thread");
     wait_until("resets", || resets(&pair, Part::Primary) >= 3);
     pair.start_backup().unwrap();
     let request = format!("replicate {}", pair.backup_address());

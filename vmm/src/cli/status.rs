@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use host::errors::Chain;
 use serde_json::Value;
 
 use crate::io::control;
@@ -70,7 +71,7 @@ fn look(
         Ok(status) => status,
         // The plug that was pulled is no reason to stop watching the others.
         Err(error) if args.watch.is_some() => {
-            let line = plain(&format!("{}: {error:#}", socket.display()));
+            let line = plain(&format!("{}: {}", socket.display(), Chain(error.as_ref())));
             return Ok(vec![if args.json { line } else { fit(&line) }]);
         }
         Err(error) => return Err(error),

@@ -89,6 +89,7 @@ fn serve_one(mut stream: &UnixStream, answer: &dyn Fn(&str) -> String) -> std::i
 }
 
 /// The request, or what is wrong with it.
+#[allow(clippy::cast_possible_truncation, reason = "seconds")]
 fn read_request(mut stream: &UnixStream) -> std::io::Result<Result<String, String>> {
     let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
     let (mut bytes, mut chunk) = (Vec::new(), [0; MAX_REQUEST]);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use host::errors::Chain;
 use logchannel::Event;
 
 use crate::config::VmConfig;
@@ -110,7 +111,7 @@ impl Answers {
             }
             Err(error) => {
                 attempt.fail(&error);
-                Err(format!("{error:#}"))
+                Err(Chain(error.as_ref()).to_string())
             }
         }
     }

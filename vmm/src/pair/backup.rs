@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ft::Backup;
+use host::errors::Chain;
 use logchannel::batch::LogStart;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::message::{Hello, Refusal};
@@ -189,7 +190,7 @@ fn meet(listener: Listener, host: &mut Host) -> anyhow::Result<Met> {
         let booted = match (!hello.transfer).then(|| assemble::boot(&host.config)).transpose() {
             Ok(booted) => booted,
             Err(error) => {
-                let reason = format!("the backup cannot load the guest: {error:#}");
+                let reason = format!("the backup cannot load the guest: {}", Chain(error.as_ref()));
                 let _ = reserved.refuse(Refusal::Other(reason));
                 return Err(error);
             }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use disk_server::client::DiskClient;
+use host::errors::Chain;
 use logchannel::message::{Hello, Refusal, Welcome};
 use logchannel::pair::PairConfig;
 use logchannel::tcp::{Incoming, Listener, Reserved, TcpError};
@@ -192,7 +193,7 @@ impl Shared {
         });
         if let Err(error) = started {
             drop(Place { shared: &self, of: |counts| &mut counts.greetings });
-            self.tell(&format!("cannot serve a connection: {error:#}"));
+            self.tell(&format!("cannot serve a connection: {}", Chain(error.as_ref())));
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use host::errors::Chain;
 use serde::Serialize;
 
 /// Where an attempt is.
@@ -97,7 +98,9 @@ impl Attempt {
 
     /// It fails, and why.
     pub fn fail(&self, error: &anyhow::Error) {
-        self.change(|last| (last.state, last.error) = (AttemptState::Failed, Some(format!("{error:#}"))));
+        self.change(|last| {
+            (last.state, last.error) = (AttemptState::Failed, Some(Chain(error.as_ref()).to_string()))
+        });
     }
 
     /// The backup follows.
