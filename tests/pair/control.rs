@@ -183,6 +183,7 @@ fn on_a_terminal(socket: &Path, times: usize, environment: &[(&str, &str)]) -> S
     while text.matches("\x1b[J").count() < times {
         let count = master.read(&mut chunk).expect("what it draws");
         text += &String::from_utf8_lossy(&chunk[..count]);
+        assert!(text.lines().count() < 60 * times, "it scrolls: {text:?}");
     }
     let _ = child.kill();
     let _ = child.wait();
