@@ -52,7 +52,7 @@ impl Writers {
         let keys: Arc<Vec<Key>> = Arc::new((0..CLIENTS).map(|_| Key::default()).collect());
         let threads = (0..CLIENTS).map(|index| {
             let (stop, keys) = (stop.clone(), keys.clone());
-            std::thread::spawn(move || {
+            spawn(move || {
                 while !stop.load(Ordering::Acquire) {
                     let _ = write(port, index, &keys[index], &stop);
                 }
@@ -101,6 +101,10 @@ impl Drop for Writers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
     }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().spawn(work).expect("a thread")
 }
 
 fn name(index: usize) -> String {
@@ -234,7 +238,7 @@ fn a_backup_joins_a_guest_that_reboots_all_the_time() {
     let writers = Writers::start(pair.port());
     let (port, stop) = (pair.port(), Arc::new(AtomicBool::new(false)));
     let over = stop.clone();
-    let restarting = std::thread::spawn(move || {
+    let restarting = spawn(move || {
         while !over.load(Ordering::Acquire) {
             let _ = connect(port).and_then(Client::restart);
         }
