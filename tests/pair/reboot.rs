@@ -1,8 +1,8 @@
 //! Guests that reset their machine: it starts again in place, on both halves, and the pair stays one.
 //!
-//! minikv resets by the port of PC chipsets (`DEBUG RESTART`), at once and whatever is under way: nearly always a
-//! write is in flight. Its clients lose their connections and come back. LOCKSTEP_REBOOTS says how often the guest
-//! reboots under load (default 5).
+//! minikv resets by the port of PC chipsets (`DEBUG RESTART`), at once and whatever is under
+//! way. Its clients lose their connections and come back. LOCKSTEP_REBOOTS says how often the guest reboots
+//! under load (default 5).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -111,8 +111,8 @@ fn name(index: usize) -> String {
     format!("writer:{index}")
 }
 
-/// A connection that is given up when nothing comes: a guest that reset its machine knows nothing of a request
-/// that it had received, and nobody tells the client.
+/// A connection that is given up when nothing comes: a guest that reset its machine knows nothing of a
+/// request that it had received, and nobody tells the client.
 fn connect(port: u16) -> std::io::Result<Client> {
     let client = Client::connect(port)?;
     client.closer()?.set_read_timeout(Some(ANSWER_WITHIN))?;

@@ -16,14 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::assemble;
 use crate::config::{PairArgs, VmConfig};
 use crate::io::clock::wall_ns;
+use crate::pair::backup::begin_recording;
 use crate::pair::claims::claims;
 use crate::pair::host::{Host, ProcessEnd, announce, claimant, replicate};
 use crate::pair::leader::{Control, Leader};
 use crate::pair::outside::Outside;
 use crate::pair::threads::start;
 use crate::pair::transfer::{Joined, Joining};
-use crate::recording::format::Header;
-use crate::recording::sink::{RecordOptions, Sink};
+use crate::recording::sink::RecordOptions;
 
 /// Runs an unreplicated machine, or with `backup` the primary of a pair; with `record` its log goes into a
 /// file too.
@@ -47,14 +47,8 @@ pub fn run_live(
     let outside = Outside::new(host.network()?, host.console()?, generation);
     // Before the pair forms: a large guest takes its time, and from then on silence means death.
     let mut machine = assemble::boot(&host.config)?;
-    let sink = match record {
-        Some(options) => {
-            let header = Header::new(&host.config, options.checkpoint_every_ns);
-            let sink = Sink::create(&options.path, &header, LogStart::default(), &mut machine)?;
-            Some(sink.with_image(host.config.guest_image()))
-        }
-        None => None,
-    };
+    let begin = |options| begin_recording(&host, options, LogStart::default(), &mut machine);
+    let sink = record.map(begin).transpose()?;
     let mut channel = None;
     if let Some((address, _)) = backup {
         let heartbeats = Arc::new(HeartbeatSocket::bind("0.0.0.0:0")?);
