@@ -118,8 +118,8 @@ pub enum Event {
     Digest(MachineDigest),
     /// The machine was powered off from outside.
     Shutdown,
-    /// The guest reset its machine, which started again at this position. A function of the machine's own state:
-    /// it is checked, not applied.
+    /// The guest reset its machine, which started again at this position. A function of the machine's own
+    /// state: it is checked, not applied.
     Reset,
     /// This copy went live, alone, under a new generation.
     GoLive {

@@ -56,7 +56,8 @@ fn linux_that_panics_at_every_boot_ends_with_an_error() {
     let Some(world) = World::new("busybox") else { return };
     for reboot in ["k", "t"] {
         let line = format!(
-            "console=ttyS0 panic=-1 reboot={reboot} cryptomgr.notests quiet run=\"echo c >/proc/sysrq-trigger\""
+            "console=ttyS0 panic=-1 reboot={reboot} cryptomgr.notests quiet \
+             run=\"echo c >/proc/sysrq-trigger\""
         );
         let vm = format!("panics-{reboot}");
         let options =

@@ -1,8 +1,8 @@
 //! Guests that reset their machine: it starts again in place, on both halves, and the pair stays one.
 //!
-//! minikv resets by the port of PC chipsets (`DEBUG RESTART`), at once and whatever is under way: nearly always a
-//! write is in flight. Its clients lose their connections and come back. LOCKSTEP_REBOOTS says how often the guest
-//! reboots under load (default 5).
+//! minikv resets by the port of PC chipsets (`DEBUG RESTART`), at once and whatever is under
+//! way. Its clients lose their connections and come back. LOCKSTEP_REBOOTS says how often the guest reboots
+//! under load (default 5).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,13 +52,11 @@ impl Writers {
         let keys: Arc<Vec<Key>> = Arc::new((0..CLIENTS).map(|_| Key::default()).collect());
         let threads = (0..CLIENTS).map(|index| {
             let (stop, keys) = (stop.clone(), keys.clone());
-            let thread = std::thread::Builder::new();
-            let work = move || {
+            spawn(move || {
                 while !stop.load(Ordering::Acquire) {
                     let _ = write(port, index, &keys[index], &stop);
                 }
-            };
-            thread.spawn(work).expect("a thread")
+            })
         });
         let threads = threads.collect();
         Self { stop, keys, threads }
@@ -105,12 +103,16 @@ impl Drop for Writers {
     }
 }
 
+fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().spawn(work).expect("a thread")
+}
+
 fn name(index: usize) -> String {
     format!("writer:{index}")
 }
 
-/// A connection that is given up when nothing comes: a guest that reset its machine knows nothing of a request
-/// that it had received, and nobody tells the client.
+/// A connection that is given up when nothing comes: a guest that reset its machine knows nothing of a
+/// request that it had received, and nobody tells the client.
 fn connect(port: u16) -> std::io::Result<Client> {
     let client = Client::connect(port)?;
     client.closer()?.set_read_timeout(Some(ANSWER_WITHIN))?;
@@ -236,12 +238,11 @@ fn a_backup_joins_a_guest_that_reboots_all_the_time() {
     let writers = Writers::start(pair.port());
     let (port, stop) = (pair.port(), Arc::new(AtomicBool::new(false)));
     let over = stop.clone();
-    let restart = move || {
+    let restarting = spawn(move || {
         while !over.load(Ordering::Acquire) {
             let _ = connect(port).and_then(Client::restart);
         }
-    };
-    let restarting = std::thread::Builder::new().spawn(restart).expect("a thread");
+    });
     wait_until("resets", || resets(&pair, Part::Primary) >= 3);
     pair.start_backup().unwrap();
     let request = format!("replicate {}", pair.backup_address());

@@ -1,5 +1,5 @@
-//! Resets by guests of a few instructions, on every engine: each way to reset, what the guest finds afterwards,
-//! and how often it may.
+//! Resets by guests of a few instructions, on every engine: each way to reset, what the guest finds
+//! afterwards, and how often it may.
 
 use std::sync::Arc;
 

@@ -129,13 +129,14 @@ pub struct VmArgs {
     /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
     #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS")]
     pub digest_ms: u64,
-    /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the same
-    /// kernel and disk, or end the machine.
+    /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the
+    /// same kernel and disk, or end the machine.
     #[arg(long, help_heading = MACHINE, default_value = "restart", value_parser = ["restart", "stop"])]
     pub on_reset: String,
     /// Most resets within a minute of the guest's time: one more ends the machine with exit code 6. 0 for no
     /// limit.
-    #[arg(long, help_heading = MACHINE, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=MAX_RESETS))]
+    #[arg(long, help_heading = MACHINE, default_value_t = 5, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(0..=MAX_RESETS))]
     pub reset_limit: u32,
     /// Control socket for `lockstep status`.
     #[arg(long, help_heading = MACHINE, value_name = "PATH")]

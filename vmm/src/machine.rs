@@ -62,8 +62,8 @@ pub enum MachineError {
     Clear(#[source] std::io::Error),
     /// There is nothing to start the guest with.
     #[error(
-        "the guest resets its machine at position {at}, and its kernel is not known here: a recording that was \
-         cut off before it holds none"
+        "the guest resets its machine at position {at}, and its kernel is not known here: a recording that \
+         was cut off before it holds none"
     )]
     NoImage {
         /// Where.
@@ -184,8 +184,8 @@ impl<E: Engine> Machine<E> {
         Ok(())
     }
 
-    /// Ends the instruction of the last exit, whatever further exits it takes: before another state, or another
-    /// content of memory, takes the place of this one. KVM would else go on with it there.
+    /// Ends the instruction of the last exit, whatever further exits it takes: before another state, or
+    /// another content of memory, takes the place of this one. KVM would else go on with it there.
     pub fn finish_instruction(&mut self) -> Result<(), MachineError> {
         let entry = std::mem::take(&mut self.entry);
         self.engine.complete(entry)?;

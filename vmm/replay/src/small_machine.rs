@@ -302,8 +302,7 @@ impl SmallMachine {
         }
     }
 
-    /// Clients and their requests are forgotten, and the values with them: it is for tests that do not ask for
-    /// them again.
+    /// Clients and their requests are forgotten, and the values with them: tests do not ask for them again.
     fn reset(&mut self) {
         let in_flight = self.in_flight.keys().map(|id| (*id, InFlight::ABANDONED)).collect();
         let outputs = std::mem::take(&mut self.outputs);

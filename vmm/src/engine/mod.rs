@@ -286,8 +286,8 @@ pub trait Engine {
     /// Sets the whole architectural state and the position. RAM may have another content than before:
     /// whatever was derived from it is dropped.
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError>;
-    /// Sets the state of a vCPU that was powered on at `position`, and starts in `first`: what that leaves out,
-    /// as a first state may, is as it was when the engine was made.
+    /// Sets the state of a vCPU that was powered on at `position`, and starts in `first`: what that leaves
+    /// out, as a first state may, is as it was when the engine was made.
     fn power_on(&mut self, first: &CpuState, position: Position) -> Result<(), EngineError>;
     /// Starts or stops noting which pages of RAM the guest writes.
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError>;

@@ -134,8 +134,8 @@ fn serve_claims(server: ClaimServer, part: Arc<Mutex<Part>>) -> anyhow::Result<(
     Ok(())
 }
 
-/// Begins the recording of a backup that has joined after `log`.
-fn begin_recording(
+/// Begins the recording of a machine as it is after `log`: at power-on, or where a backup joined.
+pub(super) fn begin_recording(
     host: &Host,
     options: &RecordOptions,
     log: LogStart,

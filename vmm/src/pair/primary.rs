@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::assemble::{self, Vm};
 use crate::config::{VmConfig, protocol};
 use crate::io::clock::wall_ns;
+use crate::pair::backup::begin_recording;
 use crate::pair::claims::claims;
 use crate::pair::egress::Egress;
 use crate::pair::greeting::{Begun, Greeted, heartbeat_address};
@@ -19,7 +20,6 @@ use crate::pair::leader::Control;
 use crate::pair::live::LiveEnd;
 use crate::pair::threads::start;
 use crate::pair::transfer::Joined;
-use crate::recording::format::Header;
 use crate::recording::sink::{RecordOptions, Sink};
 
 /// Runs an unreplicated machine, or with `backup` the primary of a pair; with `record` its log goes into a
@@ -106,11 +106,7 @@ fn win(
         let (generation, mut disk) = host.win_generation(take_over)?;
         host.starting("preparing the disk");
         host.fill_disk(&mut disk, generation)?;
-        let sink = record.map(|options| {
-            let header = Header::new(&host.config, options.checkpoint_every_ns);
-            let sink = Sink::create(&options.path, &header, LogStart::default(), machine)?;
-            anyhow::Ok(sink.with_image(host.config.guest_image()))
-        });
+        let sink = record.map(|options| begin_recording(host, options, LogStart::default(), machine));
         let sink = sink.transpose()?;
         anyhow::Ok(Won { generation, disk, sink, begun: None })
     };

@@ -11,8 +11,8 @@
 //! the state after the last entry before it; its pages are those that changed since the checkpoint before,
 //! or, in one that stands by itself, all that are not zero. It counts only once its STATE is there.
 //!
-//! A guest that resets its machine is loaded again: before the entry of the first reset come the guest's files,
-//! in IMAGE frames. Most recordings have none.
+//! A guest that resets its machine is loaded again: before the entry of the first reset come the guest's
+//! files, in IMAGE frames. Most recordings have none.
 
 use std::io;
 use std::path::PathBuf;
@@ -291,8 +291,8 @@ pub enum RecordingError {
     },
     /// A recording of another version.
     #[error(
-        "{path} is a recording of format {found}; this lockstep reads format {RECORDING_VERSION}: replay it with \
-         the lockstep that made it"
+        "{path} is a recording of format {found}; this lockstep reads format {RECORDING_VERSION}: replay it \
+         with the lockstep that made it"
     )]
     Version {
         /// Which file.
@@ -302,8 +302,8 @@ pub enum RecordingError {
     },
     /// A recording of another log.
     #[error(
-        "{path} is a recording of log version {found}; this lockstep reads log version {LOG_VERSION}: replay it \
-         with the lockstep that made it"
+        "{path} is a recording of log version {found}; this lockstep reads log version {LOG_VERSION}: \
+         replay it with the lockstep that made it"
     )]
     LogVersion {
         /// Which file.

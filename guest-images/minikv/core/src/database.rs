@@ -167,7 +167,7 @@ impl Database {
         self.journal.as_mut().expect("a write comes from a log").write_done(write);
     }
 
-    /// Runs one command; its answer is appended to `out`, but for `Blocked`, `Shutdown`, `Restart` and `Spin`.
+    /// Runs one command; its answer is appended to `out`, but for `Blocked`, `Shutdown`, `Restart`, `Spin`.
     pub fn execute(
         &mut self,
         request: Request<'_>,
