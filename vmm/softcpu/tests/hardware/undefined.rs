@@ -30,7 +30,7 @@ fn is_intel() -> bool {
 /// |---|---|
 /// | unaligned moves of 16 bytes, PCMPxSTRx | #AC or none (SDM vol. 3, "Alignment Check Exception") |
 /// | any with a misaligned operand that also faults | #AC or the other (SDM vol. 3, 6.9) |
-/// | x87 stores whose value raises an unmasked exception | whether the address is looked at: nothing is stored |
+/// | x87 stores of a value that raises an unmasked exception | whether the address is looked at |
 pub fn is_choice(instruction: &Instruction, vector: &Vector, both: [&Outcome; 2]) -> bool {
     const AC: u64 = 1 << 18;
     const SUMMARY: u16 = 0x80;
