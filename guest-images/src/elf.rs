@@ -37,14 +37,14 @@ impl<'a> Elf<'a> {
         let name = usize::try_from(self.number(header, 4)?).ok()?;
         let offset = usize::try_from(self.number(header + 24, 8)?).ok()?;
         let size = usize::try_from(self.number(header + 32, 8)?).ok()?;
-        let link = self.number(header + SHT_STRTAB_LINK, 4)? as usize;
+        let link = usize::try_from(self.number(header + SHT_STRTAB_LINK, 4)?).ok()?;
         let data = self.bytes.get(offset..offset.checked_add(size)?).unwrap_or_default();
         Some(Section { name: text(names, name).unwrap_or_default(), data, link })
     }
 
     fn find(&self, name: &str) -> Option<Section<'a>> {
-        let count = self.number(60, 2)? as usize;
-        let names = self.section(self.number(62, 2)? as usize, &[])?.data;
+        let count = usize::try_from(self.number(60, 2)?).ok()?;
+        let names = self.section(usize::try_from(self.number(62, 2)?).ok()?, &[])?.data;
         (0..count).filter_map(|index| self.section(index, names)).find(|s| s.name == name.as_bytes())
     }
 

@@ -15,6 +15,6 @@ fn main() {
         log::debug!("a record of another level {count}");
         lockstep_host::say!("lockstep: a line {count}");
     }
-    lockstep_host::log::report_left_out();
+    lockstep_host::log::finish();
     println!("{}", 5 * LINES);
 }

@@ -1,5 +1,5 @@
-//! Addresses as people write them: `HOST:PORT`, an IPv6 address in brackets. A host is a name or an address; a
-//! link-local address has its interface behind a percent sign: `[fe80::1%eth0]:7700`.
+//! Addresses as people write them: `HOST:PORT`, an IPv6 address in brackets. A host is a name or an address;
+//! a link-local address has its interface behind a percent sign: `[fe80::1%eth0]:7700`.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _};

@@ -269,10 +269,10 @@ impl BatchHead {
         if first == 0 {
             return Err(BatchError::Head("sequence numbers begin at 1"));
         }
-        if found > MAX_BATCH_ENTRIES as u64 {
+        let entries = usize::try_from(found).unwrap_or(usize::MAX);
+        if entries > MAX_BATCH_ENTRIES {
             return Err(BatchError::TooMany { found: found.into(), limit: MAX_BATCH_ENTRIES });
         }
-        let entries = found as usize;
         if first.checked_add(found).is_none() {
             return Err(BatchError::SeqOverflow { first, entries });
         }

@@ -126,7 +126,7 @@ impl SendBuffer {
     /// Takes one more entry. Panics if it is not the next, or its position lies before the last.
     pub fn append(&mut self, entry: &LogEntry) -> Result<(), EntryError> {
         let len = self.encoder.append(entry)?;
-        self.lengths.push_back(len as u32);
+        self.lengths.push_back(u32::try_from(len).expect("MAX_ENCODED_LEN is far below 4 GiB"));
         self.bytes += len;
         self.stats.count(entry.event.kind(), len);
         Ok(())
@@ -151,7 +151,7 @@ impl SendBuffer {
     /// Drops what the backup has. Panics unless acked <= `seq` <= sent: the `Sender` checks a peer's acks.
     pub fn ack(&mut self, seq: Seq) {
         assert!(self.acked <= seq && seq <= self.sent, "ack {seq} outside {}..={}", self.acked, self.sent);
-        let acked = (seq - self.acked) as usize;
+        let acked = usize::try_from(seq - self.acked).expect("no more than are held");
         self.bytes -= self.lengths.drain(..acked).map(|len| len as usize).sum::<usize>();
         self.acked = seq;
     }

@@ -59,10 +59,10 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Co
 pub(crate) fn put_varint(mut value: u128, out: &mut Vec<u8>) {
     debug_assert!(value >> 70 == 0);
     while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+        out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push((value & 0x7f) as u8);
 }
 
 /// Takes a varint of at most ten bytes from the start of `bytes`. `None`: it is cut off, or longer.

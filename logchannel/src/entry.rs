@@ -217,7 +217,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind, in the order of their values.
-    pub const ALL: [EventKind; 12] = [
+    pub const ALL: [EventKind; 13] = [
         EventKind::NetRx,
         EventKind::ConsoleRx,
         EventKind::DiskDone,

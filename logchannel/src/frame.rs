@@ -134,7 +134,8 @@ impl FrameWriter {
         header[4..6].copy_from_slice(&self.protocol.version.to_le_bytes());
         header[6] = kind;
         header[8..16].copy_from_slice(&self.next.to_le_bytes());
-        header[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+        let length = u32::try_from(length).expect("no protocol allows 4 GiB");
+        header[16..20].copy_from_slice(&length.to_le_bytes());
         let sum = crc(header, payload);
         header[20..].copy_from_slice(&sum.to_le_bytes());
         self.next += 1;

@@ -10,9 +10,9 @@
 //!   Connection     <------------ Begun or Refuse ----  Reserved::begun() -> Connection, or refuse()
 //! ```
 //!
-//! The primary holds no generation before it was welcomed: what it must win for the pair it wins between Welcome
-//! and Begin, and says Preparing meanwhile, however long that takes. A backup whose primary says nothing for a
-//! while is free again.
+//! The primary holds no generation before it was welcomed: what it must win for the pair it wins between
+//! Welcome and Begin, and says Preparing meanwhile, however long that takes. A backup whose primary says
+//! nothing for a while is free again.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -164,8 +164,8 @@ impl Listener {
         Incoming::receive(stream, handshake)
     }
 
-    /// Waits for a connection for `wait` (forever if `None`): for `Incoming::receive`, on any thread. An error
-    /// other than `NoPrimary` is about the listener.
+    /// Waits for a connection for `wait` (forever if `None`): for `Incoming::receive`, on any thread. An
+    /// error other than `NoPrimary` is about the listener.
     pub fn accept_stream(&self, wait: Option<Duration>) -> Result<TcpStream, TcpError> {
         let start = now();
         let error = |source| TcpError::Io { peer: self.address, doing: "waiting for a primary", source };
@@ -250,8 +250,8 @@ impl Reserved {
         self.connection.peer()
     }
 
-    /// Waits for the primary's next word: its generation, to be checked, once it begins; `None` while it is still
-    /// preparing. An error if it goes away, or says nothing for `silence`.
+    /// Waits for the primary's next word: its generation, to be checked, once it begins; `None` while it is
+    /// still preparing. An error if it goes away, or says nothing for `silence`.
     pub fn next_word(&mut self, silence: Duration) -> Result<Option<Generation>, TcpError> {
         match self.connection.receive("begin", now(), silence)? {
             Message::Preparing => Ok(None),

@@ -13,6 +13,16 @@
 //!   address, handshake, tcp, udp     sockets, and how a pair forms
 //!   file               recordings
 //! ```
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod address;

@@ -175,8 +175,8 @@ impl Connection {
         self.stream.write_all(&out).map_err(|source| broke(peer, "greeting", source))
     }
 
-    /// The next message of the handshake, `wait` after `start` at the latest. It is short: a peer may not have
-    /// this end buffer more.
+    /// The next message of the handshake, `wait` after `start` at the latest. It is short: a peer may not
+    /// have this end buffer more.
     pub(crate) fn receive(
         &mut self,
         missing: &'static str,

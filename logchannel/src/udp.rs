@@ -58,8 +58,8 @@ impl HeartbeatSocket {
         Ok(Self { socket, address })
     }
 
-    /// Opens the socket at the address `local` of a channel, on any port: heartbeats take the channel's way, of
-    /// its family and on its interface.
+    /// Opens the socket at the address `local` of a channel, on any port: heartbeats take the channel's way,
+    /// of its family and on its interface.
     pub fn beside(local: SocketAddr) -> Result<Self, UdpError> {
         let mut address = local;
         address.set_port(0);

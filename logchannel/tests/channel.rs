@@ -1,4 +1,11 @@
 //! Both ends of a channel, joined by bytes in memory.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests cast small numbers of their own"
+)]
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +14,7 @@ use logchannel::batch::MAX_ENTRY_LEN;
 use logchannel::buffer::KindCount;
 use logchannel::endpoint::ChannelError;
 use logchannel::frame::{FrameWriter, HEADER_LEN};
-use logchannel::message::{Batch, CHANNEL, MessageError, kind};
+use logchannel::message::{Batch, CHANNEL, DiskReach, MessageError, kind};
 use logchannel::sender::FLUSH_BYTES;
 use logchannel::*;
 use proptest::prelude::*;
@@ -360,6 +367,8 @@ fn control_messages_round_trip_and_are_bounded() {
         Message::Begun,
         Message::Ack(Ack { received: u64::MAX, executed: 1 }),
         Message::Goodbye { reason: "the guest powered off".into() },
+        Message::AskDisk { number: u64::MAX },
+        Message::DiskReach(DiskReach { number: 7, reaches: true }),
         batch(1, 0, 0, &common::every_kind()),
         batch(9, 8, 7, &[]),
     ];

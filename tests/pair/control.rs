@@ -1,4 +1,5 @@
-//! The control socket: hostile and slow clients, `replicate`, and what `status` says from the first moment on.
+//! The control socket: hostile and slow clients, `replicate`, and what `status` says from the first moment
+//! on.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -7,8 +7,8 @@ use lockstep::cluster::Part;
 use crate::harness::{Pair, wait_until};
 use crate::load::Load;
 
-/// Runs longer than the timeout with the guest idle, so that only heartbeats keep the pair together; then fails
-/// over, and gets a new backup.
+/// Runs longer than the timeout with the guest idle, so that only heartbeats keep the pair together; then
+/// fails over, and gets a new backup.
 fn lives_and_fails_over(host: &str) {
     let test = format!("a pair at {host}");
     if TcpListener::bind(format!("{host}:0")).is_err() {

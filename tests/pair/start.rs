@@ -1,5 +1,5 @@
-//! A start wins its generation last: until the machine is about to run, nobody is fenced, and a backup that was
-//! greeted is free again when its primary goes away.
+//! A start wins its generation last: until the machine is about to run, nobody is fenced, and a backup that
+//! was greeted is free again when its primary goes away.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ fn start(pair: &Pair, name: &str, command: &str, disk_server: &str, more: &[&str
     pair.spawn(name, &words)
 }
 
-/// A supervisor starts the old primary again while the only live copy has just lost its connection to the disk
-/// server. No backup waits: the old one is the live copy.
+/// A supervisor starts the old primary again while the only live copy has just lost its connection to the
+/// disk server. No backup waits: the old one is the live copy.
 #[test]
 fn a_stale_start_never_fences_a_live_copy_that_is_briefly_cut_off() {
     // No time to return: the generation is what nobody wins without a backup.
@@ -127,7 +127,8 @@ fn one_policy_holds_for_both_halves() {
     pair.wait_for_guest().unwrap();
     pair.wait_for_state(Part::Primary, "Replicating");
     let expected = serde_json::json!({
-        "heartbeat_ms": 40, "timeout_ms": 5000, "lag_target_ms": 70, "digest_ms": 1000, "virtual_clock": false,
+        "heartbeat_ms": 40, "timeout_ms": 5000, "lag_target_ms": 70, "digest_ms": 1000,
+        "virtual_clock": false,
     });
     for part in [Part::Primary, Part::Backup] {
         assert_eq!(pair.status(part).unwrap()["policy"], expected, "{}", part.name());

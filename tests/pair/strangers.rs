@@ -1,4 +1,5 @@
-//! Strangers at the port of a backup that waits: whatever they do, the backup waits on, and its primary gets in.
+//! Strangers at the port of a backup that waits: whatever they do, the backup waits on, and its primary gets
+//! in.
 
 use std::io::Write;
 use std::net::TcpStream;

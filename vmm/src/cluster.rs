@@ -280,6 +280,7 @@ impl Cluster {
     }
 
     /// Waits until `done`, and for no process to have ended meanwhile that should run.
+    #[allow(clippy::cast_possible_truncation, reason = "minutes")]
     pub fn wait(
         &mut self,
         what: &str,
@@ -301,6 +302,7 @@ impl Cluster {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "the length of a log file")]
     fn wait_for_line(&mut self, part: Part, from: u64, prefix: &str) -> anyhow::Result<String> {
         let mut found = None;
         let path = self.log(part);
@@ -397,6 +399,7 @@ impl Cluster {
     }
 
     /// Sends a signal to a process.
+    #[allow(clippy::cast_possible_wrap, reason = "a process id is an i32 of the kernel")]
     pub fn signal(&self, part: Part, signal: Signal) -> anyhow::Result<()> {
         let pid = self.pid(part).with_context(|| format!("{} is not running", part.name()))?;
         kill(Pid::from_raw(pid as i32), signal).with_context(|| format!("cannot signal {}", part.name()))

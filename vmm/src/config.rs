@@ -5,7 +5,6 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -40,6 +39,9 @@ const MEMORY_MAX_MIB: u64 = 3072;
 const KERNEL_MAX_BYTES: u64 = 512 << 20;
 /// Guest memory where nothing says how much, MiB.
 const DEFAULT_MEMORY_MIB: u64 = 64;
+/// Most that an option in milliseconds takes, a day: nanoseconds of it and multiples of those fit in 64 bits.
+const MAX_MS: u64 = 24 * 60 * 60 * 1000;
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Name of a disk that has no better one.
 const DEFAULT_DISK: &str = "disk0";
@@ -81,8 +83,8 @@ pub struct VmArgs {
     /// Command line of the guest; without it, the guest's own.
     #[arg(long, help_heading = MACHINE, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411; a machine
-    /// without a backup keeps its disk itself, where the command has --data.
+    /// Disk server: HOST:PORT, an IPv6 address as [::1]:PORT. Without it, a pair asks 127.0.0.1:7411, and a
+    /// machine without a backup keeps its disk itself, where the command has --data.
     #[arg(long, help_heading = DISK, default_value = "", hide_default_value = true, value_name = "ADDRESS",
           value_parser = disk_server_address)]
     pub disk_server: String,
@@ -127,7 +129,7 @@ pub struct VmArgs {
     #[arg(long, help_heading = MACHINE, default_value = "host", value_parser = ["host", "virtual"])]
     pub clock: String,
     /// Milliseconds between digests of the whole machine; 0 for none. Of a pair, the primary's holds.
-    #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, help_heading = MACHINE, default_value_t = 1000, value_name = "MS", value_parser = milliseconds())]
     pub digest_ms: u64,
     /// What a reset by the guest does (reboot, panic=, triple fault): start it again where it is, with the same
     /// kernel and disk, or end the machine.
@@ -156,17 +158,21 @@ pub struct VmArgs {
     pub console_input: String,
 }
 
+fn milliseconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=MAX_MS)
+}
+
 /// Options of a pair. The primary's hold for both halves; a backup says so where its own differ.
 #[derive(Debug, Clone, Args)]
 pub struct PairArgs {
     /// Milliseconds between heartbeats.
-    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
     pub heartbeat_ms: u64,
     /// Milliseconds without any sign of life after which the peer is given up.
-    #[arg(long, help_heading = PAIR, default_value_t = 500, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 500, value_name = "MS", value_parser = milliseconds())]
     pub timeout_ms: u64,
     /// Execution lag in milliseconds above which the primary is slowed.
-    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS")]
+    #[arg(long, help_heading = PAIR, default_value_t = 50, value_name = "MS", value_parser = milliseconds())]
     pub lag_target_ms: u64,
 }
 
@@ -178,7 +184,6 @@ impl Default for PairArgs {
 
 /// The protocol's configuration for a process of a pair with this policy.
 pub fn protocol(policy: &Policy, claimant: u128) -> ft::Config {
-    const NS_PER_MS: u64 = 1_000_000;
     ft::Config {
         heartbeat_every_ns: policy.heartbeat_ms * NS_PER_MS,
         suspect_after_ns: policy.timeout_ms * NS_PER_MS,
@@ -348,7 +353,7 @@ impl VmConfig {
 
     /// Time between digests, nanoseconds.
     pub fn digest_every_ns(&self) -> u64 {
-        Duration::from_millis(self.policy.digest_ms).as_nanos() as u64
+        self.policy.digest_ms * NS_PER_MS
     }
 
     /// The devices'.
@@ -464,3 +469,7 @@ fn parse_mac(text: &str) -> anyhow::Result<[u8; 6]> {
     }
     Ok(mac)
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

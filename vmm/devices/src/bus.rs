@@ -58,8 +58,8 @@ impl Devices {
             }
             (EVENT_PORT..=EVENT_EXIT_PORT, data) => data.fill(0xff),
             (_, data) => {
-                for (index, byte) in data.iter_mut().enumerate() {
-                    *byte = self.read_port(port.wrapping_add(index as u16));
+                for (offset, byte) in (0..).zip(data) {
+                    *byte = self.read_port(port.wrapping_add(offset));
                 }
                 self.sync_lines();
             }
@@ -90,8 +90,8 @@ impl Devices {
                 self.parts.power.write_reset(value);
             }
             (_, data) => {
-                for (index, &byte) in data.iter().enumerate() {
-                    self.write_port(port.wrapping_add(index as u16), byte);
+                for (offset, &byte) in (0..).zip(data) {
+                    self.write_port(port.wrapping_add(offset), byte);
                 }
                 self.sync_lines();
             }

@@ -18,6 +18,9 @@ use crate::layout::{
     SHARED_WAKE_AT_NS,
 };
 
+/// `PAGE_BYTES`, as the length of a slice.
+const PAGE_LEN: usize = 4096;
+
 /// What a guest that gave the WAIT command waits for, besides an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wait {
@@ -37,7 +40,7 @@ impl EventPort {
     /// Sets the shared page. A page outside RAM is none: the guest sees that nothing gets written.
     pub(crate) fn set_page<M: GuestMemory>(&mut self, mem: &M, frame: u32, clock: &Clock, button: bool) {
         let address = u64::from(frame) * PAGE_BYTES;
-        let in_ram = mem.check_range(GuestAddress(address), PAGE_BYTES as usize, Permissions::ReadWrite);
+        let in_ram = mem.check_range(GuestAddress(address), PAGE_LEN, Permissions::ReadWrite);
         self.page = in_ram.then_some(address);
         self.publish(mem, clock, button);
     }

@@ -22,6 +22,16 @@
 //! Guest memory is an argument of every call that may touch it and is never kept. Whatever a guest does is
 //! answered as hardware would (all ones, a status bit, `DEVICE_NEEDS_RESET`), with bounded work; an `Err` of
 //! this crate means that the monitor itself is wrong.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![forbid(unsafe_code)]
 
 mod bus;

@@ -101,6 +101,7 @@ impl Chip {
     }
 
     /// The position of the highest-priority input in `set`, 0 the highest; 8 if the set is empty.
+    #[allow(clippy::cast_possible_truncation, reason = "at most 8")]
     fn priority(&self, set: u8) -> u8 {
         set.rotate_right(u32::from(self.highest())).trailing_zeros() as u8
     }

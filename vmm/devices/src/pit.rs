@@ -118,6 +118,7 @@ impl Channel {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "the counter has 16 bits: 0x10000 reads as 0")]
     fn counter(&self, now: u64) -> u16 {
         let n = self.ticks(self.count);
         let e = self.elapsed(now).unwrap_or(0);
@@ -393,6 +394,7 @@ impl Pit {
 }
 
 /// Ticks since power-on.
+#[allow(clippy::cast_possible_truncation, reason = "a nanosecond is less than a tick")]
 fn tick(now_ns: u64) -> u64 {
     (u128::from(now_ns) * TICKS_PER_S / NS_PER_S) as u64
 }

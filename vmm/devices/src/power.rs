@@ -85,6 +85,7 @@ impl Power {
     }
 
     /// The ACPI timer, 32 bits wide, at this virtual time.
+    #[allow(clippy::cast_possible_truncation, reason = "the timer has 32 bits, and wraps")]
     pub(crate) fn timer(now_ns: u64) -> u32 {
         (u128::from(now_ns) * TIMER_HZ / 1_000_000_000) as u32
     }

@@ -200,6 +200,7 @@ impl Rtc {
         i128::from(self.wall_base_ns) + i128::from(now_ns) + i128::from(self.adjust_s) * NS_PER_S
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "nanoseconds of 64 bits are far fewer seconds")]
     fn time_s(&self, now_ns: u64) -> i64 {
         self.time_ns(now_ns).div_euclid(NS_PER_S) as i64
     }
@@ -255,6 +256,11 @@ impl Rtc {
         self.adjust_s += time.to_unix() - self.time_s(now_ns);
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a register has 8 bits, and what it shows less than 100"
+    )]
     fn encode(&self, value: i64) -> u8 {
         let value = value as u8;
         if self.b & B_BINARY != 0 { value } else { ((value / 10 % 10) << 4) | (value % 10) }
@@ -367,6 +373,7 @@ fn place(index: u8) -> Option<usize> {
 }
 
 /// Ticks of the crystal since power-on.
+#[allow(clippy::cast_possible_truncation, reason = "a nanosecond is less than a tick")]
 fn ticks(now_ns: u64) -> u64 {
     (u128::from(now_ns) * TICKS_PER_S / NS_PER_S as u128) as u64
 }

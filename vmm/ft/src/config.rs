@@ -2,8 +2,8 @@
 
 const MS: u64 = 1_000_000;
 
-/// Times and limits of the protocol. Both ends of a pair have the primary's times; nothing depends on it but when
-/// they give each other up.
+/// Times and limits of the protocol. Both ends of a pair have the primary's times; nothing depends on it but
+/// when they give each other up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Who this process is, to the disk server: unique for each start of a process.

@@ -20,6 +20,16 @@
 //! Invariants (DESIGN 8), asserted in release builds: acked ≤ appended; released ≤ acked unless this process
 //! holds the current generation alone; executed ≤ received; outputs go in order; halted is for good; a backup
 //! that diverged, or never finished joining, does not go live.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod backup;

@@ -185,6 +185,7 @@ impl Arrivals {
     }
 
     /// Gives an entry the data that was read for it; whether it waited for some.
+    #[allow(clippy::cast_possible_truncation, reason = "an index into what is held")]
     pub fn data(&mut self, seq: Seq, data: Vec<u8>) -> Result<bool, WrongData> {
         if self.wanted.remove(&seq).is_none() {
             return Ok(false);

@@ -13,6 +13,7 @@ impl Clock {
     }
 
     /// Nanoseconds since `start`.
+    #[allow(clippy::cast_possible_truncation, reason = "584 years")]
     pub(crate) fn now_ns(&self) -> u64 {
         host_now().duration_since(self.0).as_nanos() as u64
     }

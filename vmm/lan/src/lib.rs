@@ -9,6 +9,16 @@
 //! The switch is a pure state machine (`switch`), so is the memory of unacknowledged frames it keeps for a
 //! failover (`switch::memory`). One thread with one epoll set (`reactor`) runs switch and gateway together: a
 //! frame crosses both in one wake-up.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![deny(unsafe_code)]
 
 pub mod backend;

@@ -177,6 +177,11 @@ pub struct Segment<'a> {
 }
 
 /// The TCP segment in an untagged, unfragmented IPv4 frame.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sequence numbers are modulo 2^32, and their order is the difference's sign"
+)]
 pub fn tcp_segment(bytes: &[u8]) -> Option<Segment<'_>> {
     let frame = EthernetFrame::new_checked(bytes).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 {
@@ -209,12 +214,21 @@ pub fn tcp_segment(bytes: &[u8]) -> Option<Segment<'_>> {
 }
 
 /// Whether sequence number `a` is at or after `b`, modulo 2^32.
+#[allow(
+    clippy::cast_possible_wrap,
+    reason = "sequence numbers are modulo 2^32, and their order is the difference's sign"
+)]
 pub fn seq_at_or_after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) as i32 >= 0
 }
 
 /// A segment without payload that repeats the acknowledgement and window of an earlier one, given by its
 /// `headers` (as in `Segment`), at sequence number `seq`.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the length of a frame; sequence numbers are modulo 2^32"
+)]
 pub fn bare_ack(headers: &[u8], seq: u32) -> Option<Vec<u8>> {
     if !is_frame_len(headers.len()) {
         return None;

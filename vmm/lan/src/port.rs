@@ -55,6 +55,7 @@ impl Port {
     }
 
     /// Queues a frame; drops it when the queue is full.
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is at most 1518 bytes")]
     pub(crate) fn send(&mut self, frame: &[u8]) {
         if self.queued() + PREFIX_LEN + frame.len() > self.limit {
             self.dropped += 1;

@@ -158,6 +158,7 @@ impl Reactor {
     }
 
     /// Runs until it is told to stop. An error is the host's: epoll itself failed.
+    #[allow(clippy::cast_possible_truncation, reason = "they were made of indexes")]
     pub(crate) fn run(mut self) -> Result<LanStatus, Errno> {
         let mut events = vec![EpollEvent::empty(); EVENTS_PER_TURN];
         loop {

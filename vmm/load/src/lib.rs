@@ -6,6 +6,16 @@
 //!   workload ──▶ history (invoked, answered, result) ──▶ checker ──▶ Verdict
 //!   throughput ──▶ latency histogram                      report ──▶ what a person reads
 //! ```
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "tests cast small numbers of their own"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod checker;

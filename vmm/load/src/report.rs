@@ -59,6 +59,7 @@ pub struct Report {
 
 impl Report {
     /// Of an outcome and its verdict; `fault_ns` is when the plug was pulled.
+    #[allow(clippy::cast_possible_truncation, reason = "no more than there are connections")]
     pub fn new(outcome: &Outcome, verdict: &Verdict, fault_ns: Option<u64>) -> Self {
         let operations = &outcome.history.operations;
         let mut histogram = Histogram::<u64>::new(3).expect("three digits are possible");

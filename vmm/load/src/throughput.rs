@@ -79,6 +79,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times and counts of a run, far below 2^64"
+)]
 async fn run_async(load: &Load) -> Result<Throughput, ClientError> {
     let mut connections = Vec::new();
     for _ in 0..load.connections {
@@ -117,6 +122,11 @@ async fn run_async(load: &Load) -> Result<Throughput, ClientError> {
 
 /// Says when each batch is due, `interval_ns` apart, to one connection after the other. A thread of its own,
 /// because the runtime's timers know milliseconds only.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times and counts of a run, far below 2^64"
+)]
 fn pace(start: Instant, count: u64, interval_ns: f64, connections: &[mpsc::UnboundedSender<Instant>]) {
     let _ = nix::sys::prctl::set_timerslack(1);
     for batch in 0..count {
@@ -140,6 +150,7 @@ fn skip(bytes: &[u8]) -> Result<Option<(usize, bool)>, ClientError> {
     Ok(resp::parse(bytes)?.map(|(reply, used)| (used, matches!(reply, resp::Reply::Error(_)))))
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "times and counts of a run, far below 2^64")]
 async fn drive(
     connection: Client,
     index: u32,

@@ -64,6 +64,7 @@ pub struct Outcome {
 }
 
 /// The host's monotonic clock in nanoseconds, the same for all processes.
+#[allow(clippy::cast_possible_truncation, reason = "584 years")]
 fn now_ns() -> u64 {
     #[allow(clippy::disallowed_methods)]
     let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
@@ -193,6 +194,7 @@ async fn exchange(
     Ok(())
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "below a number of 32 bits")]
 fn choose(client: u32, workload: &Workload, random: &mut Random, written: &mut u64) -> Request {
     let key = random.below(u64::from(workload.keys.max(1))) as u32;
     match random.below(100) {

@@ -266,6 +266,7 @@ impl SmallMachine {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a sector")]
     fn handle(&mut self, request: Request) {
         let Request { client, number, key, op } = request;
         if let Some(session) = self.sessions.get(&client)

@@ -8,6 +8,13 @@
 //! ```text
 //!  bytes ─ decode ─▶ blocks of ops (cache) ─▶ exec/* ─▶ registers, flags (lazy), mem (software TLB ─ paging)
 //! ```
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "registers, operands and results are parts of each other: what a cast loses or turns is the meaning"
+)]
 
 mod access;
 mod breakpoint;

@@ -85,6 +85,7 @@ pub fn tables() -> AcpiTables {
     AcpiTables { start: RSDP, bytes, dsdt: dsdt_at }
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "tables lie below 1 MiB")]
 fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     let io = |port: u16, bits: u8, size: AccessSize| {
         GAS::new(AddressSpace::SystemIo, bits, 0, size, u64::from(port))
@@ -141,6 +142,7 @@ fn legacy(name: &str, id: &str, ports: &[(u16, u8)], irq: Option<u8>) -> Vec<u8>
 }
 
 /// A virtio device on the MMIO transport. Its line is a level.
+#[allow(clippy::cast_possible_truncation, reason = "the windows lie below 4 GiB")]
 fn virtio(name: &str, number: u8, base: u64, irq: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     Device::new(

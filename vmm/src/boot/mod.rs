@@ -216,6 +216,7 @@ fn place_initrd(
     Ok((start, size))
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "COMMAND_LINE_MAX was checked")]
 fn boot_tables(
     memory: &GuestMemory,
     ram_bytes: u64,

@@ -13,6 +13,7 @@ const LOADER_UNDEFINED: u8 = 0xff;
 
 /// The parameters of a guest with `ram_bytes` of RAM; `header` is what a bzImage says about itself, `initrd`
 /// where the initial RAM disk is, and its size.
+#[allow(clippy::cast_possible_truncation, reason = "RAM ends below 4 GiB")]
 pub(super) fn boot_params(
     ram_bytes: u64,
     header: Option<setup_header>,

@@ -14,7 +14,7 @@ use crate::config::VmConfig;
 pub struct DataArgs {
     /// Directory in which this process keeps the disk, where no --disk-server does; $XDG_DATA_HOME/lockstep
     /// or ~/.local/share/lockstep without it. Made if it is not there. Machines of other names may share it.
-    #[arg(long, help_heading = DISK, value_name = "DIR", conflicts_with = "disk_server", env = "LOCKSTEP_DATA")]
+    #[arg(long, help_heading = DISK, value_name = "DIR", conflicts_with = "disk_server")]
     pub data: Option<PathBuf>,
 }
 

@@ -248,6 +248,7 @@ pub fn pull_the_plug(args: &DemoArgs, mut cluster: Cluster, seed: u64) -> anyhow
     ))
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "milliseconds of a demonstration")]
 fn progress_bar(quiet: bool, length: Duration) -> ProgressBar {
     let style = ProgressStyle::with_template("  {bar:30} {elapsed:>4} {pos:>9} requests  {msg}");
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };

@@ -159,6 +159,7 @@ fn advice(errno: i32) -> String {
 }
 
 /// Tries to open a counter of retired conditional branches that counts the guest only.
+#[allow(clippy::cast_possible_truncation, reason = "the size of a structure; a descriptor")]
 fn branch_counter() -> bool {
     #[repr(C)]
     #[derive(Default)]

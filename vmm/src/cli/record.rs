@@ -39,6 +39,7 @@ impl RecordArgs {
     }
 }
 
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`seconds` allows 1e9 at most")]
 fn options(path: &std::path::Path, checkpoint_every: f64) -> RecordOptions {
     RecordOptions { path: path.to_owned(), checkpoint_every_ns: (checkpoint_every * SECOND_NS) as u64 }
 }

@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
   lockstep replicate backup.sock --to 127.0.0.1:7701
   lockstep replicate backup.sock --to [fd00::2]:7701 --wait
 
-The machine runs on while its memory is copied. Exit code 0 says that the transfer has begun; with --wait, that the
-machine is protected again.")]
+The machine runs on while its memory is copied. Exit code 0 says that the transfer has begun; with --wait,
+that the machine is protected again.")]
 pub struct ReplicateArgs {
     /// Control socket of the live process.
     #[arg(value_name = "SOCKET")]

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use host::errors::Chain;
 use serde_json::Value;
 
 use crate::io::control;

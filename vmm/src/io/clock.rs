@@ -10,6 +10,7 @@ pub struct HostClock;
 
 impl HostClock {
     /// Now.
+    #[allow(clippy::cast_possible_truncation, reason = "584 years")]
     pub fn now_ns(self) -> u64 {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has CLOCK_MONOTONIC");
         Duration::from(now).as_nanos() as u64
@@ -18,6 +19,7 @@ impl HostClock {
 
 /// Unix time in nanoseconds: read once, when a machine is first powered on.
 #[allow(clippy::disallowed_methods)]
+#[allow(clippy::cast_possible_truncation, reason = "584 years")]
 pub fn wall_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos() as u64
 }

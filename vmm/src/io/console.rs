@@ -1,9 +1,8 @@
 //! The guest's console: its input from the terminal that this process runs in, or from any stream on standard
 //! input; its output to a file of bounded size, or to standard output.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crossbeam_channel::Sender;

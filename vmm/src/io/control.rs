@@ -1,7 +1,9 @@
-//! The control socket: a Unix stream socket; a connection brings one request, a line, and gets one line of JSON.
+//! The control socket: a Unix stream socket; a connection brings one request, a line, and gets one line of
+//! JSON.
 //!
-//! Clients are served side by side, so that one whose answer takes long keeps nobody else waiting. Each has so
-//! much time and so many bytes for its request; past so many clients, the next is told that it is one too many.
+//! Clients are served side by side, so that one whose answer takes long keeps nobody else waiting. Each has
+//! so much time and so many bytes for its request; past so many clients, the next is told that it is one too
+//! many.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -9,7 +9,6 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use disk_server::client::DiskClient;
 use ft::{HaltReason, Primary};
-use host::errors::Chain;
 use logchannel::buffer::Limits;
 use logchannel::heartbeat::{Role, vm_hash};
 use logchannel::message::Hello;

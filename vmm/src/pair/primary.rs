@@ -90,9 +90,9 @@ struct Won {
     begun: Option<Begun>,
 }
 
-/// Greets the backup, wins the first generation, prepares the disk, and begins the pair. The generation comes as
-/// late as it can: whoever holds it fences all others, so nothing that takes its time or may fail in another way
-/// is between that and the guest's first instruction but what needs the generation.
+/// Greets the backup, wins the first generation, prepares the disk, and begins the pair. The generation comes
+/// as late as it can: whoever holds it fences all others, so nothing that takes its time or may fail in
+/// another way is between that and the guest's first instruction but what needs the generation.
 fn win(
     host: &Host,
     machine: &mut Vm,

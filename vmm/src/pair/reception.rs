@@ -6,8 +6,8 @@
 //!              64 at most, more wait                   16 at most, more are refused
 //! ```
 //!
-//! A primary that was welcomed has nothing but a connection here. Who the right one is only the disk server says,
-//! when one begins: it holds the generation that it names. Until then the backup waits on.
+//! A primary that was welcomed has nothing but a connection here. Who the right one is only the disk server
+//! says, when one begins: it holds the generation that it names. Until then the backup waits on.
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
@@ -266,8 +266,8 @@ impl Shared {
         Ok(Place { shared: self, of: |counts| &mut counts.reserved })
     }
 
-    /// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair that
-    /// asks two servers could go live twice.
+    /// Whether the disk server that this backup would ask knows the primary as it describes itself. A pair
+    /// that asks two servers could go live twice.
     fn check_holder(&self, hello: &Hello, generation: Generation) -> Result<(), String> {
         let (server, vm) = (&self.desk.disk_server, &self.desk.ours.vm);
         let state = DiskClient::connect(server, ASK_HOLDER).and_then(|mut client| client.query(vm));

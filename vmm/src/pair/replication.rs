@@ -1,4 +1,5 @@
-//! How a copy that is alone gets a backup, seen from outside: one attempt at a time, and what became of the last.
+//! How a copy that is alone gets a backup, seen from outside: one attempt at a time, and what became of the
+//! last.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

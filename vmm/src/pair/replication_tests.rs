@@ -1,3 +1,5 @@
+//! Tests of attempts.
+
 use super::*;
 
 #[test]

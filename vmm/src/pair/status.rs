@@ -29,8 +29,8 @@ pub struct Status {
     /// The live copy's numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<LeaderStatus>,
-    /// The backup's numbers, from the first moment; after a failover, as they were last. Its state is `Waiting`
-    /// until a primary connects, `Reserved` until that begins, `Joining` until it has the machine.
+    /// The backup's numbers, from the first moment; after a failover, as they were last. Its state is
+    /// `Waiting` until a primary connects, `Reserved` until that begins, `Joining` until it has the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<FollowerStatus>,
     /// The steps of the failover in which this process went live.

@@ -13,6 +13,12 @@
 //!
 //! Invariant: no reply leaves before every write executed earlier is durable, whoever asked for it. So
 //! nobody, not even a reader on another connection, ever sees a state that a crash could take back.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "usize has 64 bits here; numbers of a client or of the disk are compared with limits first"
+)]
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -181,6 +181,10 @@ impl Blk {
         request.and_then(|request| request.reply.as_ref()).map_or(&[], |reply| &reply.buffers)
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "constants of 8 and 32 bits; a request is at most 1 MiB"
+    )]
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 24];
         config[..8].copy_from_slice(&(self.disk_bytes / SECTOR_BYTES).to_le_bytes());
@@ -220,6 +224,10 @@ impl Blk {
         }
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "constants of 8 and 32 bits; a request is at most 1 MiB"
+    )]
     fn try_service<M: GuestMemory>(
         &mut self,
         mem: &M,
@@ -270,12 +278,16 @@ impl Blk {
         });
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "`place` allows 1 MiB at most, and a serial number has 20 bytes"
+    )]
     fn judge<M: GuestMemory>(&self, mem: &M, chain: &Chain) -> Result<Verdict, Broken> {
         let refuse = Ok(Verdict::Answer { status: def::VIRTIO_BLK_S_IOERR, written: 0 });
         if chain.readable_len < HEADER_LEN {
             return refuse;
         }
-        let mut header = [0; HEADER_LEN as usize];
+        let mut header = [0; 16];
         gather(mem, &chain.readable, 0, &mut header)?;
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let sector = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
@@ -351,6 +363,10 @@ impl Blk {
         self.service(mem, scratch, outputs);
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "constants of 8 and 32 bits; a request is at most 1 MiB"
+    )]
     fn answer<M: GuestMemory>(
         &mut self,
         mem: &M,

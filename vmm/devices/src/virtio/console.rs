@@ -116,6 +116,7 @@ impl Console {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "the smaller one is a limit of ours")]
     fn try_deliver<M: GuestMemory>(&mut self, mem: &M, chain: &mut Chain) -> Result<(), Broken> {
         for _ in 0..self.rx.size() {
             if self.pending.is_empty() || !self.rx.pop(mem, chain)? {
@@ -148,6 +149,7 @@ impl Console {
     }
 
     /// What is sent gathers in `sent`, and leaves when that is full.
+    #[allow(clippy::cast_possible_truncation, reason = "the smaller one is a limit of ours")]
     fn try_send<M: GuestMemory>(
         &mut self,
         mem: &M,

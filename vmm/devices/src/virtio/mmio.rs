@@ -106,6 +106,10 @@ impl Transport {
     }
 
     /// Reads the window of a device at `offset`.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "an offset below CONFIG; features are shown by halves"
+    )]
     pub(crate) fn read(
         &self,
         identity: &Identity,
@@ -125,6 +129,10 @@ impl Transport {
         }
     }
 
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "an offset below CONFIG; features are shown by halves"
+    )]
     fn register(&self, identity: &Identity, rings: &[&Ring], offset: u32) -> u32 {
         let ring = rings.get(self.queue_sel as usize);
         match offset {
@@ -149,6 +157,10 @@ impl Transport {
     }
 
     /// Writes the window of a device at `offset`.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "an offset below CONFIG; features are shown by halves"
+    )]
     pub(crate) fn write<M: GuestMemory>(
         &mut self,
         mem: &M,

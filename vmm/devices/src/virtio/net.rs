@@ -58,6 +58,7 @@ impl Net {
         self.transport.line()
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is at most 1518 bytes")]
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 8];
         config[..6].copy_from_slice(&self.mac);
@@ -94,6 +95,7 @@ impl Net {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is at most 1518 bytes")]
     fn try_receive<M: GuestMemory>(
         &mut self,
         mem: &M,
@@ -132,6 +134,7 @@ impl Net {
         }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is at most 1518 bytes")]
     fn try_service<M: GuestMemory>(
         &mut self,
         mem: &M,

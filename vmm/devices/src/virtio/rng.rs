@@ -134,6 +134,7 @@ impl Rng {
         self.service(mem, scratch);
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a request is at most as long as is gathered at once")]
     fn answer<M: GuestMemory>(&mut self, mem: &M, request: &Request) -> Result<(), Broken> {
         scatter(mem, &request.buffers, 0, &request.gathered)?;
         self.ring.push_used(mem, request.head, request.len as u32)?;

@@ -99,6 +99,7 @@ impl StreamWriter {
 
     /// One system call: the rest, then as many of `frames` as there is room for. A frame that is sent in part
     /// counts as sent, its rest is kept.
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is at most 1518 bytes")]
     fn write_once(&mut self, frames: &[&[u8]]) -> Result<usize, Errno> {
         let prefixes: Vec<[u8; PREFIX_LEN]> = frames.iter().map(|f| (f.len() as u32).to_be_bytes()).collect();
         let mut slices = Vec::with_capacity(1 + 2 * frames.len());

@@ -115,6 +115,11 @@ fn warn_unless_connected(name: &str) {
     }
 }
 
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "flags of 16 bits, and bytes of a name, as C has them"
+)]
 fn attach(file: &File, name: &[u8]) -> Result<(), Errno> {
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     let mut request = libc::ifreq {

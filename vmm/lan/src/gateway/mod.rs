@@ -64,12 +64,14 @@ pub(crate) struct Gateway {
     status: GatewayStatus,
 }
 
+#[allow(clippy::cast_possible_wrap, reason = "292,000 years")]
 fn instant(now_ns: u64) -> Instant {
     Instant::from_micros((now_ns / 1000) as i64)
 }
 
 impl Gateway {
     /// A gateway without connections; `token` makes the epoll data of a connection's host socket.
+    #[allow(clippy::cast_possible_truncation, reason = "less than the number of ports")]
     pub(crate) fn new(options: &LanOptions, seed: u64, token: fn(ConnectionId) -> u64) -> Self {
         let mut wire = Wire::default();
         let mut config = Config::new(EthernetAddress(options.gateway_mac.0).into());

@@ -165,6 +165,11 @@ impl Drop for Running {
 }
 
 /// CPU time that a process has used, nanoseconds; of one that is gone, 0.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "a process id is an i32 of the kernel; 584 years"
+)]
 fn cpu_ns(pid: u32) -> u64 {
     let clock = clock_getcpuclockid(Pid::from_raw(pid as i32));
     clock.and_then(clock_gettime).map_or(0, |time| Duration::from(time).as_nanos() as u64)
@@ -193,6 +198,7 @@ fn say(text: &str) {
 }
 
 /// The value at a quantile of a few measurements.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index, as q is from 0 to 1")]
 fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

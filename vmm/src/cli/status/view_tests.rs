@@ -1,3 +1,5 @@
+//! Tests of the view.
+
 use serde_json::json;
 
 use super::*;

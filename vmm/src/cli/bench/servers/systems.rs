@@ -209,6 +209,7 @@ fn qemu(system: System, guest: &Guest, directory: &Path, port: u16) -> anyhow::R
     Ok(command)
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "minutes")]
 fn answers(system: System, child: &mut Child, port: u16, output: &Path) -> anyhow::Result<()> {
     let end = HostClock.now_ns() + PATIENCE.as_nanos() as u64;
     let said = || std::fs::read_to_string(output).unwrap_or_default();
