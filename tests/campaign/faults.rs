@@ -150,6 +150,9 @@ impl Site {
 
     /// Everything is down: starts the pair again, on either host.
     pub fn cold_start(&mut self, plan: &mut Plan) -> anyhow::Result<()> {
+        while !self.halves.is_empty() {
+            self.kill(0)?;
+        }
         // The disk server has to see that the old copies are gone.
         until("the disk server to see that nobody is left", || {
             Ok(self.holding().is_some_and(|state| !state.holder_connected).then_some(()))

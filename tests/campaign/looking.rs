@@ -86,10 +86,15 @@ impl Site {
 
     /// How it looks, if nothing is on its way to something else. Two copies that are both live under the
     /// generation of the disk server are an error.
-    fn look(&mut self) -> anyhow::Result<Option<Settled>> {
+    pub fn look(&mut self) -> anyhow::Result<Option<Settled>> {
         let views = self.views()?;
         let Some(holding) = self.holding() else { return Ok(None) };
-        let own: Vec<usize> = (0..views.len()).filter(|index| !self.halves[*index].stale).collect();
+        // A backup that no primary has begun with is nothing yet; after a primary that died it waits again.
+        let waits = |index: &usize| match &views[*index] {
+            View::Backup(state) => matches!(state.as_str(), "Waiting" | "Reserved"),
+            _ => self.halves[*index].stale,
+        };
+        let own: Vec<usize> = (0..views.len()).filter(|index| !waits(index)).collect();
         if own.is_empty() {
             return Ok(Some(Settled::Ended));
         }
@@ -142,6 +147,7 @@ impl Site {
                 Settled::Pair => return Ok(Some(())),
                 Settled::Ended => bail!("the service ended while redundancy was restored: {said}"),
                 Settled::Alone(live) => {
+                    let live = self.leave_only(live)?;
                     let host = if self.halves[live].host == A { B } else { A };
                     let backup = self.start_backup(host)?;
                     let listen = self.halves[backup].listen.clone().context("a backup listens")?;
@@ -161,6 +167,15 @@ impl Site {
             Ok(None)
         });
         protected.with_context(|| format!("unprotected; replicate said {said:?}"))
+    }
+
+    /// Ends all halves but one; its new index.
+    fn leave_only(&mut self, half: usize) -> anyhow::Result<usize> {
+        self.halves.swap(0, half);
+        while self.halves.len() > 1 {
+            self.kill(1)?;
+        }
+        Ok(0)
     }
 
     /// Ends what was started as somebody's stale command.

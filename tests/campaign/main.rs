@@ -145,9 +145,6 @@ impl Theatre {
     /// Whatever was noted is there, also when the machine has booted from its disk.
     fn end(mut self) -> anyhow::Result<()> {
         self.ledger.check(self.site.port)?;
-        while !self.site.halves.is_empty() {
-            self.site.kill(0)?;
-        }
         self.site.cold_start(&mut Plan::new(0, Kind::KillBoth))?;
         self.ledger.check(self.site.port)?;
         self.site.complaint()

@@ -49,8 +49,8 @@ impl Failure {
         let has = |words: &str| text.contains(words);
         match () {
             () if has("unprotected") => Failure::Unprotected,
-            () if has("0 lost,") || has("two live copies") => Failure::Double,
-            () if has(" lost, ") || has("lost: ") && !has("connections lost") => Failure::Lost,
+            () if has("of the writes 0 lost") || has("two live copies") => Failure::Double,
+            () if has("of the writes") || has("lost: what round") => Failure::Lost,
             () if has("stuck") => Failure::Stuck,
             () => Failure::Other,
         }
