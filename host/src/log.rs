@@ -133,8 +133,8 @@ impl<S: Subscriber> Layer<S> for LimitLayer {
     }
 }
 
-/// Starts logging to standard error: what `filter` lets pass, as text or as JSON, one object a line. Lines are
-/// written by a thread of their own, if there can be one.
+/// Starts logging to standard error: what `filter` lets pass, as text or as JSON, one object a line. A thread
+/// of its own writes the lines, if there can be one.
 pub fn start(filter: EnvFilter, json: bool) {
     let colours = std::io::stderr().is_terminal();
     let writer = match LogWriter::start(std::io::stderr()) {

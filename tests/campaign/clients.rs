@@ -62,8 +62,8 @@ impl Load {
         self.thread.is_finished()
     }
 
-    /// Ends it; what the clients saw. With `again`, at once, and what the keys hold is read on a new connection:
-    /// those of before are lost.
+    /// Ends it; what the clients saw. With `again`, at once, and what the keys hold is read on a new
+    /// connection: those of before are lost.
     pub fn finish(self, again: bool) -> anyhow::Result<Outcome> {
         self.progress.stop.store(true, Ordering::Relaxed);
         self.progress.abandon.store(again, Ordering::Relaxed);

@@ -13,7 +13,7 @@
 //!
 //! | variable: LOCKSTEP_CAMPAIGN_… | |
 //! |---|---|
-//! | `FAILOVERS` | goes on until there were so many: minikv on the fastest engine and on `soft`, redis, in turn |
+//! | `FAILOVERS` | until there were so many: minikv on the fastest engine and on `soft`, redis, in turn |
 //! | `ROUNDS` | so many rounds |
 //! | `SEED` | the first seed; consecutive seeds take the kinds in turn |
 //! | `KIND` | that kind alone |

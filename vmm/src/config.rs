@@ -146,11 +146,13 @@ pub struct VmArgs {
     pub console: Option<PathBuf>,
     /// Size in MiB at which the console's file is put aside as FILE.1, in the place of an earlier one; 0 for
     /// never.
-    #[arg(long, help_heading = MACHINE, default_value_t = 64, value_name = "MIB", value_parser = up_to_a_mebi())]
+    #[arg(long, help_heading = MACHINE, default_value_t = 64, value_name = "MIB",
+          value_parser = up_to_a_mebi())]
     pub console_size: u64,
     /// KiB a second that the guest may print, and eight seconds' worth of it at once; what is more is dropped
     /// and counted. 0 for no limit.
-    #[arg(long, help_heading = MACHINE, default_value_t = 1024, value_name = "KIB", value_parser = up_to_a_mebi())]
+    #[arg(long, help_heading = MACHINE, default_value_t = 1024, value_name = "KIB",
+          value_parser = up_to_a_mebi())]
     pub console_rate: u64,
     /// Where the guest's console gets its input from: `auto` is the terminal, if this runs in its foreground.
     #[arg(long, help_heading = MACHINE, default_value = "auto", value_parser = ["auto", "stdin", "none"])]

@@ -13,7 +13,7 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
-    reason = "registers, operands and results are parts of each other: what a cast loses or turns is the meaning"
+    reason = "registers, operands and results are parts of each other: what a cast loses is the meaning"
 )]
 
 mod access;

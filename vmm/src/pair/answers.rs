@@ -1,5 +1,5 @@
-//! What the control socket answers: `status`, `power-button`, `shutdown`, `end`, `replicate ADDRESS`. Clients ask
-//! side by side.
+//! What the control socket answers: `status`, `power-button`, `shutdown`, `end`, `replicate ADDRESS`. Clients
+//! ask side by side.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
