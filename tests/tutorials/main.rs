@@ -2,9 +2,8 @@
 //! three hosts and a client, with minikv and with Linux and redis; docs/guests.md, docs/recordings.md,
 //! docs/debugging.md and the README on one.
 //!
-<<<<<<< HEAD
-//! What the words after a block's language mean is in `runner.rs`. Hosts are network namespaces: without root,
-//! or without a tool that the commands name, a tutorial is skipped loudly.
+//! What the words after a block's language mean is in `runner.rs`. Hosts are network namespaces: without
+//! root, or without a tool that the commands name, a tutorial is skipped loudly.
 #![allow(
     clippy::cast_lossless,
     clippy::cast_possible_truncation,
@@ -12,10 +11,6 @@
     clippy::cast_sign_loss,
     reason = "tests cast small numbers of their own"
 )]
-=======
-//! What the words after a block's language mean is in `runner.rs`. Hosts are network namespaces: without
-//! root, or without a tool that the commands name, a tutorial is skipped loudly.
->>>>>>> campaign
 #![allow(clippy::unwrap_used)]
 
 mod document;
