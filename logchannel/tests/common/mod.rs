@@ -27,6 +27,8 @@ pub fn every_kind() -> Vec<LogEntry> {
         (1 << 34, None, Event::Digest(digest)),
         (1 << 34, None, Event::GoLive { generation: 2 }),
         (1 << 34, None, Event::DiskRead { request: 302, offset: 1 << 32, len: 4096, digest: *b"xxh3-64." }),
+        (u64::MAX - 3, None, Event::PowerButton),
+        (u64::MAX - 2, None, Event::HandOver),
         (u64::MAX - 1, None, Event::Reset),
         (u64::MAX, Some(point), Event::Shutdown),
     ];
