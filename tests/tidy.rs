@@ -3,13 +3,6 @@
 //! A finding reads `path:line: what is wrong`. Two rules know exceptions, made by a comment on the line or
 //! shortly above it that gives the reason: `// tidy: allow(long-function) a table of instructions`, and
 //! `// tidy: allow(sleep) ...`.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -3,13 +3,6 @@
 //!     cargo run --release -p disk-server --example latency [-- DIR]
 //!
 //! DIR (default: a temporary directory) decides which storage is measured.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use std::fs::File;
 use std::io::{Read, Write};

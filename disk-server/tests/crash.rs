@@ -1,12 +1,5 @@
 //! kill -9 at named points and at random moments: nothing acknowledged is lost, generations never decrease,
 //! winners stay winners.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod common;

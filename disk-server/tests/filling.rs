@@ -1,12 +1,5 @@
 //! A disk is filled with an image exactly once: also when somebody dies on the way, and whatever the bytes of
 //! the image are.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod common;

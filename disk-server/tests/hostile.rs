@@ -1,12 +1,5 @@
 //! Bytes from peers that are broken or hostile: a clear last word, the connection closed, nobody else
 //! concerned, no panic (every server's log is checked for that when it ends).
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,12 +1,5 @@
 //! A client that connects anew repeats its requests there: what the server still has of the old connection
 //! must not be executed after them.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -13,13 +13,12 @@
 //! The other guests are Linux, made of Debian packages on the user's machine by `recipe` and kept by `cache`
 //! (docs/guests.md).
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![forbid(unsafe_code)]

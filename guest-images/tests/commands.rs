@@ -1,11 +1,4 @@
 //! minikv's commands, by their replies.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use minikv_core::glob;
 use minikv_core::resp::MAX_BULK_LEN;

@@ -1,11 +1,4 @@
 //! minikv's log: whatever is torn wherever, what was acknowledged is there, and nothing that was not written.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use std::collections::BTreeMap;
 

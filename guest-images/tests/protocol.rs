@@ -1,12 +1,5 @@
 //! The protocol parser of minikv: however a stream is cut, the same requests; whatever comes, no panic and
 //! bounded memory.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use minikv_core::resp::{MAX_ARGS, MAX_BULK_LEN, MAX_REQUEST_LEN, Parser, parse_integer};
 use proptest::collection::vec;

@@ -1,11 +1,4 @@
 //! Frames under attack: whatever is not the next frame is refused, and says why.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 use logchannel::frame::{FrameError, FrameReader, FrameWriter, HEADER_LEN, Protocol};

@@ -23,13 +23,6 @@
 //!
 //! A round that fails says how to repeat it, and its directory with the logs is kept. It needs root, for the
 //! namespaces and for the small file system of the disks, and iproute2.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod clients;
 mod faults;

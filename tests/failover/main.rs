@@ -27,13 +27,6 @@
 //! `LOCKSTEP_FAILOVER_SEED` sets the first seed; a failure prints the line that repeats it, and keeps the
 //! directory with the disk and the logs. Clusters run one at a time. What a host lacks for a machine (KVM,
 //! the guest's image, e2fsprogs) skips that machine's tests.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod aof;
 mod backup_reads;

@@ -3,13 +3,6 @@
 //!
 //! Images come from the user's cache; one that is missing is built, which needs Debian and its package
 //! servers.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod bench;
 mod guest;

@@ -10,13 +10,6 @@
 //! cores), for longer runs:
 //!
 //!     LOCKSTEP_TEST_SCALE=20 cargo test --release -p lockstep --test pair -- --nocapture
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod channel;

@@ -10,13 +10,6 @@
 //!
 //! One machine boots once, and gets a backup for each fault. The faults are in the program only as tests
 //! build it (feature `planted-faults`).
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 #[path = "../pair/client.rs"]
 #[allow(dead_code)]

@@ -7,13 +7,6 @@
 //! ```
 //!
 //! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod backup;
 #[path = "../pair/client.rs"]

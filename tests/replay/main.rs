@@ -16,13 +16,6 @@
 //! ```text
 //!   LOCKSTEP_REPLAY_RUNS=100 cargo test --release -p lockstep --test replay -- --nocapture
 //! ```
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod client;
 mod disk;

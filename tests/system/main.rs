@@ -5,13 +5,6 @@
 //!
 //! What the manuals say is what the software CPU must do. Where a host's KVM is known to do something else
 //! (`deviations`), that is counted, and checked to be still so; whatever else differs fails.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod cases;
 mod code;

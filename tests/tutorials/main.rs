@@ -4,13 +4,6 @@
 //!
 //! What the words after a block's language mean is in `runner.rs`. Hosts are network namespaces: without
 //! root, or without a tool that the commands name, a tutorial is skipped loudly.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod document;

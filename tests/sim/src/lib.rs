@@ -4,13 +4,6 @@
 //!
 //! A run has a safety phase with faults and then a liveness phase without. Invariants are checked after every
 //! event, client histories at the end. A seed determines a run completely.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "times, seeds and counts of a simulation are small"
-)]
 #![forbid(unsafe_code)]
 
 mod backup_driver;

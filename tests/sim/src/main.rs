@@ -1,11 +1,4 @@
 //! `lockstep-sim`: runs seeds until one violates an invariant.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "times, seeds and counts of a simulation are small"
-)]
 
 use std::process::ExitCode;
 use std::sync::Mutex;

@@ -23,13 +23,12 @@
 //! answered as hardware would (all ones, a status bit, `DEVICE_NEEDS_RESET`), with bounded work; an `Err` of
 //! this crate means that the monitor itself is wrong.
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![forbid(unsafe_code)]

@@ -21,13 +21,12 @@
 //! holds the current generation alone; executed ≤ received; outputs go in order; halted is for good; a backup
 //! that diverged, or never finished joining, does not go live.
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![forbid(unsafe_code)]

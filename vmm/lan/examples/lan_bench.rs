@@ -6,13 +6,6 @@
 //! With `serve` it stays and prints the port of a guest that answers PING, for redis-benchmark:
 //!
 //!     redis-benchmark -p PORT -t ping_mbulk -c 50 -P 16 -n 2000000
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -10,13 +10,12 @@
 //! failover (`switch::memory`). One thread with one epoll set (`reactor`) runs switch and gateway together: a
 //! frame crosses both in one wake-up.
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![deny(unsafe_code)]

@@ -1,12 +1,5 @@
 //! A process without descriptors turns clients away, at once and without spinning, and serves again later.
 //! In a file of its own: the limit is the whole process'.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,11 +1,4 @@
 //! The TAP backend, in a network namespace of the test's own thread: it ends with the thread.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 #![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, UdpSocket};

@@ -7,13 +7,12 @@
 //!   throughput ──▶ latency histogram                      report ──▶ what a person reads
 //! ```
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![forbid(unsafe_code)]

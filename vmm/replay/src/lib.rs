@@ -10,13 +10,12 @@
 //! Generic over `Machine`, so that the virtual machine monitor, the simulator and the tests of both run the
 //! same recorder and replayer. Nothing here reads a clock, starts a thread or does I/O.
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    warn(
         clippy::cast_lossless,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
-        reason = "tests cast small numbers of their own"
     )
 )]
 #![forbid(unsafe_code)]

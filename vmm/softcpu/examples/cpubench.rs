@@ -1,12 +1,5 @@
 //! Runs a static Linux program that makes a handful of system calls (guest-images/cpubench) on the processor
 //! alone, and says how fast: `cpubench PROGRAM [scale]`.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use softcpu::{Cpu, Exit, State};
 

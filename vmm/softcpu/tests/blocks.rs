@@ -1,13 +1,6 @@
 //! Blocks against single steps: what is fused, linked, left out or done many at once must not show, at any
 //! count. Each program is run in one go to every count of steps, and step by step from a fresh state each
 //! time, which decodes each instruction by itself.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use iced_x86::code_asm::*;
 use softcpu::{Cpu, Exit, State};

@@ -1,13 +1,6 @@
 //! Operands across the end of RAM, part of them a device's: however many exits an instruction takes, it has
 //! its effect once. Each instruction runs at every offset around that end, and beside it on a processor with
 //! more RAM, where nothing exits: registers, memory and the count of steps must be the same.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 use std::sync::LazyLock;
 

@@ -195,7 +195,7 @@ impl Outgoing {
             if page > first {
                 let pages = Pages {
                     first: first as u64,
-                    count: (page - first) as u32,
+                    count: u32::try_from(page - first).expect("a message has few pages"),
                     lz4: lz4_flex::compress(&self.raw),
                 };
                 self.send(&Message::Pages(pages))?;
@@ -266,6 +266,7 @@ fn store(ram: &mut Ram, pages: &Pages) -> anyhow::Result<()> {
     );
     let raw = lz4_flex::decompress(&pages.lz4, count * PAGE_BYTES).context("transferred pages")?;
     ensure!(raw.len() == count * PAGE_BYTES, "{} bytes for {count} pages", raw.len());
-    ram.write(pages.first as usize * PAGE_BYTES, &raw);
+    let first = usize::try_from(pages.first).context("the number of a page")?;
+    ram.write(first * PAGE_BYTES, &raw);
     Ok(())
 }

@@ -14,13 +14,6 @@
 //! | `LOCKSTEP_FUZZ_SEED` | only the case of this seed |
 //!
 //! A worker process per CPU does the work, so that one which dies can be named with its seed.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 #[allow(dead_code)]
 #[path = "../hardware/encode.rs"]

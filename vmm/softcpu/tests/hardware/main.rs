@@ -10,13 +10,6 @@
 //! | `LOCKSTEP_REPORT` | a file for the whole report |
 //!
 //! A worker process per CPU takes its share of the forms: code and data of the test lie at fixed addresses.
-#![allow(
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "tests cast small numbers of their own"
-)]
 
 mod encode;
 mod forms;
