@@ -66,7 +66,7 @@ fn redis_is_switched_off_with_a_clean_disk() {
     let (code, said) = world.stop(CONTROL, &["--wait", "200"]);
     assert_eq!(code, 0, "{said}");
     guest.ends("Redis is now ready to exit");
-    let disk = world.disk("redis", u64::MAX);
+    let disk = world.disk("redis");
     assert!(!needs_recovery(&disk));
     check(&world, &disk);
 
@@ -76,7 +76,7 @@ fn redis_is_switched_off_with_a_clean_disk() {
     let (code, said) = world.stop(CONTROL, &["--force"]);
     assert_eq!(code, 0, "{said}");
     guest.ends("powered off from outside");
-    assert!(needs_recovery(&world.disk("redis", 4096)));
+    assert!(needs_recovery(&world.disk("redis")));
 }
 
 /// e2fsprogs, which made the file system, finds nothing to mend.
