@@ -48,7 +48,7 @@ fn a_guest_that_prints_without_end_is_held_to_its_rate() {
         assert!(run.runs(), "{}", run.output());
         dropped(directory, "chatterer") > Some(100_000)
     });
-    let end = pair.spawn("status", &["status", "--shutdown", &socket]).exit_code();
+    let end = pair.spawn("stop", &["stop", "--force", &socket]).exit_code();
     assert_eq!((end, run.exit_code()), (0, 0), "{}", run.output());
     let text = std::fs::read_to_string(&console).unwrap();
     let printed = text.bytes().filter(|byte| *byte == b'x').count();

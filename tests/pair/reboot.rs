@@ -247,7 +247,7 @@ fn a_backup_joins_a_guest_that_reboots_all_the_time() {
     pair.start_backup().unwrap();
     let request = format!("replicate {}", pair.backup_address());
     let asked = lockstep::io::control::ask(&pair.control(Part::Primary), &request).unwrap();
-    assert_eq!(asked.trim(), "{}");
+    assert!(!asked.contains("error"), "{asked}");
     pair.wait_for_state(Part::Backup, "Following");
     let before = resets(&pair, Part::Primary);
     wait_until("more resets", || resets(&pair, Part::Primary) >= before + 3);

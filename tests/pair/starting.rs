@@ -109,7 +109,11 @@ fn what_is_wrong_with_the_disk_is_said() {
         ("vm-name", &[&here, "--vm=../x"], &["--vm \"../x\""]),
         ("disk-name", &[&here, "--disk=a/b"], &["--disk \"a/b\""]),
         ("size", &[&here, "--take-over", "--disk-size=17"], &["(16 MiB)", "(17 MiB)", "--disk-size"]),
-        ("image", &[&here, "--take-over", "--disk-image=/dev/null"], &["/dev/null is empty"]),
+        (
+            "image",
+            &[&here, "--take-over", "--disk-image=/dev/null"],
+            &["/dev/null is neither a file nor a block device"],
+        ),
     ];
     for (name, options, expected) in cases {
         let mut words = vec!["run"];
