@@ -60,8 +60,8 @@ impl World {
         self.directory.path().join(name)
     }
 
-    /// What is on a disk of the virtual machine vm0, which is off: read from the disk server's file, as nobody
-    /// holds its generation any more.
+    /// What is on a disk of the virtual machine vm0, which is off: read from the disk server's file, as its
+    /// generation is held no more.
     pub fn disk(&self, name: &str) -> Vec<u8> {
         let file = self.directory.path().join("disks/vms/vm0/disks").join(format!("{name}.img"));
         std::fs::read(file).expect("the disk")

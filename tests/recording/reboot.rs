@@ -38,11 +38,15 @@ fn record(path: &Path, engine: &str) -> Option<()> {
             |pair: &Pair, name: &str| pair.status(Part::Primary).ok().and_then(|s| s["live"][name].as_u64());
         // Every other time with a write in flight.
         let held = count % 2 == 0;
-        let writer = Client::connect(pair.port()).expect("a connection");
+        let mut writers = Vec::new();
         if held {
             pair.signal(Part::DiskServer, Signal::SIGSTOP).expect("SIGSTOP");
-            writer.closer().and_then(|mut stream| stream.write_all(SET)).expect("sent");
-            wait_until("a write in flight", || live(&pair, "disk_in_flight") > Some(0));
+            // A connection that the guest does not take is no write: another one is.
+            wait_until("a write in flight", || {
+                let writer = Client::connect(pair.port()).and_then(|writer| writer.closer());
+                writers.extend(writer.and_then(|mut stream| stream.write_all(SET).map(|()| stream)));
+                live(&pair, "disk_in_flight") > Some(0)
+            });
         }
         Client::connect(pair.port()).and_then(Client::restart).expect("sent");
         wait_until("a reset", || live(&pair, "resets") >= Some(count));
