@@ -120,7 +120,9 @@ fn replication_is_one_at_a_time_and_never_holds_status_up() {
     );
     assert_eq!(status["failover_possible"], true, "{status}");
     let has_one = error(&socket, &format!("replicate {to}"));
-    assert!(has_one.contains("this process has a backup"), "{has_one}");
+    let of_backup = format!("has a backup already, asked to at {}", pair.backup_address());
+    assert!(has_one.contains(&of_backup), "{has_one}");
+    assert_eq!(state(&pair), "done", "a refusal is no attempt");
     pair.wait_for_state(Part::Backup, "Following");
     pair.kill(Part::Primary).unwrap();
     pair.wait_for_state(Part::Backup, "Alone");

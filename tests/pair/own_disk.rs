@@ -78,3 +78,18 @@ fn the_directory_is_found_and_private() {
     let image = std::fs::metadata(data.join("vms/vm0/disks/disk0.img")).unwrap();
     assert_eq!((image.len(), image.permissions().mode() & 0o777), (16 << 20, 0o600));
 }
+
+/// Who stops a machine can start it again at once, and hears of nothing that went wrong.
+#[test]
+fn a_machine_that_was_stopped_can_be_started_at_once() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("a.sock").display().to_string();
+    for generation in 1..=4 {
+        let mut machine = run(directory.path(), "a", &[]);
+        wait_for(&mut machine, directory.path(), "a", generation);
+        let mut stop = Process::spawn(directory.path(), "stop", &[], &["stop", &socket]);
+        assert_eq!(stop.exit_code(), 0, "{}", stop.output());
+        assert!(!machine.runs(), "it was said to be off");
+        assert!(!machine.output().contains("WARN"), "{}", machine.output());
+    }
+}

@@ -252,7 +252,7 @@ impl VmConfig {
             config.command_line.clone_from(line);
         }
         if let Some(image) = &args.disk_image {
-            disk_image::check(image)?;
+            disk_image::check(image, args.disk_size * MIB)?;
             config.disk_image = Some(image.clone());
         }
         if let Some(disk) = &args.disk {

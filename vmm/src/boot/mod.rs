@@ -54,8 +54,9 @@ const USER: u64 = 1 << 2;
 pub enum BootError {
     /// The image is no such ELF file, or does not fit.
     #[error(
-        "cannot load the guest image: {0}. It must be a static 64-bit ELF that loads between 1 MiB and the \
-         end of RAM, or a bzImage; --memory gives more RAM"
+        "cannot load the guest image: {cause}. It must be a static 64-bit ELF that loads between 1 MiB and \
+         the end of RAM, or a bzImage; --memory gives more RAM",
+        cause = .0.to_string().replace("Kernel Loader: ", "")
     )]
     Image(#[source] linux_loader::loader::Error),
     /// The file is not a kernel that can be booted.

@@ -14,6 +14,10 @@ use crate::pair::awaited_end::End;
 
 /// Between two looks at a machine that is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Longest that a process whose guest is off takes to end.
+const ENDING_TAKES_NS: u64 = 10_000_000_000;
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Longest that the cord takes: a pair ends together.
 const CORD_TAKES: Duration = Duration::from_secs(20);
 
@@ -55,9 +59,11 @@ pub fn run(args: &StopArgs) -> anyhow::Result<u8> {
         false => ("power-button", Duration::from_secs(args.wait)),
     };
     let waits = args.force || args.wait > 0;
+    let mut process = None;
     if waits {
         // The process is told beforehand that somebody wants to know how it ends.
         end(socket)?;
+        process = ask(socket, "status")?["pid"].as_u64();
     }
     ask(socket, request)?;
     if !waits {
@@ -71,6 +77,7 @@ pub fn run(args: &StopArgs) -> anyhow::Result<u8> {
         )?;
         match ended {
             Some(End { off: true, how }) => {
+                wait_until_gone(process);
                 eprintln!("lockstep: {how}");
                 return Ok(0);
             }
@@ -92,6 +99,20 @@ pub fn run(args: &StopArgs) -> anyhow::Result<u8> {
          (--force)"
     );
     Ok(EXIT_NOT_OBEYED)
+}
+
+/// Waits until a process of this host is no more: whoever starts the machine again finds its disk free.
+fn wait_until_gone(process: Option<u64>) {
+    let Some(process) = process else { return };
+    let end_ns = HostClock.now_ns() + ENDING_TAKES_NS;
+    // A zombie has given up everything. Its name, in parentheses, may hold any character.
+    let runs = || {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+    };
+    while runs() && HostClock.now_ns() < end_ns {
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Asks the live copy; an answer that is an error becomes one.

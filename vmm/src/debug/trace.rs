@@ -90,7 +90,7 @@ impl Trace {
         let out: Box<dyn Write + Send> = match file {
             None => Box::new(std::io::stdout()),
             Some(path) => {
-                let file = host::files::create(path);
+                let file = host::files::create_new(path);
                 Box::new(BufWriter::new(file.with_context(|| format!("cannot write {}", path.display()))?))
             }
         };

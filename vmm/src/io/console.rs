@@ -128,7 +128,9 @@ impl ConsoleFile {
     pub fn open(path: &Path, limit: u64) -> std::io::Result<Self> {
         let file = Self::append(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { path: path.to_path_buf(), file, bytes, limit })
+        // A link stays: what it leads to is put aside.
+        let path = std::fs::canonicalize(path)?;
+        Ok(Self { path, file, bytes, limit })
     }
 
     fn append(path: &Path) -> std::io::Result<File> {

@@ -49,6 +49,18 @@ pub(super) struct Answers {
     pub(super) end: Arc<AwaitedEnd>,
 }
 
+/// Whether a backup may join now; if not, why. `last` is where the last one was asked to.
+fn may_join(leader: &Leader, last: impl FnOnce() -> Option<String>) -> Result<(), String> {
+    match leader.status().state.as_str() {
+        "Alone" => Ok(()),
+        "Replicating" => {
+            let to = last().map_or_else(String::new, |to| format!(", asked to at {to}"));
+            Err(format!("this machine has a backup already{to}: one at a time"))
+        }
+        state => Err(format!("this copy is {state}: a backup can join when it is Alone")),
+    }
+}
+
 impl Answers {
     /// The answer to one request, a line of JSON.
     pub(super) fn answer(&self, request: &str) -> String {
@@ -78,7 +90,15 @@ impl Answers {
         let parts = self.parts();
         match &parts.leader {
             Some(_) => Ok(()),
-            None => Err(format!("no live copy runs in this {}: ask the primary", parts.role)),
+            None => {
+                let state = parts.follower.as_ref().map(|follower| follower.status().state);
+                Err(match state.filter(|state| state.starts_with("Claiming") || state == "Draining") {
+                    Some(state) => {
+                        format!("this backup is about to go live ({state}): ask again when it has")
+                    }
+                    None => format!("no live copy runs in this {}: ask the primary", parts.role),
+                })
+            }
         }
     }
 
@@ -97,6 +117,8 @@ impl Answers {
         let (leader, config) = (parts.leader.clone(), parts.config.clone());
         drop(parts);
         let leader = leader.ok_or("no live copy runs in this process yet")?;
+        // Before this counts as an attempt: what the last one came to stays known.
+        may_join(&leader, || self.replication.status().map(|last| last.to))?;
         let attempt = self.replication.attempt(to).map_err(|running| {
             format!("this machine is being replicated to {running} already: one backup at a time")
         })?;

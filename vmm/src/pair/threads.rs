@@ -144,6 +144,8 @@ pub fn disk(leader: Arc<Leader>, control: Queue<Control>, address: DiskAddress, 
                     tracing::warn!(%error, times, "connection to the disk server lost; connecting again");
                 }
             }
+            // As above.
+            Err(_) if Embedded::is_address(&address.server) => std::thread::sleep(RECONNECT_EVERY),
             Err(error) => {
                 if let Some(times) = lost.happened() {
                     tracing::warn!(%error, times, "no connection to the disk server; trying again");

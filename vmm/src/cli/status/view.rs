@@ -137,7 +137,8 @@ impl View {
         )));
         lines.push(fit(&format!("  last digest {}", digest(status, "/live/digest"))));
         if let resets @ 1.. = number(status, "/live/resets") {
-            lines.push(fit(&format!("  the guest reset itself {resets} times since this copy is live")));
+            let times = if resets == 1 { "once".into() } else { format!("{resets} times") };
+            lines.push(fit(&format!("  the guest reset itself {times} since this copy is live")));
         }
     }
 
