@@ -60,6 +60,19 @@ fn a_shell_on_virtio_console() {
     guest.ends("the guest asked for a reset");
 }
 
+/// Input that is there before the guest is reaches its shell whole, by either console.
+#[test]
+fn what_was_typed_before_the_guest_listens_is_read() {
+    let Some(world) = World::new("busybox") else { return };
+    for console in ["ttyS0", "hvc0"] {
+        let line = format!("console={console} panic=-1 reboot=t cryptomgr.notests quiet");
+        let mut guest = Guest::start(&world, "busybox", &["--cmdline", &line, "--disk", console]);
+        guest.type_in("echo first-$((40 + 2))\npoweroff -f\n");
+        guest.ends("the guest switched itself off, status 0");
+        assert!(guest.said("first-42"), "{}", guest.transcript());
+    }
+}
+
 #[test]
 fn commands_of_the_command_line_run_instead_of_a_shell() {
     let Some(world) = World::new("busybox") else { return };

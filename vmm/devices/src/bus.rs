@@ -111,12 +111,16 @@ impl Devices {
 
     /// The guest writes to an address that is not RAM.
     pub fn mmio_write<M: GuestMemory>(&mut self, mem: &M, address: u64, data: &[u8]) {
+        let now_ns = self.now_ns();
         let (scratch, outputs) = (&mut self.scratch, &mut self.outputs);
         match window(address) {
             Some(Window::Net(offset)) => self.parts.net.write(mem, scratch, outputs, offset, data),
             Some(Window::Blk(offset)) => self.parts.blk.write(mem, scratch, outputs, offset, data),
             Some(Window::Rng(offset)) => self.parts.rng.write(mem, scratch, offset, data),
-            Some(Window::Console(offset)) => self.parts.console.write(mem, scratch, outputs, offset, data),
+            Some(Window::Console(offset)) => {
+                self.parts.console.write(mem, scratch, outputs, offset, data);
+                self.parts.console.note_driver(now_ns);
+            }
             None => return,
         }
         self.sync_lines();

@@ -213,7 +213,7 @@ impl Devices {
     /// earlier is what a guest loses that sets its console up later.
     pub fn console_wanted(&self) -> usize {
         match self.parts.console.takes_input() {
-            true if self.parts.console.listens() => self.parts.console.room(),
+            true if self.parts.console.listens(self.now_ns()) => self.parts.console.room(),
             false if self.parts.uart.listens() => self.parts.uart.room(),
             _ => 0,
         }
