@@ -12,6 +12,7 @@ use crate::layout::{
     DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, SCI_IRQ, UART_IRQ, VIRTIO_BLK_IRQ,
     VIRTIO_CONSOLE_IRQ, VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
 };
+use crate::pci::Pci;
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::power::{Ending, Power};
@@ -104,6 +105,7 @@ pub(crate) struct Parts {
     pub rtc: Rtc,
     pub uart: Uart,
     pub power: Power,
+    pub pci: Pci,
     pub event_port: EventPort,
     pub net: Net,
     pub blk: Blk,
@@ -132,6 +134,7 @@ impl Devices {
             rtc: Rtc::new(config.wall_base_ns, config.memory_bytes),
             uart: Uart::new(),
             power: Power::default(),
+            pci: Pci::default(),
             event_port: EventPort::default(),
             net: Net::new(config.mac),
             blk: Blk::new(config.disk_bytes),
