@@ -17,8 +17,8 @@ use super::ring::{Broken, Chain, Ring, gather, scatter};
 const RX_QUEUE: u32 = 0;
 /// Number of the transmit queue.
 const TX_QUEUE: u32 = 1;
-/// How long after its driver set the device up input waits: Linux throws away what comes before it has entered
-/// the port in its list, which is after it put buffers into the queue, and nothing tells when.
+/// How long after its driver set the device up input waits: Linux throws away what comes before it has
+/// entered the port in its list, which is after it put buffers into the queue, and nothing tells when.
 pub(crate) const SETTLING_NS: u64 = 1_000_000_000;
 /// Most input that is kept for a guest without buffers.
 const MAX_PENDING: usize = 4096;
