@@ -1,6 +1,7 @@
 //! A recording under gdb, forwards and backwards.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use lockstep::debug::symbols::Symbols;
 
@@ -14,6 +15,65 @@ fn positions(output: &str) -> Vec<u64> {
     lines.filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
 }
 
+/// A replay that waits for a debugger in `directory`.
+fn replay(directory: &Path, file: &Path, options: &[&str]) -> Child {
+    let log = std::fs::File::create(directory.join("replay.log")).expect("a log");
+    let socket = format!("unix:{}", directory.join("gdb.sock").display());
+    let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .args(["replay", "--gdb", &socket])
+        .arg(file)
+        .args(options)
+        .env(lockstep::cluster::DIE_WITH_PARENT, "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("it starts");
+    wait_until("the replay to wait for a debugger", || said(directory).contains("waiting for a debugger"));
+    child
+}
+
+fn said(directory: &Path) -> String {
+    std::fs::read_to_string(directory.join("replay.log")).unwrap_or_default()
+}
+
+/// Waits for its end, which is to be a good one; what it said.
+fn end(replay: &mut Child, directory: &Path) -> String {
+    let mut status = None;
+    wait_until("the replay to end", || {
+        status = replay.try_wait().expect("a child can be asked");
+        status.is_some()
+    });
+    assert!(status.expect("it ended").success(), "{}", said(directory));
+    said(directory)
+}
+
+/// `--from` is where the debugger finds the guest and `--to` where it leaves it; between them all of the
+/// recording is there, and symbols too, though nobody said of which file.
+#[test]
+fn a_debugger_comes_and_goes_where_the_replay_is_told() {
+    if !gdb_or_skip("a debugger comes and goes where the replay is told") {
+        return;
+    }
+    let (directory, file) = Debuggee::record("soft", |client| assert_eq!(client.ask("INCR n"), ":1"));
+    let end_at = lockstep::recording::Recording::open(&file).expect("a recording").end().count;
+    let (from, to) = (end_at / 2, end_at / 4 * 3);
+    let words = [from.to_string(), to.to_string()];
+    let options = ["--from", words[0].as_str(), "--to", words[1].as_str()];
+    let address = format!("monitor address {INCR}");
+    let place = "monitor position";
+    let mut commands = vec![place, "reverse-stepi", place, "stepi 3", place, address.as_str()];
+    commands.extend(["reverse-continue", place, "continue", place, "reverse-stepi", place, "detach"]);
+    let mut child = replay(directory.path(), &file, &options);
+    let output = Gdb::start(directory.path(), &commands).finish();
+    assert_eq!(positions(&output), [from, from - 1, from + 2, 0, to, to - 1], "{output}");
+    let symbols = Symbols::of_file(guest_images::MINIKV).expect("symbols");
+    let incr = symbols.address(INCR).expect("a function");
+    assert!(output.contains(&format!("{incr:#x}")), "{output}");
+    let said = end(&mut child, directory.path());
+    assert!(said.contains(&format!("position {to} (instructions)")) && said.contains(": there"), "{said}");
+}
+
 #[test]
 fn gdb_goes_back_to_where_it_was() {
     if !gdb_or_skip("gdb goes back to where it was") {
@@ -24,19 +84,7 @@ fn gdb_goes_back_to_where_it_was() {
             assert_eq!(client.ask("INCR n"), format!(":{n}"));
         }
     });
-    let log = std::fs::File::create(directory.path().join("replay.log")).expect("a log");
-    let socket = format!("unix:{}", directory.path().join("gdb.sock").display());
-    let mut replay = Command::new(env!("CARGO_BIN_EXE_lockstep"))
-        .args(["replay", "--gdb", &socket])
-        .arg(&file)
-        .env(lockstep::cluster::DIE_WITH_PARENT, "1")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second handle"))
-        .stderr(log)
-        .spawn()
-        .expect("it starts");
-    let said = || std::fs::read_to_string(directory.path().join("replay.log")).unwrap_or_default();
-    wait_until("the replay to wait for a debugger", || said().contains("waiting for a debugger"));
+    let mut replay = replay(directory.path(), &file, &[]);
     let symbols = Symbols::of_file(guest_images::MINIKV).expect("symbols");
     let incr = symbols.address(INCR).expect("a function");
     let stop = format!("break *{incr:#x}");
@@ -61,12 +109,8 @@ fn gdb_goes_back_to_where_it_was() {
     commands.extend(where_are_we);
     commands.extend(["continue", "continue", "monitor position", "detach"]);
     let output = Gdb::start(directory.path(), &commands).finish();
-    let mut status = None;
-    wait_until("the replay to end", || {
-        status = replay.try_wait().expect("a child can be asked");
-        status.is_some()
-    });
-    assert!(status.expect("it ended").success(), "{}\n{output}", said());
+    let said = end(&mut replay, directory.path());
+    assert!(said.contains("end of the log") || said.contains("powered off"), "{said}\n{output}");
     let at = positions(&output);
     assert_eq!(at.len(), 9, "{output}");
     let (first, second) = (at[0], at[1]);

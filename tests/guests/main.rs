@@ -53,6 +53,19 @@ fn a_shell_on_virtio_console() {
     guest.ends("the guest asked for a reset");
 }
 
+/// Input that is there before the guest is reaches its shell whole, by either console.
+#[test]
+fn what_was_typed_before_the_guest_listens_is_read() {
+    let Some(world) = World::new("busybox") else { return };
+    for console in ["ttyS0", "hvc0"] {
+        let line = format!("console={console} panic=-1 reboot=t cryptomgr.notests quiet");
+        let mut guest = Guest::start(&world, "busybox", &["--cmdline", &line, "--disk", console]);
+        guest.type_in("echo first-$((40 + 2))\npoweroff -f\n");
+        guest.ends("the guest switched itself off, status 0");
+        assert!(guest.said("first-42"), "{}", guest.transcript());
+    }
+}
+
 #[test]
 fn commands_of_the_command_line_run_instead_of_a_shell() {
     let Some(world) = World::new("busybox") else { return };
@@ -62,6 +75,26 @@ fn commands_of_the_command_line_run_instead_of_a_shell() {
     guest.expect("ran-42");
     assert!(guest.said("x86_64"));
     guest.ends("the guest switched itself off, status 0");
+}
+
+/// The kernel's own guess is up to half a second off. With a virtual clock nothing of the host's load shows.
+#[test]
+fn the_clock_of_the_guest_is_that_of_its_rtc() {
+    let Some(world) = World::new("busybox") else { return };
+    let rtc = "/sys/class/rtc/rtc0/since_epoch";
+    let edge = format!("read a <{rtc}; b=$a; while [ $a = $b ]; do read b <{rtc}; done");
+    let line = format!(
+        "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet \
+         run=\"sleep 2; {edge}; echo $b; adjtimex | grep tv_\""
+    );
+    let mut guest = Guest::start(&world, "busybox", &["--cmdline", &line, "--clock", "virtual"]);
+    guest.ends("the guest switched itself off, status 0");
+    let said = guest.transcript();
+    let number = |line: &str| line.trim().rsplit(' ').next()?.parse::<u64>().ok();
+    let numbers: Vec<u64> = said.lines().filter_map(number).collect();
+    let [rtc_s, s, us] = numbers[..3] else { panic!("no numbers:\n{said}") };
+    let off_us = (s * 1_000_000 + us).abs_diff(rtc_s * 1_000_000);
+    assert!(off_us < 50_000, "{off_us} us off:\n{said}");
 }
 
 /// Nothing of the host enters a run with a virtual clock. `LOCKSTEP_BOOTS` says how many.

@@ -327,9 +327,9 @@ impl<E: Engine> Machine<E> {
     }
 
     /// Runs to the guest's next exit or to exactly `until`; without it to the end of a slice, or a kick.
-    fn run_exactly(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
+    fn run_exactly(&mut self, until: Option<Position>, slice: u64) -> Result<Stop, MachineError> {
         let start = self.engine.position().count;
-        let end = until.map_or(start.saturating_add(SLICE), |until| until.count);
+        let end = until.map_or(start.saturating_add(slice), |until| until.count);
         while self.engine.position().count < end && self.stop() == Stop::Ready {
             if self.can_inject() {
                 let vector = self.devices.acknowledge_interrupt();
@@ -512,8 +512,19 @@ impl<E: Engine> replay::Machine for Machine<E> {
     fn run(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
         match self.engine.stops() {
             StopPrecision::AtExits => self.run_to_exit(until),
-            StopPrecision::Exact => self.run_exactly(until),
+            StopPrecision::Exact => self.run_exactly(until, SLICE),
         }
+    }
+
+    fn run_slice(&mut self, most: u64) -> Result<Stop, MachineError> {
+        match self.engine.stops() {
+            StopPrecision::AtExits => self.run_to_exit(None),
+            StopPrecision::Exact => self.run_exactly(None, most.clamp(1, SLICE)),
+        }
+    }
+
+    fn next_deadline_ns(&self) -> Option<u64> {
+        self.devices.next_deadline_ns()
     }
 
     fn accepts(&self, input: &Event) -> bool {

@@ -7,9 +7,9 @@ use vm_memory::GuestMemory;
 
 use crate::layout::{
     CMOS_PORT, ELCR_PORT, EVENT_EXIT_PORT, EVENT_IDENTITY, EVENT_PAGE_PORT, EVENT_POLL, EVENT_PORT,
-    EVENT_WAIT, KEYBOARD_COMMAND_PORT, PIC1_PORT, PIC2_PORT, PIT_PORT, PM_TIMER_PORT, PM1A_CONTROL_PORT,
-    PM1A_EVENT_PORT, PORT_B, RESET_PORT, UART_PORT, VIRTIO_BLK_BASE, VIRTIO_CONSOLE_BASE, VIRTIO_MMIO_SIZE,
-    VIRTIO_NET_BASE, VIRTIO_RNG_BASE,
+    EVENT_WAIT, KEYBOARD_COMMAND_PORT, PCI_ADDRESS_PORT, PCI_DATA_PORT, PIC1_PORT, PIC2_PORT, PIT_PORT,
+    PM_TIMER_PORT, PM1A_CONTROL_PORT, PM1A_EVENT_PORT, PORT_B, RESET_PORT, UART_PORT, VIRTIO_BLK_BASE,
+    VIRTIO_CONSOLE_BASE, VIRTIO_MMIO_SIZE, VIRTIO_NET_BASE, VIRTIO_RNG_BASE,
 };
 use crate::machine::{Devices, Parts};
 use crate::power::Power;
@@ -20,6 +20,7 @@ const ELCR2: u16 = ELCR_PORT + 1;
 const PIT_CONTROL: u16 = PIT_PORT + 3;
 const CMOS_DATA: u16 = CMOS_PORT + 1;
 const UART_LAST: u16 = UART_PORT + 7;
+const PCI_DATA_LAST: u16 = PCI_DATA_PORT + 3;
 const PM1A_EVENT_LAST: u16 = PM1A_EVENT_PORT + 3;
 
 /// Which device a guest physical address belongs to.
@@ -56,6 +57,9 @@ impl Devices {
                 data.copy_from_slice(&Power::timer(now_ns).to_le_bytes());
                 self.sync_lines();
             }
+            (PCI_ADDRESS_PORT, data) if data.len() == 4 => {
+                data.copy_from_slice(&self.parts.pci.address().to_le_bytes());
+            }
             (EVENT_PORT..=EVENT_EXIT_PORT, data) => data.fill(0xff),
             (_, data) => {
                 for (offset, byte) in (0..).zip(data) {
@@ -84,7 +88,10 @@ impl Devices {
                 self.flush_console();
                 self.parts.power.write_pm1a(u16::from_le_bytes([low, high]));
             }
-            // PCI's configuration address lives at 0xcf8, 32 bits wide; what it covers is no reset.
+            // What this covers of the ports behind it is no reset.
+            (PCI_ADDRESS_PORT, &[a, b, c, d]) => {
+                self.parts.pci.write_address(u32::from_le_bytes([a, b, c, d]));
+            }
             (RESET_PORT, &[value]) => {
                 self.flush_console();
                 self.parts.power.write_reset(value);
@@ -111,12 +118,16 @@ impl Devices {
 
     /// The guest writes to an address that is not RAM.
     pub fn mmio_write<M: GuestMemory>(&mut self, mem: &M, address: u64, data: &[u8]) {
+        let now_ns = self.now_ns();
         let (scratch, outputs) = (&mut self.scratch, &mut self.outputs);
         match window(address) {
             Some(Window::Net(offset)) => self.parts.net.write(mem, scratch, outputs, offset, data),
             Some(Window::Blk(offset)) => self.parts.blk.write(mem, scratch, outputs, offset, data),
             Some(Window::Rng(offset)) => self.parts.rng.write(mem, scratch, offset, data),
-            Some(Window::Console(offset)) => self.parts.console.write(mem, scratch, outputs, offset, data),
+            Some(Window::Console(offset)) => {
+                self.parts.console.write(mem, scratch, outputs, offset, data);
+                self.parts.console.note_driver(now_ns);
+            }
             None => return,
         }
         self.sync_lines();
@@ -160,6 +171,7 @@ impl Devices {
             }
             UART_PORT..=UART_LAST => self.parts.uart.read(port - UART_PORT),
             PM1A_EVENT_PORT..=PM1A_EVENT_LAST => self.parts.power.read_event(port - PM1A_EVENT_PORT),
+            PCI_DATA_PORT..=PCI_DATA_LAST => self.parts.pci.read_data(port - PCI_DATA_PORT),
             _ => 0xff,
         }
     }

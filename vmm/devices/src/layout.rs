@@ -11,6 +11,7 @@
 //!                                               600-603          ACPI PM1a events
 //!                                               604              ACPI PM1a control
 //!                                               608              ACPI timer
+//!                                               cf8 cfc-cff      PCI address, PCI data
 //!                                               cf9              reset control
 //!                                               4c50-4c5b        event port
 //! ```
@@ -76,6 +77,10 @@ pub const PM1A_CONTROL_PORT: u16 = 0x604;
 pub const PM_TIMER_PORT: u16 = 0x608;
 /// SLP_EN in PM1a control: power off.
 pub const PM1A_SLP_EN: u16 = 1 << 13;
+/// PCI's configuration address, 32 bits.
+pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
+/// PCI's configuration data, 32 bits of any width.
+pub const PCI_DATA_PORT: u16 = 0xcfc;
 /// Reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// The bit at `RESET_PORT` that resets.

@@ -39,6 +39,7 @@ mod calendar;
 mod clock;
 mod event_port;
 mod machine;
+mod pci;
 mod pic;
 mod pit;
 #[cfg(feature = "planted-faults")]

@@ -12,6 +12,7 @@ use crate::layout::{
     DEFAULT_GUEST_MAC, DEFAULT_MEMORY_BYTES, PIT_IRQ, RTC_IRQ, SCI_IRQ, UART_IRQ, VIRTIO_BLK_IRQ,
     VIRTIO_CONSOLE_IRQ, VIRTIO_NET_IRQ, VIRTIO_RNG_IRQ,
 };
+use crate::pci::Pci;
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::power::{Ending, Power};
@@ -104,6 +105,7 @@ pub(crate) struct Parts {
     pub rtc: Rtc,
     pub uart: Uart,
     pub power: Power,
+    pub pci: Pci,
     pub event_port: EventPort,
     pub net: Net,
     pub blk: Blk,
@@ -132,6 +134,7 @@ impl Devices {
             rtc: Rtc::new(config.wall_base_ns, config.memory_bytes),
             uart: Uart::new(),
             power: Power::default(),
+            pci: Pci::default(),
             event_port: EventPort::default(),
             net: Net::new(config.mac),
             blk: Blk::new(config.disk_bytes),
@@ -213,7 +216,7 @@ impl Devices {
     /// earlier is what a guest loses that sets its console up later.
     pub fn console_wanted(&self) -> usize {
         match self.parts.console.takes_input() {
-            true if self.parts.console.listens() => self.parts.console.room(),
+            true if self.parts.console.listens(self.now_ns()) => self.parts.console.room(),
             false if self.parts.uart.listens() => self.parts.uart.room(),
             _ => 0,
         }

@@ -169,7 +169,7 @@ fn the_acpi_timer_counts_virtual_time() {
 fn nobody_home_reads_all_ones() {
     let mut guest = Guest::new();
     for size in [1, 2, 4, 8] {
-        for port in [0x90, 0xcf8, 0x1234, 0xfffe] {
+        for port in [0x90, 0xcf4, 0x1234, 0xfffe] {
             let mut data = [0; 8];
             guest.devices.pio_read(&guest.ram, port, &mut data[..size]);
             assert_eq!(data[..size], [0xff; 8][..size]);
@@ -183,6 +183,38 @@ fn nobody_home_reads_all_ones() {
         }
     }
     assert_eq!(guest.devices.ended(), None);
+}
+
+/// What Linux does to find PCI's configuration mechanism (`pci_check_type1`, `pci_sanity_check`).
+#[test]
+fn pci_has_its_mechanism_and_a_host_bridge_alone() {
+    let mut guest = Guest::new();
+    guest.outb(PCI_ADDRESS_PORT + 3, 1);
+    assert_eq!(guest.inl(PCI_ADDRESS_PORT), 0);
+    guest.outl(PCI_ADDRESS_PORT, 0x8000_0000);
+    assert_eq!(guest.inl(PCI_ADDRESS_PORT), 0x8000_0000);
+    assert_eq!(guest.inl(PCI_DATA_PORT), 0x0d57_8086);
+    let mut bridges = Vec::new();
+    for function in 0..256 {
+        guest.outl(PCI_ADDRESS_PORT, 0x8000_0008 | function << 8);
+        let mut class = [0; 2];
+        guest.devices.pio_read(&guest.ram, PCI_DATA_PORT + 2, &mut class);
+        bridges.extend((u16::from_le_bytes(class) == 0x0600).then_some(function));
+        assert!(function == 0 || class == [0xff; 2]);
+    }
+    assert_eq!(bridges, [0]);
+    guest.outl(PCI_ADDRESS_PORT, 0x8001_0000);
+    assert_eq!(guest.inl(PCI_DATA_PORT), u32::MAX, "no other bus");
+    guest.outl(PCI_ADDRESS_PORT, 0x0000_0000);
+    assert_eq!(guest.inl(PCI_DATA_PORT), u32::MAX, "not enabled");
+    guest.outl(PCI_ADDRESS_PORT, 0x8000_0010);
+    guest.outl(PCI_DATA_PORT, u32::MAX);
+    assert_eq!(guest.inl(PCI_DATA_PORT), 0, "nothing to write");
+    assert_eq!((guest.inb(PCI_ADDRESS_PORT), guest.inb(RESET_PORT)), (0xff, 0xff), "32 bits or nothing");
+    guest.outl(PCI_ADDRESS_PORT, 0xffff_ffff);
+    assert_eq!((guest.inl(PCI_ADDRESS_PORT), guest.devices.ended()), (0x80ff_fffc, None));
+    guest.outb(RESET_PORT, RESET_CPU);
+    assert_eq!(guest.devices.ended(), Some(crate::Ending::Reset));
 }
 
 #[test]

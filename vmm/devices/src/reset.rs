@@ -11,6 +11,7 @@
 
 use crate::event_port::EventPort;
 use crate::machine::{Devices, Parts};
+use crate::pci::Pci;
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::power::Power;
@@ -20,12 +21,14 @@ impl Devices {
     /// Resets every device. Outputs not taken yet stay, and the rest of a console line joins them.
     pub fn reset(&mut self) {
         self.flush_console();
-        let Parts { clock, pic, pit, rtc, uart, power, event_port, net, blk, rng, console } = &mut self.parts;
+        let Parts { clock, pic, pit, rtc, uart, power, pci, event_port, net, blk, rng, console } =
+            &mut self.parts;
         *pic = Pic::new();
         *pit = Pit::new();
         rtc.reset(clock.now_ns);
         *uart = Uart::new();
         *power = Power::default();
+        *pci = Pci::default();
         *event_port = EventPort::default();
         net.reset();
         blk.reset();

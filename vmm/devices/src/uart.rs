@@ -10,6 +10,11 @@
 //! Sent bytes gather into one output until a newline, `TX_GATHER` bytes, or the machine's next occasion (a
 //! command, an input, a wait): one log entry per line rather than per byte.
 
+//!
+//! What is typed is no noise on a line: it waits until it is read. Drivers clear the FIFO when they open and
+//! close the port, Linux even between enabling the receive interrupt and turning the FIFO on; what they clear
+//! there goes back to where it came from.
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +66,10 @@ pub(crate) struct Uart {
     /// The transmitter ran empty, and IIR has not told the guest.
     transmitter_event: bool,
     rx: VecDeque<u8>,
+    /// What was received and cleared unread: it is received again when the guest listens.
+    unread: VecDeque<u8>,
+    /// Bytes of the loopback are among those in `rx`.
+    looped: bool,
     #[serde(with = "crate::bytes")]
     tx: Vec<u8>,
 }
@@ -79,6 +88,8 @@ impl Uart {
             overrun: false,
             transmitter_event: false,
             rx: VecDeque::new(),
+            unread: VecDeque::new(),
+            looped: false,
             tx: Vec::new(),
         }
     }
@@ -91,7 +102,7 @@ impl Uart {
     /// How many more bytes can be received.
     pub(crate) fn room(&self) -> usize {
         match self.mcr & MCR_LOOP {
-            0 => self.capacity().saturating_sub(self.rx.len()),
+            0 => self.capacity().saturating_sub(self.rx.len() + self.unread.len()),
             _ => 0,
         }
     }
@@ -99,7 +110,23 @@ impl Uart {
     /// Bytes arrive on the wire. Those without room are lost, which LSR tells.
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
         if self.mcr & MCR_LOOP == 0 {
-            bytes.iter().for_each(|&byte| self.push(byte));
+            bytes.iter().for_each(|&byte| match self.unread.is_empty() {
+                true => self.push(byte),
+                // Behind what came before it.
+                false if self.room() > 0 => self.unread.push_back(byte),
+                false => self.overrun = true,
+            });
+            self.receive_again();
+        }
+    }
+
+    /// Receives again what was cleared unread, as much as there is room for.
+    fn receive_again(&mut self) {
+        while self.listens()
+            && self.rx.len() < self.capacity()
+            && let Some(byte) = self.unread.pop_front()
+        {
+            self.rx.push_back(byte);
         }
     }
 
@@ -124,7 +151,7 @@ impl Uart {
         match register & 7 {
             0 if dlab => self.divisor[0],
             1 if dlab => self.divisor[1],
-            0 => self.rx.pop_front().unwrap_or(0),
+            0 => self.read_data(),
             1 => self.ier,
             2 => self.read_iir(),
             3 => self.lcr,
@@ -163,6 +190,14 @@ impl Uart {
             5 | 6 => {}
             _ => self.scratch = value,
         }
+        self.receive_again();
+    }
+
+    fn read_data(&mut self) -> u8 {
+        let byte = self.rx.pop_front().unwrap_or(0);
+        self.looped &= !self.rx.is_empty();
+        self.receive_again();
+        byte
     }
 
     fn capacity(&self) -> usize {
@@ -180,6 +215,7 @@ impl Uart {
     fn send(&mut self, byte: u8) {
         if self.mcr & MCR_LOOP != 0 {
             self.push(byte);
+            self.looped = true;
         } else {
             self.tx.push(byte);
         }
@@ -213,8 +249,15 @@ impl Uart {
     }
 
     fn write_fcr(&mut self, value: u8) {
-        if (value ^ self.fcr) & FCR_ENABLE != 0 || value & FCR_CLEAR_RX != 0 {
-            self.rx.clear();
+        let toggled = (value ^ self.fcr) & FCR_ENABLE != 0;
+        if toggled || value & FCR_CLEAR_RX != 0 {
+            // A driver that takes interrupts and clears the FIFO means it.
+            if std::mem::take(&mut self.looped) || (self.listens() && !toggled) {
+                self.rx.clear();
+            }
+            while let Some(byte) = self.rx.pop_back() {
+                self.unread.push_front(byte);
+            }
         }
         // The other bits count only together with ENABLE.
         self.fcr = if value & FCR_ENABLE != 0 { value & 0xc9 } else { 0 };

@@ -117,11 +117,75 @@ fn fifo_control_clears() {
     let mut uart = uart(0);
     uart.receive(b"abc");
     uart.write(FCR, FCR_ENABLE | FCR_CLEAR_RX);
-    assert_eq!(uart.room(), 16);
-    uart.receive(b"abc");
+    assert_eq!(uart.read(LSR) & LSR_DATA, 0);
+    assert_eq!(uart.read(DATA), 0);
+    uart.receive(b"def");
+    assert_eq!(uart.room(), 10);
     uart.write(FCR, 0);
     assert_eq!(uart.read(LSR) & LSR_DATA, 0, "turning FIFOs off clears them");
-    assert_eq!(uart.room(), 1);
+    uart.write(IER, IER_RECEIVED);
+    uart.write(FCR, FCR_ENABLE);
+    let received: Vec<u8> = (0..6).map(|_| uart.read(DATA)).collect();
+    assert_eq!(received, *b"abcdef", "what nobody read waits");
+    uart.receive(b"abc");
+    uart.write(FCR, FCR_ENABLE | FCR_CLEAR_RX);
+    assert_eq!(uart.read(LSR) & LSR_DATA, 0);
+    assert_eq!(uart.room(), 16, "a driver that listens may drop it");
+}
+
+/// What Linux 6.1 does when the port is opened (`serial8250_do_startup`, `set_termios`) and closed.
+#[test]
+fn nothing_typed_is_lost_while_linux_opens_and_closes_the_port() {
+    fn clear_fifos(uart: &mut Uart) {
+        uart.write(FCR, FCR_ENABLE);
+        uart.write(FCR, FCR_ENABLE | FCR_CLEAR_RX | 1 << 2);
+        uart.write(FCR, 0);
+        for register in [LSR, DATA, IIR, MSR] {
+            uart.read(register);
+        }
+    }
+    let typed: Vec<u8> = (0..200).collect();
+    let (mut waiting, mut got) = (VecDeque::from(typed.clone()), Vec::new());
+    let mut uart = Uart::new();
+    let mut offer = |uart: &mut Uart| {
+        let room = if uart.listens() { uart.room().min(waiting.len()) } else { 0 };
+        uart.receive(&waiting.drain(..room).collect::<Vec<_>>());
+    };
+    for _ in 0..5 {
+        clear_fifos(&mut uart);
+        uart.write(LCR, 3);
+        for (register, value) in [(MCR, MCR_OUT2), (IER, IER_TRANSMITTER_EMPTY), (IER, 0)] {
+            uart.write(register, value);
+            offer(&mut uart);
+        }
+        for register in [LSR, DATA, IIR, MSR] {
+            uart.read(register);
+        }
+        for (register, value) in [
+            (IER, IER_RECEIVED | IER_LINE_STATUS),
+            (LCR, LCR_DLAB | 3),
+            (DATA, 1),
+            (LCR, 3),
+            (FCR, FCR_ENABLE),
+            (FCR, FCR_ENABLE | 0x80),
+            (MCR, MCR_OUT2 | MCR_DTR | MCR_RTS),
+        ] {
+            uart.write(register, value);
+            offer(&mut uart);
+        }
+        assert!(uart.line());
+        while uart.read(LSR) & LSR_DATA != 0 && got.len() % 40 != 39 {
+            got.push(uart.read(DATA));
+            offer(&mut uart);
+        }
+        got.push(uart.read(DATA));
+        offer(&mut uart);
+        uart.write(IER, 0);
+        uart.write(MCR, MCR_DTR);
+        clear_fifos(&mut uart);
+        assert_eq!(uart.read(LSR) & LSR_OVERRUN, 0);
+    }
+    assert_eq!(got, typed);
 }
 
 #[test]

@@ -22,6 +22,7 @@
 
 pub mod divergence;
 pub mod machine;
+mod pace;
 pub mod record;
 pub mod replay;
 #[cfg(any(test, feature = "small-machine"))]

@@ -72,6 +72,19 @@ pub trait Machine {
     /// nothing has woken it: that returns `Waiting` again at the same position.
     fn run(&mut self, until: Option<Position>) -> Result<Stop, Self::Error>;
 
+    /// As `run(None)`, but back after about `most` counts of the position; machines that stop where the guest
+    /// does anyway take no notice.
+    fn run_slice(&mut self, most: u64) -> Result<Stop, Self::Error> {
+        let _ = most;
+        self.run(None)
+    }
+
+    /// Virtual time at which the next timer of the machine raises an interrupt that the guest would take,
+    /// whether it waits or runs.
+    fn next_deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether the guest has room for this input now. Inputs that are not accepted stay with the host and are
     /// offered again at a later position; they are not logged.
     fn accepts(&self, input: &Event) -> bool;

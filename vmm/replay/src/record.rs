@@ -15,9 +15,13 @@ use std::collections::VecDeque;
 use logchannel::{Event, Generation, LogEntry, Output, Position, Seq};
 
 use crate::machine::{Ending, Machine, Stop};
+use crate::pace::Pace;
 
 /// Most that the virtual clock stays behind host time before a `Clock` entry, unless told otherwise.
 pub const CLOCK_BOUND_NS: u64 = 1_000_000;
+/// Least that it is behind for a timer's sake: less is not worth an entry, however often a guest's timers are
+/// due.
+pub const TIMER_BOUND_NS: u64 = 20_000;
 
 /// How host time becomes virtual time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +133,7 @@ pub struct Recorder<M> {
     anchor_virtual_ns: u64,
     /// Where the virtual clock should be by the last host time told.
     target_ns: u64,
+    pace: Pace,
 }
 
 impl<M: Machine> Recorder<M> {
@@ -158,6 +163,7 @@ impl<M: Machine> Recorder<M> {
             anchor_host_ns: host_ns,
             anchor_virtual_ns: now_ns,
             target_ns: now_ns,
+            pace: Pace::new(),
         }
     }
 
@@ -210,7 +216,7 @@ impl<M: Machine> Recorder<M> {
         self.log_outputs(out);
         self.digest_reset(out)?;
         if self.guest == Guest::Runs {
-            let stop = self.machine.run(None)?;
+            let stop = self.machine.run_slice(self.slice())?;
             self.log_outputs(out);
             self.digest_reset(out)?;
             let ended = matches!(stop, Stop::Ended(_));
@@ -220,6 +226,25 @@ impl<M: Machine> Recorder<M> {
             }
         }
         Ok(self.stop())
+    }
+
+    /// How far the guest may run before the host's clock is looked at again: to about where its next timer is
+    /// due there. Nothing of the host decides that with a virtual clock.
+    fn slice(&self) -> u64 {
+        let (ClockPolicy::Host { .. }, Some(deadline_ns)) = (self.policy, self.machine.next_deadline_ns())
+        else {
+            return u64::MAX;
+        };
+        let due_ns = deadline_ns.max(self.machine.now_ns().saturating_add(TIMER_BOUND_NS));
+        self.pace.counts_in(due_ns.saturating_sub(self.target_ns))
+    }
+
+    /// Whether a timer of a running guest is due by the host's clock and not by its own.
+    fn timer_is_late(&self) -> bool {
+        let now_ns = self.machine.now_ns();
+        let behind_ns = self.target_ns.saturating_sub(now_ns);
+        behind_ns >= TIMER_BOUND_NS
+            && self.machine.next_deadline_ns().is_some_and(|due| now_ns < due && due <= self.target_ns)
     }
 
     /// Offers an input at the current position. Before an input to a waiting guest, the clock is brought up
@@ -246,18 +271,19 @@ impl<M: Machine> Recorder<M> {
     }
 
     /// Tells the host's monotonic clock. Logs a `Clock` entry when it ran ahead of the virtual clock of a
-    /// running guest by more than the bound, or when the deadline of a waiting guest is due. Returns whether
-    /// it did.
+    /// running guest by more than the bound or past a timer, or when the deadline of a waiting guest is due.
+    /// Returns whether it did.
     pub fn clock(&mut self, host_ns: u64, out: &mut Vec<Recorded>) -> Result<bool, M::Error> {
         let elapsed_ns = host_ns.saturating_sub(self.anchor_host_ns);
         let target_ns = self.anchor_virtual_ns.saturating_add(elapsed_ns).max(self.target_ns);
         self.target_ns = target_ns;
         let now_ns = self.machine.now_ns();
+        self.pace.look(host_ns, self.machine.position().count, self.guest == Guest::Runs);
         let due = match (&self.guest, self.policy) {
             (Guest::Ended(_), _) | (Guest::Waits { deadline_ns: None }, _) => None,
             (Guest::Runs, ClockPolicy::Virtual) => None,
             (Guest::Runs, ClockPolicy::Host { bound_ns }) => {
-                (target_ns.saturating_sub(now_ns) > bound_ns).then_some(target_ns)
+                (target_ns.saturating_sub(now_ns) > bound_ns || self.timer_is_late()).then_some(target_ns)
             }
             (Guest::Waits { deadline_ns: Some(deadline) }, ClockPolicy::Host { .. }) => {
                 (target_ns >= *deadline).then_some(target_ns)

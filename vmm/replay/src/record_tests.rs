@@ -65,6 +65,57 @@ fn a_running_guest_gets_the_time_when_it_is_behind_by_more_than_the_bound() {
     assert_eq!(recorder.machine().now_ns(), 101);
 }
 
+/// A guest that runs, half a millisecond before its timer is due.
+fn shortly_before_its_timer() -> (Recorder<SmallMachine>, Vec<Recorded>) {
+    let mut recorder = Recorder::new(SmallMachine::new(), ClockPolicy::default(), 0);
+    let mut log = Vec::new();
+    assert!(recorder.clock(19_500_000, &mut log).unwrap());
+    log.clear();
+    (recorder, log)
+}
+
+#[test]
+fn a_running_guest_gets_the_time_when_a_timer_is_due() {
+    let (mut recorder, mut log) = shortly_before_its_timer();
+    assert!(!recorder.clock(19_999_999, &mut log).unwrap(), "behind by less than the bound");
+    assert!(recorder.clock(20_000_500, &mut log).unwrap());
+    assert_eq!(log[0].entry.event, Event::Clock { now_ns: 20_000_500 });
+    assert!(!recorder.clock(20_900_000, &mut log).unwrap(), "one entry for one timer");
+    recorder.advance(&mut log).unwrap();
+    assert_eq!(names(&log), ["Clock"]);
+}
+
+#[test]
+fn timers_that_are_due_all_the_time_make_few_entries() {
+    let (mut recorder, mut log) = shortly_before_its_timer();
+    // Due at once after an entry: the guest's own execution gets there soon.
+    recorder.anchor_virtual_ns += 490_000;
+    recorder.machine.apply(&Event::Clock { now_ns: 19_990_000 }).unwrap();
+    assert!(!recorder.clock(19_519_999, &mut log).unwrap());
+    assert!(recorder.clock(19_520_000, &mut log).unwrap());
+}
+
+#[test]
+fn a_slice_ends_about_where_a_timer_is_due() {
+    let (mut recorder, mut log) = shortly_before_its_timer();
+    // 10 counts a nanosecond, told in many looks.
+    for look in 1..100 {
+        recorder.pace.look(19_500_000 + look * 1_000, look * 10_000, true);
+    }
+    let slice = |recorder: &mut Recorder<SmallMachine>, log: &mut Vec<Recorded>| {
+        recorder.advance(log).unwrap();
+        recorder.machine.last_slice
+    };
+    let far = slice(&mut recorder, &mut log);
+    assert!((3_500_000..6_000_000).contains(&far), "{far} counts for half a millisecond");
+    recorder.guest = Guest::Runs;
+    recorder.target_ns = 19_990_000;
+    let near = slice(&mut recorder, &mut log);
+    assert!((70_000..120_000).contains(&near), "{near} counts for 10 us");
+    let mut skipping = Recorder::new(SmallMachine::new(), ClockPolicy::Virtual, 0);
+    assert_eq!(slice(&mut skipping, &mut log), u64::MAX, "nothing of the host");
+}
+
 #[test]
 fn an_input_to_a_waiting_guest_brings_the_time() {
     let (mut recorder, mut log) = idle(ClockPolicy::default());

@@ -185,6 +185,8 @@ pub struct SmallMachine {
     was_reset: bool,
     /// Where inputs arrived, and what was typed: interrupts leave such traces in a real guest.
     arrivals: u64,
+    /// How long the last slice was to be: no state of the guest.
+    pub(crate) last_slice: u64,
 }
 
 impl Default for SmallMachine {
@@ -214,6 +216,7 @@ impl SmallMachine {
             held: false,
             was_reset: false,
             arrivals: 0,
+            last_slice: 0,
         }
     }
 
@@ -375,6 +378,15 @@ impl Machine for SmallMachine {
             None if self.idle => Stop::Waiting { deadline_ns: Some(self.wake_at_ns) },
             None => Stop::Ready,
         })
+    }
+
+    fn run_slice(&mut self, most: u64) -> Result<Stop, Self::Error> {
+        self.last_slice = most;
+        self.run(None)
+    }
+
+    fn next_deadline_ns(&self) -> Option<u64> {
+        (!self.held).then_some(self.wake_at_ns)
     }
 
     fn accepts(&self, input: &Event) -> bool {

@@ -9,7 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use logchannel::{Event, Output, Position, Seq};
 
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
+use crate::debug::replay::Goal;
 use crate::debug::{self, DebugArgs, Debugging};
+use crate::recording::kernel::kernel;
 use crate::recording::reader::Tail;
 use crate::recording::serve::serve;
 use crate::recording::verify::LastState;
@@ -148,9 +150,11 @@ fn play(session: &mut Session, args: &ReplayArgs, bar: &ProgressBar) -> anyhow::
 
 /// Runs the command.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
-    let debugging = Debugging::new(&args.debug, &[], true)?;
     let recording = Recording::open(&args.file)?;
     warn_of_tail(&recording);
+    let looks = args.debug.gdb.is_some() || args.debug.trace_from.is_some();
+    let image = if looks && args.debug.symbols.is_none() { kernel(&recording) } else { None };
+    let debugging = Debugging::new(&args.debug, &image.unwrap_or_default(), true)?;
     let mut session = Session::debugged(recording, &debugging)?;
     if args.serve {
         serve(&mut session, std::io::stdin().lock(), std::io::stdout().lock())?;
@@ -176,14 +180,25 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
 
 fn replay(session: &mut Session, args: &ReplayArgs, debugging: &Debugging) -> anyhow::Result<u8> {
     if let Some(from) = args.from {
-        session.seek(Position::at(from)).with_context(|| format!("going to position {from}"))?;
+        // The run that is looked into begins there.
+        debugging.quiet(true);
+        let moved = session.seek(Position::at(from));
+        debugging.quiet(false);
+        moved.with_context(|| format!("going to position {from}"))?;
     }
     if !args.no_console {
         show_console(session, args.json);
     }
     let bar = bar(session, args.json);
     let arrival = match args.debug.gdb {
-        Some(_) => debug::replay::play(session, debugging)?,
+        Some(_) => {
+            let goal = match (args.to, args.to_output) {
+                (_, Some(n)) => Goal::Entry(output_entry(session.recording(), n)?),
+                (Some(to), None) => Goal::Position(Position::at(to)),
+                (None, None) => Goal::End,
+            };
+            debug::replay::play(session, debugging, goal)?
+        }
         None => play(session, args, &bar)?,
     };
     bar.finish_and_clear();

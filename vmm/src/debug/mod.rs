@@ -135,6 +135,13 @@ impl Debugging {
         }
     }
 
+    /// From now on nothing stops the guest and nobody is asked, or again what has been set up.
+    pub fn quiet(&self, on: bool) {
+        if let Some(debugger) = &self.shared {
+            lock(debugger).quiet(on);
+        }
+    }
+
     /// After `EngineError::Rewind`: where the debugger wants to be.
     pub fn take_rewind(&self) -> Option<Rewind> {
         lock(self.shared.as_ref()?).take_rewind()

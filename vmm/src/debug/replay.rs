@@ -6,7 +6,7 @@
 //! instructions.
 
 use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
-use logchannel::Position;
+use logchannel::{Position, Seq};
 
 use crate::debug::debugger::{Rewind, Stop};
 use crate::debug::{Debugging, lock};
@@ -14,13 +14,34 @@ use crate::engine::EngineError;
 use crate::machine::MachineError;
 use crate::recording::{Arrival, Session, SessionError};
 
-/// Plays on to the end, and then as long as a debugger is there.
-pub fn play(session: &mut Session, debugging: &Debugging) -> Result<Arrival, SessionError> {
-    let Some(debugger) = &debugging.shared else { return session.run_to_end() };
+/// How far a replay goes: there a debugger is told that the log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// To the end of the log.
+    End,
+    /// To a position.
+    Position(Position),
+    /// Until this entry is executed.
+    Entry(Seq),
+}
+
+impl Goal {
+    fn run(self, session: &mut Session) -> Result<Arrival, SessionError> {
+        match self {
+            Goal::End => session.run_to_end(),
+            Goal::Position(to) => session.run_to(to),
+            Goal::Entry(seq) => session.run_to_entry(seq),
+        }
+    }
+}
+
+/// Plays on to its goal, and then as long as a debugger is there.
+pub fn play(session: &mut Session, debugging: &Debugging, goal: Goal) -> Result<Arrival, SessionError> {
+    let Some(debugger) = &debugging.shared else { return goal.run(session) };
     let mut arrived = None;
     loop {
         let moved = match &arrived {
-            None => session.run_to_end().map(|arrival| {
+            None => goal.run(session).map(|arrival| {
                 lock(debugger).say(end());
                 arrived = Some(arrival);
             }),

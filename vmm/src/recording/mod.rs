@@ -17,6 +17,7 @@ pub mod compare;
 pub mod disassemble;
 pub mod diverge;
 pub mod format;
+pub mod kernel;
 pub mod reader;
 pub mod serve;
 pub mod session;

@@ -17,6 +17,9 @@ use super::ring::{Broken, Chain, Ring, gather, scatter};
 const RX_QUEUE: u32 = 0;
 /// Number of the transmit queue.
 const TX_QUEUE: u32 = 1;
+/// How long after its driver set the device up input waits: Linux throws away what comes before it has
+/// entered the port in its list, which is after it put buffers into the queue, and nothing tells when.
+pub(crate) const SETTLING_NS: u64 = 1_000_000_000;
 /// Most input that is kept for a guest without buffers.
 const MAX_PENDING: usize = 4096;
 /// Most bytes of one output, and of what the guest sends in one buffer: the rest of that is dropped. Linux
@@ -36,13 +39,16 @@ pub(crate) struct Console {
     tx: Ring,
     takes_input: bool,
     pending: VecDeque<u8>,
+    /// When the driver was first seen to be there.
+    set_up_ns: Option<u64>,
 }
 
 impl Console {
     /// A console; with `takes_input`, the machine's console input comes here.
     pub(crate) fn new(takes_input: bool) -> Self {
         let (rx, tx) = (Ring::new(), Ring::new());
-        Self { transport: Transport::default(), rx, tx, takes_input, pending: VecDeque::new() }
+        let (transport, pending) = (Transport::default(), VecDeque::new());
+        Self { transport, rx, tx, takes_input, pending, set_up_ns: None }
     }
 
     /// As at power-on.
@@ -61,8 +67,17 @@ impl Console {
     }
 
     /// Whether the guest's driver takes input.
-    pub(crate) fn listens(&self) -> bool {
+    pub(crate) fn listens(&self, now_ns: u64) -> bool {
+        self.is_set_up() && self.set_up_ns.is_some_and(|at| now_ns >= at.saturating_add(SETTLING_NS))
+    }
+
+    fn is_set_up(&self) -> bool {
         self.transport.running() && self.rx.ready()
+    }
+
+    /// Takes note, after a write of the driver, since when it is there.
+    pub(crate) fn note_driver(&mut self, now_ns: u64) {
+        self.set_up_ns = if self.is_set_up() { self.set_up_ns.or(Some(now_ns)) } else { None };
     }
 
     /// How many bytes of input there is room for.

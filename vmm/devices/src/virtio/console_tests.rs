@@ -69,6 +69,9 @@ fn input_fills_buffers_and_the_rest_waits() {
     let mut guest = guest();
     assert_eq!(guest.devices.console_wanted(), 0, "no driver yet");
     let [mut rx, _] = guest.start_console(V1);
+    assert_eq!(guest.devices.console_wanted(), 0, "Linux would drop what comes before its port is set up");
+    let now_ns = guest.devices.now_ns();
+    guest.devices.advance_to(now_ns + SETTLING_NS);
     assert_eq!(guest.devices.console_wanted(), MAX_PENDING);
     rx.add(&guest.ram, &[(BUFFER, 4, WRITE)]);
     notify(&mut guest, RX_QUEUE);
