@@ -19,6 +19,7 @@
 mod access;
 mod breakpoint;
 mod cache;
+pub mod caches;
 mod control;
 mod cpu;
 mod debug;
