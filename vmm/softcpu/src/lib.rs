@@ -35,6 +35,7 @@ mod paging;
 #[cfg(feature = "planted-faults")]
 mod planted;
 mod ram;
+mod segmentation;
 mod state;
 mod word;
 

@@ -623,7 +623,7 @@ impl Cpu {
         });
         let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
         self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
-        self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);
+        self.jump_key = self.cache.epoch() << 32 | self.space << 20 | u64::from(self.mode);
     }
 
     /// Somebody else wrote RAM: what is cached of it is dropped.

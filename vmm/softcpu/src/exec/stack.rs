@@ -25,13 +25,21 @@ impl Cpu {
         }
     }
 
-    /// Linear address of the stack's byte `offset` (a value of RSP).
+    /// Linear address of `bytes` bytes of the stack at `offset` (a value of RSP); #SS where SS has not all of
+    /// them.
     #[inline(always)]
-    fn stack_address(&self, offset: u64) -> u64 {
+    pub(crate) fn stack_at(&mut self, offset: u64, bytes: u64) -> Result<u64, Fault> {
         if self.mode & mode::LONG != 0 {
-            return offset;
+            return Ok(offset);
         }
-        self.base(Seg::Ss).wrapping_add(offset & self.stack_mask()) & 0xffff_ffff
+        // SS can always be written.
+        self.segment_linear(Seg::Ss as usize, offset & self.stack_mask(), bytes, true)
+    }
+
+    /// Raises what SS says against `count` pushes of `bytes` bytes each.
+    pub(crate) fn check_stack(&mut self, count: u64, bytes: u64) -> Result<(), Fault> {
+        let top = self.regs[4];
+        (1..=count).try_for_each(|number| self.stack_at(top.wrapping_sub(bytes * number), bytes).map(|_| ()))
     }
 
     /// Moves RSP to `value`, as much of it as counts.
@@ -50,7 +58,8 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn push<W: Word>(&mut self, value: W) -> Result<(), Fault> {
         let to = self.regs[4].wrapping_sub(W::BYTES);
-        self.write(self.stack_address(to), value)?;
+        let at = self.stack_at(to, W::BYTES)?;
+        self.write(at, value)?;
         self.set_stack(to);
         Ok(())
     }
@@ -59,14 +68,16 @@ impl Cpu {
     #[cold]
     pub(crate) fn check_push(&mut self, bytes: u64) -> Result<(), Fault> {
         let to = self.regs[4].wrapping_sub(bytes);
-        self.check_write(self.stack_address(to), bytes)
+        let at = self.stack_at(to, bytes)?;
+        self.check_write(at, bytes)
     }
 
     /// Reads the value `skip` bytes above the top of the stack; RSP stays.
     #[inline(always)]
     pub(crate) fn peek<W: Word>(&mut self, skip: u64) -> Result<W, Fault> {
         let from = self.regs[4].wrapping_add(skip);
-        self.read(self.stack_address(from))
+        let at = self.stack_at(from, W::BYTES)?;
+        self.read(at)
     }
 }
 
@@ -114,7 +125,8 @@ fn push_segment<W: Word>(cpu: &mut Cpu, op: &Op) {
     let selector = cpu.segments[usize::from(op.src) % 8].selector;
     if W::BITS == 32 {
         let to = cpu.regs[4].wrapping_sub(W::BYTES);
-        or_abort!(cpu, op, cpu.write(cpu.stack_address(to), selector));
+        let at = or_abort!(cpu, op, cpu.stack_at(to, W::BYTES));
+        or_abort!(cpu, op, cpu.write(at, selector));
         cpu.set_stack(to);
     } else {
         or_abort!(cpu, op, cpu.push(W::of(u64::from(selector))));
@@ -177,7 +189,8 @@ impl Cpu {
 
 fn leave<W: Word>(cpu: &mut Cpu, op: &Op) {
     let frame = cpu.regs[5];
-    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.stack_address(frame)));
+    let at = or_abort!(cpu, op, cpu.stack_at(frame, W::BYTES));
+    let value = or_abort!(cpu, op, cpu.read::<W>(at));
     cpu.set_stack(frame.wrapping_add(W::BYTES));
     cpu.set_reg(RBP, value);
     next(cpu, op)
@@ -197,18 +210,25 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     let pushed = |number: u64| old.wrapping_sub(bytes * number);
     let frame = pushed(1);
     let top = pushed(if level == 0 { 1 } else { level + 1 }).wrapping_sub(allocate);
-    cpu.write(cpu.stack_address(frame), cpu.reg::<W>(RBP))?;
+    cpu.check_stack(level.max(1) + u64::from(level > 0), bytes)?;
+    cpu.stack_at(top, bytes)?;
+    let at = cpu.stack_at(frame, bytes)?;
+    cpu.write(at, cpu.reg::<W>(RBP))?;
     for number in 1..level {
         let from = cpu.regs[5].wrapping_sub(bytes * number);
-        let value = cpu.read::<W>(cpu.stack_address(from))?;
-        cpu.write(cpu.stack_address(pushed(number + 1)), value)?;
+        let at = cpu.stack_at(from, bytes)?;
+        let value = cpu.read::<W>(at)?;
+        let at = cpu.stack_at(pushed(number + 1), bytes)?;
+        cpu.write(at, value)?;
     }
     if level > 0 {
-        cpu.write(cpu.stack_address(pushed(level + 1)), W::of(frame))?;
+        let at = cpu.stack_at(pushed(level + 1), bytes)?;
+        cpu.write(at, W::of(frame))?;
     }
     // Registers change only when the new top can be written, too; the frame below the old top is written by
     // then.
-    cpu.check_write(cpu.stack_address(top), bytes)?;
+    let at = cpu.stack_at(top, bytes)?;
+    cpu.check_write(at, bytes)?;
     cpu.set_stack(top);
     cpu.set_reg(RBP, W::of(frame));
     Ok(())
@@ -217,8 +237,10 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
 /// PUSHA: RAX to RDI in their order, RSP as it was before.
 fn pusha<W: Word>(cpu: &mut Cpu, op: &Op) {
     let old = cpu.regs[4];
+    or_abort!(cpu, op, cpu.check_stack(8, W::BYTES));
     for number in 0..8u8 {
-        let to = cpu.stack_address(old.wrapping_sub(W::BYTES * (u64::from(number) + 1)));
+        let to = old.wrapping_sub(W::BYTES * (u64::from(number) + 1));
+        let to = or_abort!(cpu, op, cpu.stack_at(to, W::BYTES));
         or_abort!(cpu, op, cpu.write(to, cpu.reg::<W>(number * 8)));
     }
     cpu.set_stack(old.wrapping_sub(W::BYTES * 8));
