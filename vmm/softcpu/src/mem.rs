@@ -368,6 +368,10 @@ impl Cpu {
     /// What is checked of a whole operand before any of its pages is looked at: both ends, and its alignment.
     fn check_operand(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_canonical(address, size)?;
+        let wraps = address >> 32 == 0 && (address + (size - 1)) >> 32 != 0;
+        if wraps && self.mode & crate::cpu::mode::LONG == 0 && self.space & 3 != privilege::IMPLICIT {
+            return self.raise(Exception::non_canonical(address));
+        }
         self.check_aligned(address, size)
     }
 

@@ -20,10 +20,11 @@ const EXPAND_DOWN: u32 = 4;
 const WRITABLE: u32 = 2;
 const READABLE: u32 = 2;
 
-/// Whether nothing that is done through a data segment needs looking at.
-fn is_open(segment: &Segment) -> bool {
+/// Whether nothing that is done through a data segment needs looking at, but that an access does not wrap at
+/// 4 GiB: `check_operand` does, and all that wrap come there.
+fn is_flat(segment: &Segment) -> bool {
     let kind = segment.access & (CODE | EXPAND_DOWN | WRITABLE | Segment::UNUSABLE);
-    kind == WRITABLE && segment.limit == u32::MAX
+    kind == WRITABLE && segment.base == 0 && segment.limit == u32::MAX
 }
 
 /// Whether `size` bytes at `offset` may be accessed.
@@ -51,7 +52,7 @@ impl Cpu {
         // Through CS nothing is ever written.
         let mut bits = mode::CHECKED << Seg::Cs as u32;
         for seg in [Seg::Es, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
-            if !is_open(&self.segments[seg as usize]) {
+            if !is_flat(&self.segments[seg as usize]) {
                 bits |= mode::CHECKED << seg as u32;
             }
         }

@@ -68,12 +68,12 @@ fn jmp_m<W: Word>(cpu: &mut Cpu, op: &Op) {
 
 #[inline(always)]
 fn call_to<W: Word>(cpu: &mut Cpu, op: &Op, target: u64) {
+    let back = following(cpu, op);
     if !cpu.is_target(target) {
         // What the push would raise comes first.
-        or_abort!(cpu, op, cpu.check_push(W::BYTES));
+        or_abort!(cpu, op, cpu.push_in_vain(W::of(back)));
         return abort_gp(cpu, op);
     }
-    let back = following(cpu, op);
     or_abort!(cpu, op, cpu.push(W::of(back)));
     cpu.jump(op, target)
 }

@@ -64,12 +64,13 @@ impl Cpu {
         Ok(())
     }
 
-    /// Raises what a push of `bytes` bytes would raise, without pushing.
+    /// Raises what a push would raise; RSP stays. In compatibility mode the value is written all the same, as
+    /// it is by processors of Intel's.
     #[cold]
-    pub(crate) fn check_push(&mut self, bytes: u64) -> Result<(), Fault> {
-        let to = self.regs[4].wrapping_sub(bytes);
-        let at = self.stack_at(to, bytes)?;
-        self.check_write(at, bytes)
+    pub(crate) fn push_in_vain<W: Word>(&mut self, value: W) -> Result<(), Fault> {
+        let to = self.regs[4].wrapping_sub(W::BYTES);
+        let at = self.stack_at(to, W::BYTES)?;
+        if self.mode & mode::LONG != 0 { self.check_write(at, W::BYTES) } else { self.write(at, value) }
     }
 
     /// Reads the value `skip` bytes above the top of the stack; RSP stays.
@@ -120,12 +121,12 @@ fn push_m<W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
-/// A push of 32 bits writes two of the four bytes (SDM vol. 2, PUSH).
+/// A push of 32 bits writes two of the four bytes (SDM vol. 2, PUSH), and needs no more of the segment.
 fn push_segment<W: Word>(cpu: &mut Cpu, op: &Op) {
     let selector = cpu.segments[usize::from(op.src) % 8].selector;
     if W::BITS == 32 {
         let to = cpu.regs[4].wrapping_sub(W::BYTES);
-        let at = or_abort!(cpu, op, cpu.stack_at(to, W::BYTES));
+        let at = or_abort!(cpu, op, cpu.stack_at(to, 2));
         or_abort!(cpu, op, cpu.write(at, selector));
         cpu.set_stack(to);
     } else {
@@ -138,6 +139,12 @@ fn pop_r<W: Word>(cpu: &mut Cpu, op: &Op) {
     let value = or_abort!(cpu, op, cpu.peek::<W>(0));
     cpu.set_stack(cpu.regs[4].wrapping_add(W::BYTES));
     cpu.set_reg(op.dst, value);
+    next(cpu, op)
+}
+
+/// Raises what reading the top of the stack raises.
+fn peek_first<W: Word>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.peek::<W>(0));
     next(cpu, op)
 }
 
@@ -210,8 +217,6 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     let pushed = |number: u64| old.wrapping_sub(bytes * number);
     let frame = pushed(1);
     let top = pushed(if level == 0 { 1 } else { level + 1 }).wrapping_sub(allocate);
-    cpu.check_stack(level.max(1) + u64::from(level > 0), bytes)?;
-    cpu.stack_at(top, bytes)?;
     let at = cpu.stack_at(frame, bytes)?;
     cpu.write(at, cpu.reg::<W>(RBP))?;
     for number in 1..level {
@@ -237,7 +242,6 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
 /// PUSHA: RAX to RDI in their order, RSP as it was before.
 fn pusha<W: Word>(cpu: &mut Cpu, op: &Op) {
     let old = cpu.regs[4];
-    or_abort!(cpu, op, cpu.check_stack(8, W::BYTES));
     for number in 0..8u8 {
         let to = old.wrapping_sub(W::BYTES * (u64::from(number) + 1));
         let to = or_abort!(cpu, op, cpu.stack_at(to, W::BYTES));
@@ -311,6 +315,10 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let op = match (insn.op0_kind(), gpr(insn.op0_register())) {
         (OpKind::Memory, _) => {
             let mut op = Op::new(wide!(bytes, pop_m));
+            if builder.is_checked(crate::decode::segment(insn.memory_segment())) {
+                // The stack is read before the operand's segment is looked at.
+                builder.push(Op::new(wide!(bytes, peek_first)));
+            }
             builder.memory(&mut op, insn);
             if insn.memory_base().full_register() == iced_x86::Register::RSP {
                 builder.move_address(&op, bytes as u64);

@@ -211,10 +211,10 @@ impl Kind for Cmps {
 
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        let from = cpu.source::<W>(op)?;
-        let a = cpu.read::<W>(from)?;
         let with = cpu.destination::<W>(op, false)?;
         let b = cpu.read::<W>(with)?;
+        let from = cpu.source::<W>(op)?;
+        let a = cpu.read::<W>(from)?;
         Cmp::apply(&mut cpu.flags, a, b);
         cpu.advance::<W>(op, SI, 1);
         cpu.advance::<W>(op, DI, 1);
