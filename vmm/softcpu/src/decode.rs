@@ -121,7 +121,7 @@ impl Builder {
 
     /// Whether EIP wraps when the block goes on by `length` bytes: no block does.
     fn passes_the_end(&self, length: usize) -> bool {
-        !self.is_long() && self.rip + u64::from(self.ip) + length as u64 > 0xffff_ffff
+        !self.is_long() && self.rip.saturating_add(u64::from(self.ip) + length as u64) > 0xffff_ffff
     }
 
     /// Whether a branch to `target` leaves the code segment.
