@@ -1,4 +1,5 @@
-//! A case: one instruction in random segments, with offsets at the edges of their limits, and what came of it.
+//! A case: one instruction in random segments, with offsets at the edges of their limits, and what came of
+//! it.
 
 use crate::values::Random;
 

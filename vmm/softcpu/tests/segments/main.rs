@@ -1,6 +1,6 @@
-//! Segmentation in compatibility mode against the CPU of this host: one instruction, in random segments of an
-//! LDT, on both: bases, limits, types, null selectors, expand-down, D/B and granularity; where it ends and how,
-//! registers, flags and memory.
+//! Segmentation in compatibility mode against the CPU of this host: one instruction, in random segments of
+//! an LDT, on both: bases, limits, types, null selectors, expand-down, D/B and granularity; where it ends and
+//! how, registers, flags and memory.
 //!
 //! | variable | meaning |
 //! |---|---|
