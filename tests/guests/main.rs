@@ -34,6 +34,9 @@ fn linux_reaches_a_shell_and_its_drivers_find_every_device() {
         "end-5",
     );
     assert!(guest.said("virtio_rng.0\r\n64\r\n"), "{}", guest.transcript());
+    // The CPU model's caches, as libraries see them.
+    guest.run("cat /sys/devices/system/cpu/cpu0/cache/index*/size; echo end-$((3 + 4))", "end-7");
+    assert!(guest.said("32K\r\n32K\r\n1024K\r\n16384K\r\n"), "{}", guest.transcript());
     // Through virtio-console as well.
     guest.run("echo by-$((3 + 3)) >/dev/hvc0", "by-6");
     guest.type_in("exit\n");

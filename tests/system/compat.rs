@@ -391,13 +391,7 @@ fn operands_and_addresses_have_32_bits() {
 
 #[test]
 fn segments_have_bases_and_limits() {
-    // The software CPU adds bases, and checks only the limit of jumps: every 32-bit system has flat segments.
-    let unchecked = |case: Case| {
-        let checks = !case.events.is_empty() || case.name.contains("CS with a base");
-        let jump = case.name.contains("jump");
-        case.not_on_if(checks && !jump, Host::Soft, "limits and types are not checked, CS has no base")
-    };
-    run("compat_segments", segments().into_iter().map(unchecked).collect());
+    run("compat_segments", segments());
 }
 
 #[test]

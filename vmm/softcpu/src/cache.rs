@@ -36,7 +36,7 @@ struct Line {
 struct Block {
     lines: *mut [Line],
     rip: u64,
-    mode: u8,
+    mode: u32,
     /// Another block at the same offset, plus one; 0 for none.
     other: u16,
 }
@@ -77,7 +77,7 @@ struct CodePage {
 /// that nothing needs to drop it.
 struct Crossing {
     rip: u64,
-    mode: u8,
+    mode: u32,
     bytes: [u8; LONGEST],
     length: usize,
     ops: Vec<Op>,
@@ -123,7 +123,21 @@ impl CodeCache {
 
     /// Forgets which block a RIP leads to; `jump_key` must be derived anew.
     pub(crate) fn forget_jumps(&mut self) {
+        self.next_epoch();
+    }
+
+    /// Entries of the jump cache made so far are not found again: the epoch has the upper half of their keys.
+    fn next_epoch(&mut self) {
         self.epoch += 1;
+        if self.epoch > u64::from(u32::MAX) {
+            self.epoch = 1;
+            self.jumps.fill(NO_JUMP);
+        }
+    }
+
+    /// Forgets instructions that cross into the next page.
+    pub(crate) fn forget_crossings(&mut self) {
+        self.crossings.fill_with(|| None);
     }
 
     /// Instructions in the block that begins with `first`.
@@ -141,10 +155,10 @@ impl CodeCache {
 
     pub(crate) fn drop_page(&mut self, gpa: u64) {
         self.pages[(gpa / PAGE) as usize] = None;
-        self.epoch += 1;
+        self.next_epoch();
     }
 
-    fn find(&self, gpa: u64, rip: u64, mode: u8) -> Option<*const Op> {
+    fn find(&self, gpa: u64, rip: u64, mode: u32) -> Option<*const Op> {
         let page = self.pages[(gpa / PAGE) as usize].as_ref()?;
         let mut number = page.at[(gpa % PAGE) as usize];
         while number != 0 {
@@ -158,21 +172,26 @@ impl CodeCache {
     }
 
     /// Adds a block decoded from `bytes` bytes at `gpa`; `ops` has its header.
-    fn add(&mut self, gpa: u64, rip: u64, mode: u8, bytes: u64, ops: Vec<Op>) -> *const Op {
+    fn add(&mut self, gpa: u64, rip: u64, mode: u32, bytes: u64, ops: Vec<Op>) -> *const Op {
         let page = self.pages[(gpa / PAGE) as usize].get_or_insert_with(|| {
             Box::new(CodePage { at: Box::new([0; PAGE as usize]), blocks: Vec::new(), covered: 0 })
         });
+        let mut full = false;
         if page.blocks.len() == usize::from(u16::MAX) - 1 {
             *page.at = [0; PAGE as usize];
             page.blocks.clear();
-            self.epoch += 1;
+            full = true;
         }
         page.covered |= pieces(gpa % PAGE, bytes);
         let at = &mut page.at[(gpa % PAGE) as usize];
         let lines = Box::into_raw(lines(ops));
         page.blocks.push(Block { lines, rip, mode, other: *at });
         *at = page.blocks.len() as u16;
-        page.blocks[page.blocks.len() - 1].first()
+        let first = page.blocks[page.blocks.len() - 1].first();
+        if full {
+            self.next_epoch();
+        }
+        first
     }
 
     pub(crate) fn take_scratch(&mut self) -> Vec<Op> {
@@ -238,7 +257,8 @@ impl Cpu {
         if self.known_crossing(rip) {
             return Ok(None);
         }
-        let gpa = self.translate_code(rip)?;
+        self.number_code();
+        let gpa = self.translate_code(self.code_linear(rip))?;
         if !self.ram.holds(gpa, 1) {
             return Ok(None);
         }
@@ -262,11 +282,13 @@ impl Cpu {
     /// Runs the instruction at RIP, which crosses into the next page.
     pub(crate) fn run_crossing(&mut self) {
         let rip = self.rip;
+        let linear = self.code_linear(rip);
         let slot = crossing_slot(rip);
         if let Ok(crossing) = self.crossing(slot) {
             self.enter(crossing.ops.as_ptr());
+            self.wrap_rip();
             // Other code may be there than at the last time.
-            if rip % PAGE + crossing.length as u64 > PAGE {
+            if linear % PAGE + crossing.length as u64 > PAGE {
                 self.cache.crossings[slot] = Some(crossing);
             }
         }

@@ -137,6 +137,9 @@ impl Cpu {
         if self.cr0 & CR0_TS != 0 {
             mode |= mode::TASK_SWITCHED | if self.cr0 & CR0_MP != 0 { mode::MONITORED } else { 0 };
         }
+        if mode & mode::LONG == 0 {
+            mode |= self.segmentation();
+        }
         self.mode = mode;
         for seg in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
             let flat = mode & mode::LONG != 0 && !matches!(seg, Seg::Fs | Seg::Gs);

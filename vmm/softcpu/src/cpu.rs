@@ -46,17 +46,21 @@ pub enum Abort {
 /// What of the machine's mode decides how code is decoded.
 pub mod mode {
     /// 64-bit code.
-    pub const LONG: u8 = 1;
+    pub const LONG: u32 = 1;
     /// Compatibility mode with 32-bit operands (CS.D); else 16-bit.
-    pub const BIG: u8 = 2;
+    pub const BIG: u32 = 2;
     /// SSE instructions are #UD (CR0.EM, CR4.OSFXSR).
-    pub const NO_SSE: u8 = 4;
+    pub const NO_SSE: u32 = 4;
     /// x87, MMX and SSE instructions are #NM (CR0.TS).
-    pub const TASK_SWITCHED: u8 = 8;
+    pub const TASK_SWITCHED: u32 = 8;
     /// x87 instructions are #NM, MMX instructions #UD (CR0.EM).
-    pub const EMULATION: u8 = 16;
+    pub const EMULATION: u32 = 16;
     /// FWAIT is #NM too (CR0.TS and CR0.MP).
-    pub const MONITORED: u8 = 32;
+    pub const MONITORED: u32 = 32;
+    /// Accesses through ES are checked; the bits for CS, SS, DS, FS, GS follow. In compatibility mode only.
+    pub const CHECKED: u32 = 64;
+    /// Where the number of the code segment begins, eight bits; 0 in 64-bit mode.
+    pub const CODE_NUMBER: u32 = 12;
 }
 
 /// A software x86-64 processor. RAM belongs to its maker.
@@ -83,7 +87,7 @@ pub struct Cpu {
     /// Bases that addresses get: in 64-bit mode zero for all but FS and GS; for LDTR and TR always zero.
     pub(crate) bases: [u64; 8],
     pub(crate) cpl: u8,
-    pub(crate) mode: u8,
+    pub(crate) mode: u32,
     pub(crate) shadow: Shadow,
     pub(crate) xmm: [u128; 16],
     pub(crate) mxcsr: u32,
@@ -113,6 +117,8 @@ pub struct Cpu {
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
+    /// Base and limit of the code segments that have a number in the mode, by number less one.
+    pub(crate) code_segments: Vec<(u64, u32)>,
     kick: Arc<AtomicBool>,
     #[cfg(feature = "planted-faults")]
     pub(crate) stale: crate::planted::StaleCode,
@@ -183,6 +189,7 @@ impl Cpu {
             tlb: Tlb::new(),
             cache,
             breakpoints: Breakpoints::default(),
+            code_segments: Vec::new(),
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
             stale: crate::planted::StaleCode::default(),
@@ -332,22 +339,14 @@ impl Cpu {
             if breakpoint && self.breakpoints.are_obeyed() {
                 return Exit::Breakpoint;
             }
-            let special =
-                !self.answers.is_empty() || self.shadow != Shadow::None || self.is_traced() || breakpoint;
+            let special = !self.answers.is_empty()
+                || self.shadow != Shadow::None
+                || self.is_resumed_or_traced()
+                || breakpoint;
             if special {
-                self.run_alone();
+                self.run_special(until, breakpoint);
             } else {
-                self.limit = until.min(self.retired + SLICE);
-                let resumed = self.before_untraced();
-                match self.block_at_rip() {
-                    Ok(Some(first)) if self.retired + self.cache.count(first) <= self.limit => {
-                        self.enter(first);
-                    }
-                    Ok(Some(_)) => self.run_part(self.limit - self.retired),
-                    Ok(None) => self.run_crossing(),
-                    Err(Fault) => {}
-                }
-                self.after_untraced(resumed);
+                self.run_block(until);
             }
             match std::mem::take(&mut self.abort) {
                 Abort::None => {}
@@ -406,6 +405,37 @@ impl Cpu {
         self.deliver(exception);
     }
 
+    /// Runs blocks from RIP on.
+    #[inline(always)]
+    fn run_block(&mut self, until: u64) {
+        self.limit = until.min(self.retired + SLICE);
+        match self.block_at_rip() {
+            Ok(Some(first)) if self.retired + self.cache.count(first) <= self.limit => {
+                self.enter(first);
+            }
+            Ok(Some(_)) => self.run_part(self.limit - self.retired),
+            Ok(None) => self.run_crossing(),
+            Err(Fault) => {}
+        }
+    }
+
+    /// Runs the next instruction by itself, or, when RF is all that there is, blocks: the first instruction
+    /// clears it.
+    #[inline(never)]
+    fn run_special(&mut self, until: u64, breakpoint: bool) {
+        let alone = !self.answers.is_empty() || self.shadow != Shadow::None || self.is_traced() || breakpoint;
+        if alone {
+            return self.run_alone();
+        }
+        let before = self.retired;
+        self.system_flags &= !flags::RF;
+        self.run_block(until);
+        // An instruction that is yet to be completed keeps it.
+        if self.retired == before && matches!(self.abort, Abort::Exit(_) | Abort::Alone) {
+            self.system_flags |= flags::RF;
+        }
+    }
+
     /// Runs one instruction outside of any block.
     fn run_alone(&mut self) {
         let shadow = std::mem::take(&mut self.shadow);
@@ -432,6 +462,7 @@ impl Cpu {
     fn run_part(&mut self, count: u64) {
         if let Ok(ops) = self.decode_part(count) {
             self.enter(ops.as_ptr());
+            self.wrap_rip();
             self.cache.keep_scratch(ops);
         }
     }

@@ -6,10 +6,9 @@
 //! breakpoint that MOV SS or POP SS hits is lost, not late.
 
 use crate::Cpu;
-use crate::cpu::{Abort, mode};
 use crate::exception::{Exception, Kind};
 use crate::flags;
-use crate::state::{Seg, Shadow};
+use crate::state::Shadow;
 
 const DR7_ENABLED: u64 = 0xff;
 const DR7_GD: u64 = 1 << 13;
@@ -51,20 +50,10 @@ impl Cpu {
         self.system_flags & flags::TF != 0 || self.dr[5] & DR7_ENABLED != 0
     }
 
-    /// What comes before blocks: the first instruction clears RF. The result is for `after_untraced`.
+    /// Whether the next instruction is not just the first of a block.
     #[inline(always)]
-    pub(crate) fn before_untraced(&mut self) -> Option<u64> {
-        let resumed = self.system_flags & flags::RF != 0;
-        self.system_flags &= !flags::RF;
-        resumed.then_some(self.retired)
-    }
-
-    /// What comes after blocks: an instruction that is yet to be completed keeps RF.
-    #[inline(always)]
-    pub(crate) fn after_untraced(&mut self, resumed: Option<u64>) {
-        if resumed == Some(self.retired) && matches!(self.abort, Abort::Exit(_) | Abort::Alone) {
-            self.system_flags |= flags::RF;
-        }
+    pub(crate) fn is_resumed_or_traced(&self) -> bool {
+        self.system_flags & (flags::TF | flags::RF) != 0 || self.dr[5] & DR7_ENABLED != 0
     }
 
     fn breakpoint(&self, number: usize) -> Option<Breakpoint> {
@@ -107,8 +96,7 @@ impl Cpu {
         if resumed || shadow == Shadow::Stack || self.dr[5] & DR7_ENABLED == 0 {
             return true;
         }
-        let base = if self.mode & mode::LONG != 0 { 0 } else { self.base(Seg::Cs) };
-        let at = base.wrapping_add(self.rip);
+        let at = self.code_linear(self.rip);
         let hits = self.breakpoints(|b| b.condition == Condition::Execution && b.start == at);
         if hits == 0 {
             return true;

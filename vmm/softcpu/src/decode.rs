@@ -3,7 +3,10 @@
 //! Each module of `exec` knows its instructions: its `lower` turns one into ops, or says it is not its own.
 //! What none of them knows is #UD, and CPUID does not advertise it.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, InstructionInfoOptions,
+    OpKind, Register,
+};
 
 use crate::cache::LINKS;
 use crate::cpu::mode;
@@ -11,7 +14,7 @@ use crate::exception::Exception;
 use crate::op::{ADDRESS, Handler, Op, ZERO, abort, next};
 use crate::ram::PAGE;
 use crate::state::Seg;
-use crate::{Cpu, Fault, exec};
+use crate::{Cpu, Fault, exec, or_abort};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
@@ -41,7 +44,11 @@ pub struct Builder {
     /// Of the block's start.
     rip: u64,
     /// One of `cpu::mode`.
-    pub mode: u8,
+    pub mode: u32,
+    /// Base of the code segment.
+    base: u64,
+    /// The last target of a branch that the code segment has.
+    limit: u64,
     ip: u16,
     /// The instruction's bytes.
     pub raw: [u8; LONGEST],
@@ -103,9 +110,28 @@ impl Builder {
 
     /// Lets a branch to `target` remember the block, if that is in the same page.
     pub fn link(&self, op: &mut Op, target: u64) {
-        if self.whole && self.rip / PAGE == target / PAGE {
+        let page = |rip: u64| {
+            let linear = self.base.wrapping_add(rip);
+            if self.is_long() { linear / PAGE } else { (linear & 0xffff_ffff) / PAGE }
+        };
+        if self.whole && page(self.rip) == page(target) {
             op.scale = LINKS;
         }
+    }
+
+    /// Whether EIP wraps when the block goes on by `length` bytes: no block does.
+    fn passes_the_end(&self, length: usize) -> bool {
+        !self.is_long() && self.rip.saturating_add(u64::from(self.ip) + length as u64) > 0xffff_ffff
+    }
+
+    /// Whether a branch to `target` leaves the code segment.
+    pub fn is_beyond(&self, target: u64) -> bool {
+        target > self.limit
+    }
+
+    /// Whether accesses through a segment register are checked.
+    pub fn is_checked(&self, segment: Seg) -> bool {
+        self.mode & (mode::CHECKED << segment as u32) != 0
     }
 
     /// The number of the instruction being decoded.
@@ -151,6 +177,10 @@ impl Builder {
         (before.base, before.index, before.scale) = (op.base, op.index, op.scale);
         before.disp.set(op.disp.get());
         before.src = segment as u8;
+        if segment != NO_SEGMENT && self.is_checked(segment) {
+            before.run = if size == 4 { checked_32 } else { checked_16 };
+            before.imm = access(insn);
+        }
         self.push_neutral(before);
         (op.base, op.index, op.scale) = (ADDRESS, ZERO, 0);
         op.disp.set(0);
@@ -177,6 +207,37 @@ fn address_64(cpu: &mut Cpu, op: &Op) {
 fn address_32(cpu: &mut Cpu, op: &Op) {
     let offset = cpu.address(op) & 0xffff_ffff;
     set_address(cpu, op, offset)
+}
+
+/// What a memory operand is accessed for: bytes, and whether it is written in bit 16.
+fn access(insn: &Instruction) -> u64 {
+    use iced_x86::OpAccess as A;
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info_options(insn, InstructionInfoOptions::NO_REGISTER_USAGE);
+    let written = |n: &u32| {
+        let access = info.op_access(*n);
+        matches!(access, A::Write | A::CondWrite | A::ReadWrite | A::ReadCondWrite)
+    };
+    let mut operands = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Memory);
+    let write = operands.find(written).is_some();
+    insn.memory_size().size().max(1) as u64 | u64::from(write) << 16
+}
+
+fn set_checked(cpu: &mut Cpu, op: &Op, offset: u64) {
+    let (size, write) = (op.imm & 0xffff, op.imm >> 16 != 0);
+    let linear = or_abort!(cpu, op, cpu.segment_linear(usize::from(op.src), offset, size, write));
+    cpu.set_reg(ADDRESS, linear);
+    next(cpu, op)
+}
+
+fn checked_32(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.address(op) & 0xffff_ffff;
+    set_checked(cpu, op, offset)
+}
+
+fn checked_16(cpu: &mut Cpu, op: &Op) {
+    let offset = cpu.address(op) & 0xffff;
+    set_checked(cpu, op, offset)
 }
 
 fn address_16(cpu: &mut Cpu, op: &Op) {
@@ -303,7 +364,9 @@ impl Cpu {
 
     fn builder(&self, ops: Vec<Op>, whole: bool) -> Builder {
         let (number, ip, raw, compare, unseen, branches) = (0, 0, [0; LONGEST], None, None, 0);
-        Builder { ops, number, rip: self.rip, mode: self.mode, ip, raw, whole, compare, unseen, branches }
+        let (rip, mode, limit) = (self.rip, self.mode, self.code_limit());
+        let base = if mode & mode::LONG != 0 { 0 } else { self.base(Seg::Cs) };
+        Builder { ops, number, rip, mode, base, limit, ip, raw, whole, compare, unseen, branches }
     }
 
     /// Whether an instruction that was not recognised would be one, were it not longer than fifteen bytes: it
@@ -333,7 +396,8 @@ impl Cpu {
     /// the next page.
     pub(crate) fn decode_block(&self, gpa: u64) -> Option<(Vec<Op>, u64)> {
         let mut page = [0; PAGE as usize];
-        let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
+        let room = self.code_room(self.rip).min(PAGE - gpa % PAGE);
+        let bytes = &mut page[..room as usize];
         self.read_code(gpa, bytes);
         let mut builder = self.builder(vec![Op::new(stop)], true);
         let bytes = &*bytes;
@@ -347,6 +411,9 @@ impl Cpu {
             }
             decoder.decode_out(&mut insn);
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            if builder.passes_the_end(insn.len()) {
                 break;
             }
             if insn.is_invalid() && self.is_too_long(&bytes[at..at + insn.len()]) {
@@ -380,6 +447,9 @@ impl Cpu {
         let mut ended = false;
         while builder.number < count.min(BLOCK) && !ended {
             let rip = builder.rip.wrapping_add(u64::from(builder.ip));
+            if builder.number > 0 && builder.passes_the_end(0) {
+                break;
+            }
             let mut bytes = [0; LONGEST];
             let Ok(length) = self.fetch(rip, &mut bytes, &mut insn) else {
                 if builder.number == 0 {
@@ -404,17 +474,28 @@ impl Cpu {
         bytes: &mut [u8; LONGEST],
         insn: &mut Instruction,
     ) -> Result<usize, Fault> {
-        let gpa = self.translate_code(rip)?;
-        let here = ((PAGE - rip % PAGE) as usize).min(LONGEST);
+        let room = self.code_room(rip).min(LONGEST as u64) as usize;
+        if room == 0 {
+            return self.raise(Exception::gp(0));
+        }
+        let linear = self.code_linear(rip);
+        let gpa = self.translate_code(linear)?;
+        let here = ((PAGE - linear % PAGE) as usize).min(room);
         bytes.fill(0xff);
         self.read_code(gpa, &mut bytes[..here]);
         let mut decoder = self.decoder(&bytes[..here], rip);
         decoder.decode_out(insn);
-        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && here < LONGEST {
-            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
-            self.read_code(gpa, &mut bytes[here..]);
-            let mut decoder = self.decoder(&bytes[..], rip);
+        let mut short = insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
+        if short && here < room {
+            let gpa = self.translate_code(self.code_linear(rip.wrapping_add(here as u64)))?;
+            self.read_code(gpa, &mut bytes[here..room]);
+            let mut decoder = self.decoder(&bytes[..room], rip);
             decoder.decode_out(insn);
+            short = insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
+        }
+        if short && room < LONGEST {
+            // It goes on beyond the limit.
+            return self.raise(Exception::gp(0));
         }
         if insn.is_invalid() && self.is_too_long(&bytes[..insn.len()]) {
             return self.raise(Exception::gp(0));
@@ -425,12 +506,13 @@ impl Cpu {
     /// Fetches `length` bytes at `rip`, the rest zero.
     pub(crate) fn fetch_bytes(&mut self, rip: u64, length: usize) -> Result<[u8; LONGEST], Fault> {
         let mut bytes = [0; LONGEST];
-        let here = ((PAGE - rip % PAGE) as usize).min(length);
+        let linear = self.code_linear(rip);
+        let here = ((PAGE - linear % PAGE) as usize).min(length);
         bytes[..length].fill(0xff);
-        let gpa = self.translate_code(rip)?;
+        let gpa = self.translate_code(linear)?;
         self.read_code(gpa, &mut bytes[..here]);
         if here < length {
-            let gpa = self.translate_code(rip.wrapping_add(here as u64))?;
+            let gpa = self.translate_code(self.code_linear(rip.wrapping_add(here as u64)))?;
             self.read_code(gpa, &mut bytes[here..length]);
         }
         Ok(bytes)

@@ -76,6 +76,10 @@ impl Cpu {
         self.retired += 1;
         let alone = std::mem::replace(&mut self.alone, true);
         let mut event = self.settled(exception);
+        if event.kind == Kind::Fault {
+            // Of iterations before this one; the frame of a fault has it in any case.
+            self.system_flags &= !flags::RF;
+        }
         loop {
             self.note(&event);
             if self.enter_handler(&event).is_ok() {
@@ -254,6 +258,7 @@ impl Cpu {
             Kind::Software(length) | Kind::Privileged(length) => self.rip.wrapping_add(u64::from(length)),
             _ => self.rip,
         };
+        let rip = if self.mode & crate::cpu::mode::LONG == 0 { rip & 0xffff_ffff } else { rip };
         let selector = |seg: Seg| u64::from(self.segments[seg as usize].selector);
         let error = u64::from(event.error.unwrap_or(0));
         let words = [selector(Seg::Ss), self.regs[4], rflags, selector(Seg::Cs), rip, error];

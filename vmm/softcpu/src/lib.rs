@@ -19,6 +19,7 @@
 mod access;
 mod breakpoint;
 mod cache;
+pub mod caches;
 mod control;
 mod cpu;
 mod debug;
@@ -34,6 +35,7 @@ mod paging;
 #[cfg(feature = "planted-faults")]
 mod planted;
 mod ram;
+mod segmentation;
 mod state;
 mod word;
 

@@ -368,6 +368,10 @@ impl Cpu {
     /// What is checked of a whole operand before any of its pages is looked at: both ends, and its alignment.
     fn check_operand(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_canonical(address, size)?;
+        let wraps = address >> 32 == 0 && (address + (size - 1)) >> 32 != 0;
+        if wraps && self.mode & crate::cpu::mode::LONG == 0 && self.space & 3 != privilege::IMPLICIT {
+            return self.raise(Exception::non_canonical(address));
+        }
         self.check_aligned(address, size)
     }
 
@@ -623,7 +627,7 @@ impl Cpu {
         });
         let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
         self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
-        self.jump_key = self.cache.epoch() << 20 | self.space << 8 | u64::from(self.mode);
+        self.jump_key = self.cache.epoch() << 32 | self.space << 20 | u64::from(self.mode);
     }
 
     /// Somebody else wrote RAM: what is cached of it is dropped.

@@ -15,8 +15,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// 64-bit code without paging; `bits` 32 for compatibility mode.
-    fn new(code: &[u8], bits: u32) -> Self {
+    /// 64-bit code without paging; `bits` 32 for compatibility mode, in a code segment at `base`.
+    fn new(code: &[u8], bits: u32, base: u64) -> Self {
         let mut ram: Vec<u64> = (0..RAM as u64 / 8).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
         let host = ram.as_mut_ptr().cast::<u8>();
         // SAFETY: the code is shorter than RAM from there on.
@@ -28,6 +28,8 @@ impl Machine {
             (segment.access, segment.limit) = (0xc093, u32::MAX);
         }
         state.segments[1].access = if bits == 64 { 0xa09b } else { 0xc09b };
+        state.segments[1].base = base;
+        state.rip = CODE.wrapping_sub(base) & if bits == 64 { u64::MAX } else { 0xffff_ffff };
         state.gpr[4] = 0x7000;
         cpu.set_state(&state);
         Self { ram, cpu }
@@ -43,8 +45,13 @@ fn check(bits: u32, every: u64, build: impl Fn(&mut CodeAssembler) -> Result<(),
     let mut assembler = CodeAssembler::new(bits).expect("a known size");
     build(&mut assembler).and_then(|()| assembler.hlt()).expect("valid operands");
     let code = assembler.assemble(CODE).expect("branches in reach");
-    let mut stepped = Machine::new(&code, bits);
-    let mut whole = Machine::new(&code, bits);
+    check_at(bits, 0, every, &code)
+}
+
+/// The same of code in a segment at `base`.
+fn check_at(bits: u32, base: u64, every: u64, code: &[u8]) -> State {
+    let mut stepped = Machine::new(code, bits, base);
+    let mut whole = Machine::new(code, bits, base);
     loop {
         let state = stepped.cpu.state();
         stepped.cpu.set_state(&state);
@@ -52,7 +59,7 @@ fn check(bits: u32, every: u64, build: impl Fn(&mut CodeAssembler) -> Result<(),
         let count = stepped.cpu.retired();
         assert!(matches!(exit, Exit::Reached | Exit::Hlt), "{exit:?} after {count}: {:x?}", state);
         if exit == Exit::Hlt || count.is_multiple_of(every) {
-            let mut once = Machine::new(&code, bits);
+            let mut once = Machine::new(code, bits, base);
             once.cpu.run(count);
             assert_eq!(once.cpu.state(), stepped.cpu.state(), "after {count} steps in one go");
             whole.cpu.run(count);
@@ -211,4 +218,84 @@ fn branches_link_inside_pages_only() {
         a.nop()
     });
     assert_eq!(state.gpr[0], 40 * 41 / 2 + 40);
+}
+
+/// Calls and loops over the end of a page, in segments that begin anywhere.
+#[test]
+fn code_segments_have_bases() {
+    let build = |at: u64| {
+        let mut a = CodeAssembler::new(32).expect("32 bits");
+        let mut build = || {
+            let (mut top, mut function) = (a.create_label(), a.create_label());
+            a.mov(ecx, 9)?;
+            a.set_label(&mut top)?;
+            a.call(function)?;
+            a.nops_with_size(0x70)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()?;
+            a.set_label(&mut function)?;
+            a.add(eax, ecx)?;
+            a.ret()
+        };
+        build().expect("valid operands");
+        a.assemble(at).expect("branches in reach")
+    };
+    for base in [0, 1, 0x80, 0x345, 0x1000, 0x1f80] {
+        let state = check_at(32, base, 5, &build(CODE - base));
+        assert_eq!((state.gpr[0], state.gpr[1]), (45, 0), "base {base:#x}");
+    }
+}
+
+/// EIP goes from 4 GiB - 1 on to 0, between instructions and within one.
+#[test]
+fn eip_has_32_bits() {
+    for inside in 0..5 {
+        let before = 0x30 - inside;
+        let mut code = vec![0x43; before];
+        code.extend([0xb8, 1, 2, 3, 4]);
+        code.extend([0x43; 8]);
+        code.push(0xf4);
+        let state = check_at(32, CODE + 0x30, 3, &code);
+        assert_eq!((state.gpr[0], state.gpr[3]), (0x0403_0201, before as u64 + 8));
+        assert_eq!(state.rip, 5 - inside as u64 + 9);
+    }
+}
+
+/// One processor sees more code segments than blocks are kept apart for, and each several times.
+#[test]
+fn code_segments_without_number() {
+    // MOV EAX, imm; JMP +0; HLT: what is decoded depends on the base alone.
+    let code = [0xb8, 7, 0, 0, 0, 0xeb, 0, 0xe8, 0, 0, 0, 0, 0xf4];
+    let mut machine = Machine::new(&code, 32, 0);
+    let start = machine.cpu.state();
+    for round in 0..3 {
+        for base in 0..400 {
+            let mut state = start.clone();
+            state.segments[1].base = base;
+            state.rip = CODE - base;
+            machine.cpu.set_state(&state);
+            let count = machine.cpu.retired();
+            assert_eq!(machine.cpu.run(u64::MAX), Exit::Hlt);
+            assert_eq!(machine.cpu.retired() - count, 4, "round {round}, base {base}");
+            let pushed = machine.ram[0x6ff8 / 8] >> 32;
+            assert_eq!(pushed, CODE - base + 12, "the pushed EIP, round {round}, base {base}");
+        }
+    }
+}
+
+/// The limit of the code segment: of what is executed, and of where branches lead.
+#[test]
+fn code_ends_at_the_limit() {
+    let code = [0x43, 0x43, 0x43, 0x43, 0x43, 0x43];
+    for limit in 0..5u64 {
+        let mut machine = Machine::new(&code, 32, 0);
+        let mut state = machine.cpu.state();
+        state.segments[1].limit = (CODE + limit) as u32;
+        machine.cpu.set_state(&state);
+        // The first #GP finds no table of handlers: a triple fault.
+        assert_eq!(machine.cpu.run(100), Exit::Shutdown);
+        assert_eq!(machine.cpu.state().gpr[3], limit + 1, "instructions below the limit");
+        assert_eq!(machine.cpu.state().rip, CODE + limit + 1);
+    }
 }

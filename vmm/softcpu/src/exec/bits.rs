@@ -75,10 +75,12 @@ fn bit_mr<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op) {
     let offset = cpu.reg::<W>(op.src).sext() as i64;
     let part = (offset >> W::BITS.trailing_zeros()).wrapping_mul(W::BYTES as i64);
     let within = cpu.address(op).wrapping_add(part as u64) & op.imm;
-    let mut address = cpu.bases[usize::from(op.dst) % 8].wrapping_add(within);
-    if cpu.mode & mode::LONG == 0 {
-        address &= 0xffff_ffff;
-    }
+    let seg = usize::from(op.dst) % 8;
+    let address = if cpu.mode & mode::LONG != 0 {
+        cpu.bases[seg].wrapping_add(within)
+    } else {
+        or_abort!(cpu, op, cpu.segment_linear(seg, within, W::BYTES, KIND != TEST))
+    };
     bit_in_memory::<W, KIND>(cpu, op, address, offset as u64)
 }
 

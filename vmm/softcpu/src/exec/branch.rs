@@ -28,6 +28,11 @@ fn jcc<const CODE: u8>(cpu: &mut Cpu, op: &Op) {
     if cpu.flags.condition::<CODE>() { jmp(cpu, op) } else { next(cpu, op) }
 }
 
+/// The target is not in the code segment.
+fn jcc_beyond<const CODE: u8>(cpu: &mut Cpu, op: &Op) {
+    if cpu.flags.condition::<CODE>() { abort_gp(cpu, op) } else { next(cpu, op) }
+}
+
 /// Goes to a target that the guest computed.
 #[inline(always)]
 fn jump_to(cpu: &mut Cpu, op: &Op, target: u64) {
@@ -63,12 +68,12 @@ fn jmp_m<W: Word>(cpu: &mut Cpu, op: &Op) {
 
 #[inline(always)]
 fn call_to<W: Word>(cpu: &mut Cpu, op: &Op, target: u64) {
+    let back = following(cpu, op);
     if !cpu.is_target(target) {
         // What the push would raise comes first.
-        or_abort!(cpu, op, cpu.check_push(W::BYTES));
+        or_abort!(cpu, op, cpu.push_in_vain(W::of(back)));
         return abort_gp(cpu, op);
     }
-    let back = following(cpu, op);
     or_abort!(cpu, op, cpu.push(W::of(back)));
     cpu.jump(op, target)
 }
@@ -124,11 +129,10 @@ fn ret<W: Word>(cpu: &mut Cpu, op: &Op) {
 /// LOOP, LOOPE, LOOPNE: `KIND` 0, 1, 2. JRCXZ: 3. The count is `W` wide.
 fn count<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op) {
     let old = cpu.reg::<W>(8).zext();
+    let left = W::of(old.wrapping_sub(1));
     let taken = if KIND == 3 {
         old == 0
     } else {
-        let left = W::of(old.wrapping_sub(1));
-        cpu.set_reg(8, left);
         let wanted = match KIND {
             1 => cpu.flags.zf(),
             2 => !cpu.flags.zf(),
@@ -136,6 +140,12 @@ fn count<W: Word, const KIND: u8>(cpu: &mut Cpu, op: &Op) {
         };
         left.zext() != 0 && wanted
     };
+    if taken && !cpu.is_target(op.imm) {
+        return abort_gp(cpu, op);
+    }
+    if KIND != 3 {
+        cpu.set_reg(8, left);
+    }
     let target = if taken { op.imm } else { following(cpu, op) };
     cpu.jump(op, target)
 }
@@ -187,6 +197,7 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let bytes = bytes(builder, insn);
     let mut lowered = Lowered::Ends;
     let mut op = Op::new(match insn.mnemonic() {
+        M::Jmp if is_near(insn) && builder.is_beyond(insn.near_branch_target()) => abort_gp,
         M::Jmp if is_near(insn) => jmp,
         M::Jmp if insn.is_jmp_near_indirect() && insn.op0_kind() == OpKind::Register => {
             pointer!(bytes, jmp_r)
@@ -210,6 +221,10 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
         M::Loopne => pointer!(count_bytes(insn), count, 2),
         M::Jrcxz | M::Jecxz | M::Jcxz => pointer!(count_bytes(insn), count, 3),
         _ if insn.is_jcc_short_or_near() => match condition::code(insn) {
+            Some(code) if builder.is_beyond(insn.near_branch_target()) => {
+                lowered = Lowered::Continues;
+                by_condition!(code, jcc_beyond)
+            }
             Some(code) => {
                 builder.fuse(code);
                 lowered = Lowered::Continues;

@@ -58,10 +58,12 @@ fn lea<W: Word>(cpu: &mut Cpu, op: &Op) {
 /// XLAT; `imm` is the mask of the address size.
 fn xlat(cpu: &mut Cpu, op: &Op) {
     let offset = cpu.regs[3].wrapping_add(cpu.regs[0] & 0xff) & op.imm;
-    let mut linear = cpu.bases[usize::from(op.src) % 8].wrapping_add(offset);
-    if cpu.mode & mode::LONG == 0 {
-        linear &= 0xffff_ffff;
-    }
+    let seg = usize::from(op.src) % 8;
+    let linear = if cpu.mode & mode::LONG != 0 {
+        cpu.bases[seg].wrapping_add(offset)
+    } else {
+        or_abort!(cpu, op, cpu.segment_linear(seg, offset, 1, false))
+    };
     let value = or_abort!(cpu, op, cpu.read::<u8>(linear));
     cpu.set_reg(0, value);
     next(cpu, op)

@@ -25,13 +25,21 @@ impl Cpu {
         }
     }
 
-    /// Linear address of the stack's byte `offset` (a value of RSP).
+    /// Linear address of `bytes` bytes of the stack at `offset` (a value of RSP); #SS where SS has not all of
+    /// them.
     #[inline(always)]
-    fn stack_address(&self, offset: u64) -> u64 {
+    pub(crate) fn stack_at(&mut self, offset: u64, bytes: u64) -> Result<u64, Fault> {
         if self.mode & mode::LONG != 0 {
-            return offset;
+            return Ok(offset);
         }
-        self.base(Seg::Ss).wrapping_add(offset & self.stack_mask()) & 0xffff_ffff
+        // SS can always be written.
+        self.segment_linear(Seg::Ss as usize, offset & self.stack_mask(), bytes, true)
+    }
+
+    /// Raises what SS says against `count` pushes of `bytes` bytes each.
+    pub(crate) fn check_stack(&mut self, count: u64, bytes: u64) -> Result<(), Fault> {
+        let top = self.regs[4];
+        (1..=count).try_for_each(|number| self.stack_at(top.wrapping_sub(bytes * number), bytes).map(|_| ()))
     }
 
     /// Moves RSP to `value`, as much of it as counts.
@@ -50,23 +58,27 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn push<W: Word>(&mut self, value: W) -> Result<(), Fault> {
         let to = self.regs[4].wrapping_sub(W::BYTES);
-        self.write(self.stack_address(to), value)?;
+        let at = self.stack_at(to, W::BYTES)?;
+        self.write(at, value)?;
         self.set_stack(to);
         Ok(())
     }
 
-    /// Raises what a push of `bytes` bytes would raise, without pushing.
+    /// Raises what a push would raise; RSP stays. In compatibility mode the value is written all the same, as
+    /// it is by processors of Intel's.
     #[cold]
-    pub(crate) fn check_push(&mut self, bytes: u64) -> Result<(), Fault> {
-        let to = self.regs[4].wrapping_sub(bytes);
-        self.check_write(self.stack_address(to), bytes)
+    pub(crate) fn push_in_vain<W: Word>(&mut self, value: W) -> Result<(), Fault> {
+        let to = self.regs[4].wrapping_sub(W::BYTES);
+        let at = self.stack_at(to, W::BYTES)?;
+        if self.mode & mode::LONG != 0 { self.check_write(at, W::BYTES) } else { self.write(at, value) }
     }
 
     /// Reads the value `skip` bytes above the top of the stack; RSP stays.
     #[inline(always)]
     pub(crate) fn peek<W: Word>(&mut self, skip: u64) -> Result<W, Fault> {
         let from = self.regs[4].wrapping_add(skip);
-        self.read(self.stack_address(from))
+        let at = self.stack_at(from, W::BYTES)?;
+        self.read(at)
     }
 }
 
@@ -109,12 +121,13 @@ fn push_m<W: Word>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
-/// A push of 32 bits writes two of the four bytes (SDM vol. 2, PUSH).
+/// A push of 32 bits writes two of the four bytes (SDM vol. 2, PUSH), and needs no more of the segment.
 fn push_segment<W: Word>(cpu: &mut Cpu, op: &Op) {
     let selector = cpu.segments[usize::from(op.src) % 8].selector;
     if W::BITS == 32 {
         let to = cpu.regs[4].wrapping_sub(W::BYTES);
-        or_abort!(cpu, op, cpu.write(cpu.stack_address(to), selector));
+        let at = or_abort!(cpu, op, cpu.stack_at(to, 2));
+        or_abort!(cpu, op, cpu.write(at, selector));
         cpu.set_stack(to);
     } else {
         or_abort!(cpu, op, cpu.push(W::of(u64::from(selector))));
@@ -126,6 +139,12 @@ fn pop_r<W: Word>(cpu: &mut Cpu, op: &Op) {
     let value = or_abort!(cpu, op, cpu.peek::<W>(0));
     cpu.set_stack(cpu.regs[4].wrapping_add(W::BYTES));
     cpu.set_reg(op.dst, value);
+    next(cpu, op)
+}
+
+/// Raises what reading the top of the stack raises.
+fn peek_first<W: Word>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.peek::<W>(0));
     next(cpu, op)
 }
 
@@ -177,7 +196,8 @@ impl Cpu {
 
 fn leave<W: Word>(cpu: &mut Cpu, op: &Op) {
     let frame = cpu.regs[5];
-    let value = or_abort!(cpu, op, cpu.read::<W>(cpu.stack_address(frame)));
+    let at = or_abort!(cpu, op, cpu.stack_at(frame, W::BYTES));
+    let value = or_abort!(cpu, op, cpu.read::<W>(at));
     cpu.set_stack(frame.wrapping_add(W::BYTES));
     cpu.set_reg(RBP, value);
     next(cpu, op)
@@ -197,18 +217,23 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
     let pushed = |number: u64| old.wrapping_sub(bytes * number);
     let frame = pushed(1);
     let top = pushed(if level == 0 { 1 } else { level + 1 }).wrapping_sub(allocate);
-    cpu.write(cpu.stack_address(frame), cpu.reg::<W>(RBP))?;
+    let at = cpu.stack_at(frame, bytes)?;
+    cpu.write(at, cpu.reg::<W>(RBP))?;
     for number in 1..level {
         let from = cpu.regs[5].wrapping_sub(bytes * number);
-        let value = cpu.read::<W>(cpu.stack_address(from))?;
-        cpu.write(cpu.stack_address(pushed(number + 1)), value)?;
+        let at = cpu.stack_at(from, bytes)?;
+        let value = cpu.read::<W>(at)?;
+        let at = cpu.stack_at(pushed(number + 1), bytes)?;
+        cpu.write(at, value)?;
     }
     if level > 0 {
-        cpu.write(cpu.stack_address(pushed(level + 1)), W::of(frame))?;
+        let at = cpu.stack_at(pushed(level + 1), bytes)?;
+        cpu.write(at, W::of(frame))?;
     }
     // Registers change only when the new top can be written, too; the frame below the old top is written by
     // then.
-    cpu.check_write(cpu.stack_address(top), bytes)?;
+    let at = cpu.stack_at(top, bytes)?;
+    cpu.check_write(at, bytes)?;
     cpu.set_stack(top);
     cpu.set_reg(RBP, W::of(frame));
     Ok(())
@@ -218,7 +243,8 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, allocate: u64, level: u64) -> Result<(), 
 fn pusha<W: Word>(cpu: &mut Cpu, op: &Op) {
     let old = cpu.regs[4];
     for number in 0..8u8 {
-        let to = cpu.stack_address(old.wrapping_sub(W::BYTES * (u64::from(number) + 1)));
+        let to = old.wrapping_sub(W::BYTES * (u64::from(number) + 1));
+        let to = or_abort!(cpu, op, cpu.stack_at(to, W::BYTES));
         or_abort!(cpu, op, cpu.write(to, cpu.reg::<W>(number * 8)));
     }
     cpu.set_stack(old.wrapping_sub(W::BYTES * 8));
@@ -289,6 +315,10 @@ fn lower_pop(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let op = match (insn.op0_kind(), gpr(insn.op0_register())) {
         (OpKind::Memory, _) => {
             let mut op = Op::new(wide!(bytes, pop_m));
+            if builder.is_checked(crate::decode::segment(insn.memory_segment())) {
+                // The stack is read before the operand's segment is looked at.
+                builder.push(Op::new(wide!(bytes, peek_first)));
+            }
             builder.memory(&mut op, insn);
             if insn.memory_base().full_register() == iced_x86::Register::RSP {
                 builder.move_address(&op, bytes as u64);

@@ -28,6 +28,9 @@ const CX: usize = 1;
 const SI: usize = 6;
 const DI: usize = 7;
 
+/// `dst` of an op some segment of which needs checks.
+const CHECKED: u8 = 1;
+
 /// Not repeated.
 const ONCE: u8 = 0;
 /// Repeated while the count lasts; by comparing instructions also while ZF is set.
@@ -61,20 +64,41 @@ impl Cpu {
         };
     }
 
+    /// The linear address of an operand, before anything of it is accessed.
     #[inline(always)]
-    fn string_linear(&self, segment: usize, offset: u64) -> u64 {
-        let linear = self.bases[segment % 8].wrapping_add(offset);
+    fn string_linear(&mut self, segment: u8, offset: u64, size: u64, write: bool) -> Result<u64, Fault> {
+        let segment = usize::from(segment) % 8;
+        if self.mode & mode::LONG != 0 {
+            return Ok(self.bases[segment].wrapping_add(offset));
+        }
+        self.segment_linear(segment, offset, size, write)
+    }
+
+    #[inline(always)]
+    fn source<W: Word>(&mut self, op: &Op) -> Result<u64, Fault> {
+        self.string_linear(op.src, self.string_register(op, SI), W::BYTES, false)
+    }
+
+    #[inline(always)]
+    fn destination<W: Word>(&mut self, op: &Op, write: bool) -> Result<u64, Fault> {
+        self.string_linear(Seg::Es as u8, self.string_register(op, DI), W::BYTES, write)
+    }
+
+    /// As the other two, for operands whose segments need no check.
+    #[inline(always)]
+    fn open_linear(&self, segment: u8, offset: u64) -> u64 {
+        let linear = self.bases[usize::from(segment) % 8].wrapping_add(offset);
         if self.mode & mode::LONG != 0 { linear } else { linear & 0xffff_ffff }
     }
 
     #[inline(always)]
-    fn source(&self, op: &Op) -> u64 {
-        self.string_linear(usize::from(op.src), self.string_register(op, SI))
+    fn open_source(&self, op: &Op) -> u64 {
+        self.open_linear(op.src, self.string_register(op, SI))
     }
 
     #[inline(always)]
-    fn destination(&self, op: &Op) -> u64 {
-        self.string_linear(Seg::Es as usize, self.string_register(op, DI))
+    fn open_destination(&self, op: &Op) -> u64 {
+        self.open_linear(Seg::Es as u8, self.string_register(op, DI))
     }
 
     #[inline(always)]
@@ -123,8 +147,10 @@ impl Kind for Movs {
 
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        let value = cpu.read::<W>(cpu.source(op))?;
-        cpu.write(cpu.destination(op), value)?;
+        let from = cpu.source::<W>(op)?;
+        let value = cpu.read::<W>(from)?;
+        let to = cpu.destination::<W>(op, true)?;
+        cpu.write(to, value)?;
         cpu.advance::<W>(op, SI, 1);
         cpu.advance::<W>(op, DI, 1);
         Ok(())
@@ -136,7 +162,7 @@ impl Kind for Movs {
             return 0;
         }
         let room = cpu.until_wrap(op, SI).min(cpu.until_wrap(op, DI)) / W::BYTES;
-        let done = cpu.copy_forward::<W>(cpu.source(op), cpu.destination(op), most.min(room));
+        let done = cpu.copy_forward::<W>(cpu.open_source(op), cpu.open_destination(op), most.min(room));
         cpu.advance::<W>(op, SI, done);
         cpu.advance::<W>(op, DI, done);
         done
@@ -149,7 +175,8 @@ impl Kind for Stos {
 
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        cpu.write(cpu.destination(op), cpu.reg::<W>(AX))?;
+        let to = cpu.destination::<W>(op, true)?;
+        cpu.write(to, cpu.reg::<W>(AX))?;
         cpu.advance::<W>(op, DI, 1);
         Ok(())
     }
@@ -160,7 +187,7 @@ impl Kind for Stos {
             return 0;
         }
         let room = cpu.until_wrap(op, DI) / W::BYTES;
-        let done = cpu.fill(cpu.destination(op), cpu.reg::<W>(AX), most.min(room));
+        let done = cpu.fill(cpu.open_destination(op), cpu.reg::<W>(AX), most.min(room));
         cpu.advance::<W>(op, DI, done);
         done
     }
@@ -170,7 +197,8 @@ struct Lods;
 impl Kind for Lods {
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        let value = cpu.read::<W>(cpu.source(op))?;
+        let from = cpu.source::<W>(op)?;
+        let value = cpu.read::<W>(from)?;
         cpu.set_reg(AX, value);
         cpu.advance::<W>(op, SI, 1);
         Ok(())
@@ -183,8 +211,10 @@ impl Kind for Cmps {
 
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        let a = cpu.read::<W>(cpu.source(op))?;
-        let b = cpu.read::<W>(cpu.destination(op))?;
+        let with = cpu.destination::<W>(op, false)?;
+        let b = cpu.read::<W>(with)?;
+        let from = cpu.source::<W>(op)?;
+        let a = cpu.read::<W>(from)?;
         Cmp::apply(&mut cpu.flags, a, b);
         cpu.advance::<W>(op, SI, 1);
         cpu.advance::<W>(op, DI, 1);
@@ -197,8 +227,8 @@ impl Kind for Cmps {
             return 0;
         }
         let room = cpu.until_wrap(op, SI).min(cpu.until_wrap(op, DI)) / W::BYTES;
-        let a = cpu.cached_bytes(cpu.source(op));
-        let b = cpu.cached_bytes(cpu.destination(op));
+        let a = cpu.cached_bytes(cpu.open_source(op));
+        let b = cpu.cached_bytes(cpu.open_destination(op));
         let size = W::BYTES as usize;
         let Some((done, a, b)) = search(
             a.chunks_exact(size).zip(b.chunks_exact(size)).map(|(a, b)| (load::<W>(a), load::<W>(b))),
@@ -220,7 +250,8 @@ impl Kind for Scas {
 
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-        let value = cpu.read::<W>(cpu.destination(op))?;
+        let with = cpu.destination::<W>(op, false)?;
+        let value = cpu.read::<W>(with)?;
         let a = cpu.reg::<W>(AX);
         Cmp::apply(&mut cpu.flags, a, value);
         cpu.advance::<W>(op, DI, 1);
@@ -234,7 +265,7 @@ impl Kind for Scas {
         }
         let room = cpu.until_wrap(op, DI) / W::BYTES;
         let a = cpu.reg::<W>(AX);
-        let bytes = cpu.cached_bytes(cpu.destination(op));
+        let bytes = cpu.cached_bytes(cpu.open_destination(op));
         let pairs = bytes.chunks_exact(W::BYTES as usize).map(|b| (a, load::<W>(b)));
         let Some((done, a, b)) = search(pairs, most.min(room), equal) else { return 0 };
         Cmp::apply(&mut cpu.flags, a, b);
@@ -268,7 +299,7 @@ impl Kind for Ins {
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         let port = cpu.reg::<u16>(DX);
         cpu.check_io(port, W::BYTES as u8)?;
-        let to = cpu.destination(op);
+        let to = cpu.destination::<W>(op, true)?;
         cpu.check_write(to, W::BYTES)?;
         let value = cpu.ask(Exit::PioRead { port, size: W::BYTES as u8 })?;
         cpu.write(to, W::of(value))?;
@@ -282,7 +313,8 @@ impl Kind for Outs {
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         let port = cpu.reg::<u16>(DX);
         cpu.check_io(port, W::BYTES as u8)?;
-        let value = cpu.read::<W>(cpu.source(op))?.zext() as u32;
+        let from = cpu.source::<W>(op)?;
+        let value = cpu.read::<W>(from)?.zext() as u32;
         cpu.ask(Exit::PioWrite { port, size: W::BYTES as u8, value })?;
         cpu.advance::<W>(op, SI, 1);
         Ok(())
@@ -314,7 +346,7 @@ fn repeat<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op, equal: bool) {
     let mut stopped = false;
     let mut result = Ok(());
     while done < most && !stopped {
-        let at_once = K::bulk::<W>(cpu, op, most - done, equal);
+        let at_once = if op.dst == CHECKED { 0 } else { K::bulk::<W>(cpu, op, most - done, equal) };
         if at_once == 0 {
             result = K::step::<W>(cpu, op);
             if result.is_err() {
@@ -326,19 +358,20 @@ fn repeat<K: Kind, W: Word>(cpu: &mut Cpu, op: &Op, equal: bool) {
     }
     if done > 0 {
         cpu.set_string_register(op, CX, count - done);
+    }
+    if done == count || stopped {
+        cpu.retired += done - 1;
+        return cpu.jump(op, following);
+    }
+    if done > 0 {
         cpu.system_flags |= flags::RF;
     }
-    if K::COMPARES && done < count && !stopped {
+    if K::COMPARES {
         cpu.flags = flags_before;
     }
     if result.is_err() {
         cpu.retired += done;
         return abort(cpu, op);
-    }
-    if done == count || stopped {
-        cpu.system_flags &= !flags::RF;
-        cpu.retired += done - 1;
-        return cpu.jump(op, following);
     }
     cpu.retired += done;
 }
@@ -376,7 +409,11 @@ fn lower_kind<K: Kind>(builder: &mut Builder, insn: &Instruction, bytes: usize) 
         _ => sized!(bytes, once, K),
     });
     op.scale = address_scale(insn);
-    op.src = segment(insn.memory_segment()) as u8;
+    let from = segment(insn.memory_segment());
+    op.src = from as u8;
+    if builder.is_checked(from) || builder.is_checked(Seg::Es) {
+        op.dst = CHECKED;
+    }
     builder.push(op);
     if repeat == ONCE { Lowered::Continues } else { Lowered::Ends }
 }

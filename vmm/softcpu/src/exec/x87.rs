@@ -258,7 +258,13 @@ pub fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
             return Lowered::Unknown;
         }
         op.run = if short { memory_form::<true> } else { memory_form::<false> };
-        builder.memory(&mut op, insn);
+        if !unavailable && waits(first, second) && !builder.is_long() {
+            // Exceptions that are pending come before those of the operand's segment.
+            builder.push(Op::new(wait));
+        }
+        if !unavailable {
+            builder.memory(&mut op, insn);
+        }
     }
     if unavailable {
         op = Op::new(NOT_AVAILABLE);

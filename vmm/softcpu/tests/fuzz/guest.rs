@@ -255,6 +255,9 @@ impl Guest {
         let supervisor = code.selector & 3 == 0;
         state.rip = if supervisor && random.one_in(2) { KERNEL + KERNEL_CODE_AT } else { CODE };
         state.rip += random.below(PAGE - 16);
+        if code.selector == 0x1b && random.one_in(2) {
+            segmented(state, random);
+        }
         if random.one_in(16) {
             // Anything: what a hostile peer could send as a state.
             for _ in 0..random.below(6) {
@@ -271,6 +274,32 @@ impl Guest {
                     _ => state.rflags ^= bit,
                 }
             }
+        }
+    }
+}
+
+/// Compatibility mode with segments that are not flat: bases, limits at which something lies, all types.
+fn segmented(state: &mut State, random: &mut Random) {
+    let base = if random.one_in(2) { random.below(1 << 32) } else { random.below(0x4000) };
+    let code = &mut state.segments[1];
+    code.base = base;
+    state.rip = state.rip.wrapping_sub(base) & 0xffff_ffff;
+    if random.one_in(2) {
+        code.limit = (state.rip + random.below(0x1000)).min(0xffff_ffff) as u32;
+    }
+    if random.one_in(4) {
+        code.access &= !Segment::BIG;
+    }
+    for place in [0, 2, 3, 4, 5] {
+        let segment = &mut state.segments[place];
+        if random.one_in(2) {
+            segment.base = random.below(0x4000).wrapping_sub(0x2000) & 0xffff_ffff;
+        }
+        if random.one_in(2) {
+            segment.limit = (DATA + random.below(8 * PAGE)) as u32;
+        }
+        if random.one_in(4) {
+            segment.access ^= random.pick(&[2, 4, 8, Segment::BIG, Segment::UNUSABLE]);
         }
     }
 }

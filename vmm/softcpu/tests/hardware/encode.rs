@@ -125,6 +125,7 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
     {
         return None;
     }
+    shuffle_prefixes(&mut bytes, random);
     if form.prefix == Prefix::None && !decoded.is_ip_rel_memory_operand() && random.one_in(24) {
         // LOCK with a control register: one vendor's CPUs refuse it, the other's take CR0 for CR8 then.
         let may_lock = !matches!(form.code, Code::Mov_cr_r64 | Code::Mov_r64_cr);
@@ -139,10 +140,24 @@ fn alias(code: Code, decoded: Code) -> bool {
     name.starts_with("Reservednop") || code.mnemonic() == decoded.mnemonic()
 }
 
+/// How many legacy prefixes there are: REX is none.
+fn prefixes(bytes: &[u8]) -> usize {
+    let legacy = |byte: &&u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    bytes.iter().take_while(legacy).count()
+}
+
+/// Legacy prefixes have no order.
+fn shuffle_prefixes(bytes: &mut [u8], random: &mut Random) {
+    for n in (1..prefixes(bytes)).rev() {
+        bytes.swap(n, random.below(n as u64 + 1) as usize);
+    }
+}
+
 /// Prefixes in front: segments that 64-bit mode ignores, up to the longest instruction and one byte beyond
 /// (#GP); or LOCK, which most forms refuse (#UD).
 fn more_prefixes(bytes: &mut Vec<u8>, may_lock: bool, random: &mut Random) {
-    if matches!(bytes[0], 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0) {
+    let taken = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0);
+    if bytes[..prefixes(bytes)].iter().any(taken) {
         return;
     }
     let count = match random.below(4) {

@@ -8,12 +8,13 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
+use softcpu::caches;
 use twox_hash::XxHash3_64;
 
 use crate::engine::EngineError;
 
-/// Name of the CPU model in configuration and handshake.
-pub const CPU_MODEL: &str = "x86-64-v1";
+/// Name and version of the CPU model in configuration and handshake. Version 2 has caches.
+pub const CPU_MODEL: &str = "x86-64-v1/2";
 
 /// Leaf 1 EDX: FPU, PSE, TSC, MSR, PAE, MCE, CX8, PGE, MCA, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2.
 const LEAF1_EDX: u32 = 0x0783_e17b | 1 << 24 | 1 << 25 | 1 << 26;
@@ -51,11 +52,41 @@ fn masked(mut entry: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
     (entry.index == 0 || entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0).then_some(entry)
 }
 
+fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    let flags = index.map_or(0, |_| KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+    let index = index.unwrap_or(0);
+    kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..kvm_cpuid_entry2::default() }
+}
+
+/// The same caches on every host, where processors of its vendor have them.
+fn cache_leaves(of_intel: bool) -> Vec<kvm_cpuid_entry2> {
+    if !of_intel {
+        return vec![
+            entry(0x8000_0005, None, caches::first_level_of_amd()),
+            entry(0x8000_0006, None, caches::outer_levels_of_amd()),
+        ];
+    }
+    let mut leaves = vec![entry(2, None, caches::DESCRIPTORS)];
+    leaves.extend((0..=4).map(|subleaf| entry(4, Some(subleaf), caches::parameters(subleaf))));
+    leaves.push(entry(0x8000_0006, None, caches::second_level()));
+    leaves
+}
+
+/// The model's leaves on a host that supports these.
+fn leaves(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+    // ECX of leaf 0 ends the vendor's name: "ntel".
+    let of_intel =
+        supported.iter().any(|entry| entry.function == 0 && entry.ecx == u32::from_le_bytes(*b"ntel"));
+    let mut all: Vec<_> = supported.iter().copied().filter_map(masked).collect();
+    all.extend(cache_leaves(of_intel));
+    all
+}
+
 /// Sets the model's leaves. On a KVM that ignores them the guest sees the host's: the handshake compares
 /// hosts.
 pub fn set(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), EngineError> {
     let supported = super::ioctl("KVM_GET_SUPPORTED_CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
-    let entries: Vec<_> = supported.as_slice().iter().copied().filter_map(masked).collect();
+    let entries = leaves(supported.as_slice());
     let leaves =
         CpuId::from_entries(&entries).map_err(|_| EngineError::Missing("room for the CPUID leaves"))?;
     super::ioctl("KVM_SET_CPUID2", vcpu.set_cpuid2(&leaves))
@@ -91,3 +122,7 @@ pub fn host_cpu() -> String {
         XxHash3_64::oneshot(&features)
     )
 }
+
+#[cfg(test)]
+#[path = "cpuid_tests.rs"]
+mod tests;

@@ -21,7 +21,7 @@ use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
 pub use arithmetic::host_arithmetic;
 
 /// The CPU that its guests see.
-pub const CPU_MODEL: &str = "x86-64-v2";
+pub const CPU_MODEL: &str = "x86-64-v2/2";
 
 /// One software processor.
 pub struct SoftEngine {

@@ -129,6 +129,7 @@ impl Cpu {
             }
             None if far.gate => self.regs[4] = self.push_words(self.cpl, before, &[cs, back], 0)?,
             None => {
+                self.check_stack(2, W::BYTES)?;
                 let pushed = self.push(W::of(cs)).and_then(|()| self.push(W::of(back)));
                 if pushed.is_err() {
                     self.regs[4] = before;

@@ -279,7 +279,7 @@ fn lower_forms(builder: &mut Builder, insn: &Instruction, forms: Forms, imm: u64
 }
 
 /// What an SSE instruction does in a mode that has it switched off: #UD before #NM.
-pub fn switched_off(builder: &mut Builder, undefined_in: u8) -> Option<Lowered> {
+pub fn switched_off(builder: &mut Builder, undefined_in: u32) -> Option<Lowered> {
     let handler = if builder.mode & undefined_in != 0 {
         UNDEFINED
     } else if builder.mode & mode::TASK_SWITCHED != 0 {

@@ -119,10 +119,12 @@ fn maskmovdqu(cpu: &mut Cpu, op: &Op) {
 /// The implied operand of MASKMOV: rDI in the address size, in DS or what overrides it.
 fn destination_index<const MASK: u64>(cpu: &mut Cpu, op: &Op) {
     let offset = cpu.regs[7] & MASK;
-    let mut linear = cpu.bases[usize::from(op.src) % 8].wrapping_add(offset);
-    if cpu.mode & crate::cpu::mode::LONG == 0 {
-        linear &= 0xffff_ffff;
-    }
+    let seg = usize::from(op.src) % 8;
+    let linear = if cpu.mode & crate::cpu::mode::LONG != 0 {
+        cpu.bases[seg].wrapping_add(offset)
+    } else {
+        or_abort!(cpu, op, cpu.segment_linear(seg, offset, op.imm, true))
+    };
     cpu.set_reg(ADDRESS, linear);
     next(cpu, op)
 }
@@ -139,6 +141,7 @@ pub fn masked_operand(builder: &mut Builder, op: &mut Op, insn: &Instruction) {
         other => crate::decode::segment(other),
     };
     before.src = segment as u8;
+    before.imm = insn.memory_size().size() as u64;
     builder.push(before);
     op.base = ADDRESS;
 }

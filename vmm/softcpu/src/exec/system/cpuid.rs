@@ -1,4 +1,4 @@
-//! CPUID: the CPU model `x86-64-v2`. A bit is set exactly when the thing is implemented.
+//! CPUID: the CPU model `x86-64-v2`, version 2. A bit is set exactly when the thing is implemented.
 //!
 //! Vendor, family, model and stepping are those of an Intel processor that executes in order and speculates
 //! on nothing, as this one does: so a kernel leaves its mitigations out, and takes the frequency of the
@@ -8,6 +8,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::Cpu;
+use crate::caches;
 use crate::decode::{Builder, Lowered};
 use crate::op::{Op, next};
 use crate::paging::PHYSICAL_BITS;
@@ -66,8 +67,8 @@ fn leaf(leaf: u32, subleaf: u32) -> [u32; 4] {
     match leaf {
         0 => [BASIC_LEAVES, word(VENDOR, 0), word(VENDOR, 2), word(VENDOR, 1)],
         1 => [SIGNATURE, CLFLUSH_SIZE, FEATURES_1_ECX, FEATURES_1_EDX],
-        // Descriptor FFh: caches are in leaf 4, which has none.
-        2 => [0x00ff_ff01, 0, 0, 0],
+        2 => caches::DESCRIPTORS,
+        4 => caches::parameters(subleaf),
         7 if subleaf == 0 => [0, FEATURES_7_EBX, 0, 0],
         0x15 => [1, FREQUENCY_MHZ * 1_000_000 / CRYSTAL_HZ, CRYSTAL_HZ, 0],
         0x16 => [FREQUENCY_MHZ, FREQUENCY_MHZ, CRYSTAL_HZ / 1_000_000, 0],
@@ -78,8 +79,9 @@ fn leaf(leaf: u32, subleaf: u32) -> [u32; 4] {
             let part = (leaf - 0x8000_0002) as usize * 4;
             [word(BRAND, part), word(BRAND, part + 1), word(BRAND, part + 2), word(BRAND, part + 3)]
         }
-        // Caches, of which the model has none.
-        0x8000_0005 | 0x8000_0006 => [0; 4],
+        // Reserved, in a processor of Intel's.
+        0x8000_0005 => [0; 4],
+        0x8000_0006 => caches::second_level(),
         0x8000_0007 => [0, 0, 0, INVARIANT_TSC],
         0x8000_0008 => [LINEAR_BITS << 8 | PHYSICAL_BITS, 0, 0, 0],
         number if number <= BASIC_LEAVES || number >> 28 == 4 => [0; 4],

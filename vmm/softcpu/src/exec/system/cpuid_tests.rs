@@ -27,7 +27,31 @@ fn every_leaf_below_the_highest_is_its_own() {
     for number in (0..basic).chain(0x8000_0000..=extended) {
         assert_ne!(leaf(number, 0), last, "leaf {number:#x}");
     }
-    for number in [0x8000_0005, 0x8000_0006] {
-        assert_eq!(leaf(number, 0), [0; 4], "no caches in leaf {number:#x}");
+    assert_eq!(leaf(0x8000_0005, 0), [0; 4], "reserved");
+}
+
+/// Level, kind and bytes of a cache in leaf 4 (SDM vol. 2, CPUID).
+fn cache(subleaf: u32) -> (u32, u32, u32) {
+    let [eax, ebx, ecx, _] = leaf(4, subleaf);
+    let (ways, partitions, line) = ((ebx >> 22) + 1, (ebx >> 12 & 0x3ff) + 1, (ebx & 0xfff) + 1);
+    (eax >> 5 & 7, eax & 31, ways * partitions * line * (ecx + 1))
+}
+
+#[test]
+fn four_caches_of_one_processor() {
+    let all = [0, 1, 2, 3].map(cache);
+    assert_eq!(all, [(1, 1, 32 << 10), (1, 2, 32 << 10), (2, 3, 1 << 20), (3, 3, 16 << 20)]);
+    for subleaf in 0..4 {
+        let [eax, ebx, ..] = leaf(4, subleaf);
+        assert_eq!(eax >> 14, 0, "shared with nobody, and one core");
+        assert_eq!((ebx & 0xfff) + 1, (leaf(1, 0)[1] >> 8 & 0xff) * 8, "a line is what CLFLUSH flushes");
     }
+    assert_eq!(leaf(1, 0)[3] >> 28 & 1, 0, "no HTT: one logical processor");
+    assert_eq!(leaf(0xb, 0), [0; 4], "no topology beyond that");
+    for subleaf in [4, 5, 1000, u32::MAX] {
+        assert_eq!(leaf(4, subleaf), [0; 4], "no more caches");
+    }
+    assert_eq!(leaf(2, 0)[0] >> 8 & 0xff, 0xff, "leaf 2 points to leaf 4");
+    let second = leaf(0x8000_0006, 0)[2];
+    assert_eq!((second >> 16) << 10, cache(2).2, "the second level again");
 }
