@@ -368,10 +368,6 @@ impl Cpu {
     /// What is checked of a whole operand before any of its pages is looked at: both ends, and its alignment.
     fn check_operand(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_canonical(address, size)?;
-        let wraps = address >> 32 == 0 && (address + (size - 1)) >> 32 != 0;
-        if wraps && self.mode & crate::cpu::mode::LONG == 0 && self.space & 3 != privilege::IMPLICIT {
-            return self.raise(Exception::non_canonical(address));
-        }
         self.check_aligned(address, size)
     }
 
@@ -517,12 +513,19 @@ impl Cpu {
         Err(Fault)
     }
 
+    /// What follows the last of 4 GiB in compatibility mode: an operand in a flat segment wraps.
+    fn wrapped(&self, address: u64) -> u64 {
+        let beyond = address & !OFFSET == 1 << 32 && self.space & 3 != privilege::IMPLICIT;
+        if beyond && self.mode & crate::cpu::mode::LONG == 0 { address & OFFSET } else { address }
+    }
+
     /// The guest physical address for a data access; it is cached.
     fn translate_data(&mut self, address: u64, write: bool) -> Result<u64, Fault> {
         let canonical = (address as i64) << 16 >> 16 == address as i64;
         if !canonical {
             return self.raise(Exception::non_canonical(address));
         }
+        let address = self.wrapped(address);
         let access = Access { write, exec: false, privilege: self.space & 3 };
         let page = self.walk(address, access)?;
         if self.tlb.off {

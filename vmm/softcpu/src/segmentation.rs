@@ -20,8 +20,8 @@ const EXPAND_DOWN: u32 = 4;
 const WRITABLE: u32 = 2;
 const READABLE: u32 = 2;
 
-/// Whether nothing that is done through a data segment needs looking at, but that an access does not wrap at
-/// 4 GiB: `check_operand` does, and all that wrap come there.
+/// Whether nothing that is done through a data segment needs looking at. An operand that wraps at 4 GiB is
+/// allowed in such a segment, and in no other of that size: so it is in processors of Intel's.
 fn is_flat(segment: &Segment) -> bool {
     let kind = segment.access & (CODE | EXPAND_DOWN | WRITABLE | Segment::UNUSABLE);
     kind == WRITABLE && segment.base == 0 && segment.limit == u32::MAX

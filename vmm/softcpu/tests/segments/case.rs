@@ -252,7 +252,12 @@ impl Maker<'_> {
             segment.base = (DATA.wrapping_add(at) as u32).wrapping_sub(hot);
             if random.one_in(12) {
                 segment = Descriptor { limit: 0xf_ffff, pages: true, big: true, ..Descriptor::default() };
-                self.hot[n] = DATA as u32 + 0x100 + random.below(0x3e00) as u32;
+                // Somewhere, or where an operand would wrap.
+                self.hot[n] = if random.one_in(3) {
+                    12u32.wrapping_sub(random.below(24) as u32)
+                } else {
+                    DATA as u32 + 0x100 + random.below(0x3e00) as u32
+                };
             } else {
                 self.hot[n] = hot;
             }

@@ -76,7 +76,7 @@ fn differences(case: &Case, host: (&Outcome, &[Vec<u8>]), soft: (&Outcome, &[Vec
 #[test]
 fn segments_are_checked_as_the_host_does() {
     let Some(mut native) = Native::new() else {
-        println!("skipped: this kernel has no modify_ldt");
+        println!("SKIPPED: this kernel has no modify_ldt");
         return;
     };
     let mut soft = Soft::new();
