@@ -43,6 +43,8 @@ fn without_descriptors_clients_are_reset_and_later_ones_served() {
     let lan = Lan::start(options).unwrap();
     let forward = lan.ready().forwards[0].listen;
     let _guest = Guest::echo(&lan.ready().listen[0], 4);
+    // Its connection takes one, too.
+    status_until(&lan, "the guest's port", |status| status.ports.len() == 1);
     // The clients' own descriptors are made before there are none left.
     let sockets: Vec<_> = (0..5)
         .map(|_| {

@@ -92,8 +92,6 @@ impl Cpu {
             match next {
                 Some(next) => event = next,
                 None => {
-                    // No frame shows RF any more: it is one value, whichever way the processor came here.
-                    self.system_flags &= !flags::RF;
                     self.abort = Abort::After(Exit::Shutdown);
                     break;
                 }
