@@ -17,7 +17,6 @@ while read -r module; do
 done </lib/modules/order
 # The console that the command line names last may be one whose driver was loaded just now.
 exec </dev/console >/dev/console 2>&1
-set-clock &
 
 hostname "${hostname:-lockstep}"
 ip link set lo up

@@ -11,7 +11,6 @@ mount -t tmpfs run /run
 
 # The console that the command line names last may be one whose driver was loaded after the kernel started.
 exec </dev/console >/dev/console 2>&1
-set-clock &
 
 hostname "${hostname:-lockstep}"
 ip link set lo up

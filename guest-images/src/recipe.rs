@@ -41,7 +41,6 @@ const BUTTON_ACTION: &str = "etc/acpi/PWRF/00000080";
 const BUTTON_SCRIPT: &str =
     "#!/bin/sh\nexec /sbin/switch-off \"the power button was pressed; switching off\"\n";
 const SWITCH_OFF: &str = include_str!("../linux/switch-off.sh");
-const SET_CLOCK: &str = include_str!("../linux/set-clock.sh");
 
 /// Why an image cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +102,7 @@ pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE, server::REDI
 
 /// Digest of everything here that an image is made by: of another one comes, perhaps, another image.
 pub fn recipes_digest() -> String {
-    let parts: [&[u8]; 13] = [
+    let parts: [&[u8]; 12] = [
         include_bytes!("recipe.rs"),
         include_bytes!("recipe/busybox.rs"),
         include_bytes!("recipe/cpubench.rs"),
@@ -111,7 +110,6 @@ pub fn recipes_digest() -> String {
         include_bytes!("../linux/init-busybox.sh"),
         include_bytes!("../linux/init-disk.sh"),
         include_bytes!("../linux/init-server.sh"),
-        include_bytes!("../linux/set-clock.sh"),
         include_bytes!("../linux/switch-off.sh"),
         include_bytes!("../linux/nginx.conf"),
         include_bytes!("../linux/redis.conf"),
@@ -223,7 +221,6 @@ impl Kitchen<'_> {
         archive.file("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n");
         archive.file("etc/group", 0o644, "root:x:0:\n");
         archive.file("sbin/switch-off", 0o755, SWITCH_OFF);
-        archive.file("sbin/set-clock", 0o755, SET_CLOCK);
         archive.file(BUTTON_ACTION, 0o755, BUTTON_SCRIPT);
         Ok(())
     }

@@ -80,26 +80,6 @@ fn commands_of_the_command_line_run_instead_of_a_shell() {
     guest.ends("the guest switched itself off, status 0");
 }
 
-/// The kernel's own guess is up to half a second off. With a virtual clock nothing of the host's load shows.
-#[test]
-fn the_clock_of_the_guest_is_that_of_its_rtc() {
-    let Some(world) = World::new("busybox") else { return };
-    let rtc = "/sys/class/rtc/rtc0/since_epoch";
-    let edge = format!("read a <{rtc}; b=$a; while [ $a = $b ]; do read b <{rtc}; done");
-    let line = format!(
-        "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet \
-         run=\"sleep 2; {edge}; echo $b; adjtimex | grep tv_\""
-    );
-    let mut guest = Guest::start(&world, "busybox", &["--cmdline", &line, "--clock", "virtual"]);
-    guest.ends("the guest switched itself off, status 0");
-    let said = guest.transcript();
-    let number = |line: &str| line.trim().rsplit(' ').next()?.parse::<u64>().ok();
-    let numbers: Vec<u64> = said.lines().filter_map(number).collect();
-    let [rtc_s, s, us] = numbers[..3] else { panic!("no numbers:\n{said}") };
-    let off_us = (s * 1_000_000 + us).abs_diff(rtc_s * 1_000_000);
-    assert!(off_us < 50_000, "{off_us} us off:\n{said}");
-}
-
 /// Nothing of the host enters a run with a virtual clock. `LOCKSTEP_BOOTS` says how many.
 #[test]
 fn boots_with_a_virtual_clock_end_in_the_same_state_at_the_same_instruction() {

@@ -92,8 +92,7 @@ fn make(kitchen: &mut Kitchen<'_>, server: &Server) -> Result<Contents, BuildErr
     for (path, target) in archive.links() {
         tree.link(path, target);
     }
-    for path in ["bin/busybox", "etc/passwd", "etc/group", "sbin/switch-off", "sbin/set-clock", BUTTON_ACTION]
-    {
+    for path in ["bin/busybox", "etc/passwd", "etc/group", "sbin/switch-off", BUTTON_ACTION] {
         let (mode, data) = archive.data(path).expect("busybox is in the archive");
         tree.file(path, mode, data);
     }

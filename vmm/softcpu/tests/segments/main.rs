@@ -32,8 +32,8 @@ use values::Random;
 /// TF, by which the host stops; RF, which is its frame's.
 const STOPPING_FLAGS: u32 = 1 << 8 | 1 << 16;
 
-/// Whether this host's processor is Intel's, as the model is: in which order an instruction that faults half way makes its
-/// accesses is each maker's own.
+/// Whether this host's processor is Intel's, as the model is: in which order an instruction that faults half
+/// way makes its accesses is each maker's own.
 fn is_intel() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
     [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
