@@ -30,7 +30,8 @@ const UNSAFE_PLACES: [&str; 10] = [
     "guest-images/minikv/",
 ];
 /// Crates whose roots must forbid it.
-const SAFE_CRATES: [&str; 6] = ["logchannel", "disk-server", "vmm/devices", "vmm/replay", "vmm/ft", "vmm/host"];
+const SAFE_CRATES: [&str; 6] =
+    ["logchannel", "disk-server", "vmm/devices", "vmm/replay", "vmm/ft", "vmm/host"];
 /// Of these every Rust file begins with a `//!` comment.
 const DOCUMENTED: [&str; 3] = ["vmm/", "logchannel/", "disk-server/"];
 /// Not ours to format.
