@@ -54,6 +54,15 @@ fn record(path: &Path, engine: &str) -> Option<()> {
             pair.signal(Part::DiskServer, Signal::SIGCONT).expect("SIGCONT");
         }
         pair.wait_for_guest().expect("the guest answers again");
+        if count == 1 {
+            // One may be of before the reset and written late.
+            let checkpoints = || Recording::open(path).map_or(0, |recording| recording.checkpoints().len());
+            let enough = checkpoints() + 2;
+            wait_until("a checkpoint between resets", || {
+                load(pair.port(), 5);
+                checkpoints() >= enough
+            });
+        }
     }
     load(pair.port(), 60);
     pair.signal(Part::Primary, Signal::SIGTERM).expect("SIGTERM");
