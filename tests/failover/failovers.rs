@@ -305,20 +305,23 @@ fn during_boot(mut plan: Plan, directory: &Path) -> anyhow::Result<Row> {
     Ok(row)
 }
 
-/// Whether the backup has met a primary that is dead now. Backups take connections in their order: once ours
-/// was refused, the primary's was not there.
+/// Longest that a backup takes to load its guest, once its primary has begun.
+const LOADING_TAKES_NS: u64 = 5_000_000_000;
+
+/// Whether the backup has met a primary that is dead now. Once a connection of ours was refused, that one's
+/// was taken before, if it was there; one that has begun is followed when the guest is loaded.
 fn has_joined(cluster: &mut Cluster) -> anyhow::Result<bool> {
     let address = cluster.backup_address().to_string();
     let Ok(ours) = TcpStream::connect(&address) else { return Ok(true) };
     let name = ours.local_addr()?.to_string();
     drop(ours);
     let log = cluster.log(Part::Backup);
-    let mut joined = None;
+    let (mut joined, mut refused_ns) = (None, None);
     cluster.wait("the backup to refuse a connection or to follow", |_| {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let (text, now_ns) = (std::fs::read_to_string(&log).unwrap_or_default(), HostClock.now_ns());
         if text.contains("following vm0") {
             joined = Some(true);
-        } else if text.contains(&name) {
+        } else if text.contains(&name) && now_ns - *refused_ns.get_or_insert(now_ns) > LOADING_TAKES_NS {
             joined = Some(false);
         }
         Ok(joined.is_some())
