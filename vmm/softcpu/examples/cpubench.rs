@@ -1,5 +1,5 @@
 //! Runs a static Linux program that makes a handful of system calls (guest-images/cpubench) on the processor
-//! alone, and says how fast: `cpubench PROGRAM [scale]`.
+//! alone, and says how fast: `cpubench PROGRAM [scale] [interpret]`.
 
 use softcpu::{Cpu, Exit, State};
 
@@ -35,6 +35,9 @@ fn main() {
     let host = ram.as_mut_ptr();
     // SAFETY: the vector outlives the processor, and is read only between its runs.
     let mut cpu = unsafe { Cpu::new(host, RAM) };
+    if arguments.next().is_none() && !cpu.set_translation(Some(softcpu::THRESHOLD)) {
+        println!("nothing is translated: this host lets no memory be executed");
+    }
     let mut state = State { rip: le(&image, 24, 8), cr0: 0x33, cr4: 0x620, efer: 0xd01, ..State::default() };
     state.segments[1].access = 0xa09b;
     state.msrs.lstar = HALT;

@@ -265,7 +265,10 @@ impl Cpu {
         let first = match self.cache.find(gpa, rip, self.mode) {
             Some(first) => first,
             None => {
-                let Some((ops, bytes)) = self.decode_block(gpa) else { return Ok(None) };
+                let Some((mut ops, bytes)) = self.decode_block(gpa) else { return Ok(None) };
+                if self.native.is_some() && self.mode & crate::cpu::mode::LONG != 0 {
+                    crate::native::install(&mut ops);
+                }
                 self.watch_code(gpa);
                 let epoch = self.cache.epoch;
                 let first = self.cache.add(gpa, rip, self.mode, bytes, ops);

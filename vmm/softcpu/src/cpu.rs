@@ -18,6 +18,7 @@ use crate::debug::Debug;
 use crate::exception::Exception;
 use crate::flags::{self, Lazy};
 use crate::mem::Tlb;
+use crate::native::Native;
 use crate::op::{Op, REGISTERS};
 use crate::ram::GuestRam;
 use crate::state::{Fpu, Msrs, Seg, Segment, Shadow, State, Table};
@@ -25,7 +26,7 @@ use crate::word::Word;
 use crate::{Exit, Fault};
 
 /// Steps between two looks at what comes from outside.
-const SLICE: u64 = 4096;
+pub(crate) const SLICE: u64 = 4096;
 
 /// Why a block was left before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,6 +118,14 @@ pub struct Cpu {
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
+    /// The translator, when it is on.
+    pub(crate) native: Option<Box<Native>>,
+    /// First op of a block that asks to be translated, or null.
+    pub(crate) wanted: *const Op,
+    /// The last op of `decode_single` was reached.
+    pub(crate) resumed: bool,
+    /// Where the run ends.
+    pub(crate) until: u64,
     /// Base and limit of the code segments that have a number in the mode, by number less one.
     pub(crate) code_segments: Vec<(u64, u32)>,
     kick: Arc<AtomicBool>,
@@ -189,6 +198,10 @@ impl Cpu {
             tlb: Tlb::new(),
             cache,
             breakpoints: Breakpoints::default(),
+            native: None,
+            wanted: std::ptr::null(),
+            resumed: false,
+            until: 0,
             code_segments: Vec::new(),
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
@@ -268,6 +281,14 @@ impl Cpu {
     /// The time-stamp counter goes on by `ns` although nothing retires.
     pub fn skip_time(&mut self, ns: u64) {
         self.tsc_offset = self.tsc_offset.wrapping_add_unsigned(ns);
+    }
+
+    /// Blocks are translated to code of the host from their run number `runs` on; `None`: never. False where
+    /// the host does not let them.
+    pub fn set_translation(&mut self, runs: Option<u32>) -> bool {
+        self.native = runs.and_then(Native::new);
+        self.drop_all_code();
+        self.native.is_some() || runs.is_none()
     }
 
     /// A handle to stop `run` from another thread.
@@ -408,6 +429,7 @@ impl Cpu {
     /// Runs blocks from RIP on.
     #[inline(always)]
     fn run_block(&mut self, until: u64) {
+        self.until = until;
         self.limit = until.min(self.retired + SLICE);
         match self.block_at_rip() {
             Ok(Some(first)) if self.retired + self.cache.count(first) <= self.limit => {
@@ -417,22 +439,27 @@ impl Cpu {
             Ok(None) => self.run_crossing(),
             Err(Fault) => {}
         }
+        if !self.wanted.is_null() {
+            self.translate_wanted();
+        }
     }
 
-    /// Runs the next instruction by itself, or, when RF is all that there is, blocks: the first instruction
-    /// clears it.
+    /// Runs the next instruction by itself, or, when RF or a shadow that nobody waits for is all that there is,
+    /// blocks: the first instruction clears them.
     #[inline(never)]
     fn run_special(&mut self, until: u64, breakpoint: bool) {
-        let alone = !self.answers.is_empty() || self.shadow != Shadow::None || self.is_traced() || breakpoint;
-        if alone {
+        let awaited = self.shadow != Shadow::None && (self.window || self.interrupt.is_some());
+        if awaited || !self.answers.is_empty() || self.is_traced() || breakpoint {
             return self.run_alone();
         }
         let before = self.retired;
+        let (shadow, resumed) = (self.shadow, self.system_flags & flags::RF);
+        self.shadow = Shadow::None;
         self.system_flags &= !flags::RF;
         self.run_block(until);
-        // An instruction that is yet to be completed keeps it.
-        if self.retired == before && matches!(self.abort, Abort::Exit(_) | Abort::Alone) {
-            self.system_flags |= flags::RF;
+        // An instruction that is yet to be completed keeps them.
+        if self.retired == before && !matches!(self.abort, Abort::Exception(_)) {
+            (self.shadow, self.system_flags) = (shadow, self.system_flags | resumed);
         }
     }
 

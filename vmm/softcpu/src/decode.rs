@@ -341,6 +341,11 @@ fn stop(cpu: &mut Cpu, op: &Op) {
     cpu.retired += u64::from(op.number);
 }
 
+/// Ends an instruction by itself, in the middle of a block.
+fn single_done(cpu: &mut Cpu, _op: &Op) {
+    cpu.resumed = true;
+}
+
 fn lower(builder: &mut Builder, insn: &Instruction) -> Lowered {
     for module in exec::MODULES {
         let lowered = module(builder, insn);
@@ -386,7 +391,7 @@ impl Cpu {
     }
 
     /// Reads code inside one page; beyond the end of RAM nothing is read.
-    fn read_code(&self, gpa: u64, into: &mut [u8]) {
+    pub(crate) fn read_code(&self, gpa: u64, into: &mut [u8]) {
         self.ram.read(gpa, into);
         #[cfg(feature = "planted-faults")]
         self.stale.show(gpa, into);
@@ -465,6 +470,27 @@ impl Cpu {
         }
         builder.push(Op::new(stop));
         Ok(builder.ops)
+    }
+
+    /// The ops of an instruction, `at` bytes from RIP and the number `number` of its block, with one behind
+    /// them that says that they are done. `None` if the block ends with it.
+    pub(crate) fn decode_single(
+        &self,
+        insn: &Instruction,
+        bytes: &[u8],
+        number: u8,
+        at: usize,
+    ) -> Option<Box<[Op]>> {
+        let mut builder = self.builder(Vec::new(), false);
+        (builder.number, builder.ip) = (u64::from(number), at as u16);
+        builder.raw[..bytes.len()].copy_from_slice(bytes);
+        if lower(&mut builder, insn) == Lowered::Ends {
+            return None;
+        }
+        builder.number += 1;
+        builder.ip += bytes.len() as u16;
+        builder.push(Op::new(single_done));
+        Some(builder.ops.into_boxed_slice())
     }
 
     /// Fetches and decodes the instruction at `rip`; the second page is touched only if it reaches there.

@@ -30,6 +30,7 @@ mod exec;
 mod flags;
 mod interrupt;
 mod mem;
+mod native;
 mod op;
 mod paging;
 #[cfg(feature = "planted-faults")]
@@ -40,6 +41,7 @@ mod state;
 mod word;
 
 pub use cpu::{Cpu, Kicker};
+pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
 pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};
 

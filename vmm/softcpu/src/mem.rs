@@ -14,9 +14,9 @@ use crate::ram::{CODE, DIRTY, PAGE, TABLE};
 use crate::{Cpu, Exit, Fault};
 
 /// Pages that reads find at once: 64 MiB, so that a guest that reads all over a large table mostly hits.
-const READ_ENTRIES: usize = 16_384;
+pub const READ_ENTRIES: usize = 16_384;
 /// Fewer, since all of them are looked at whenever a page becomes code or a page table.
-const WRITE_ENTRIES: usize = 1024;
+pub const WRITE_ENTRIES: usize = 1024;
 const EXEC_ENTRIES: usize = 512;
 const OFFSET: u64 = PAGE - 1;
 const NONE: u64 = u64::MAX;
@@ -43,6 +43,7 @@ pub mod privilege {
 pub const ALIGNED: u64 = 1 << 11;
 
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Entry {
     /// Page of the linear address, and the address space.
     tag: u64,
@@ -78,6 +79,8 @@ pub struct Tlb {
     tables: Vec<u64>,
     /// Nothing is cached: data breakpoints look at every access.
     pub(crate) off: bool,
+    /// Goes up whenever something that was cached may not be used any more.
+    pub(crate) revision: u64,
 }
 
 impl Tlb {
@@ -91,11 +94,13 @@ impl Tlb {
             first: 0,
             tables: Vec::new(),
             off: false,
+            revision: 0,
         }
     }
 
     /// Nothing that was cached is found any more: no address space has the number that it had.
     fn forget(&mut self) {
+        self.revision += 1;
         self.first += self.spaces.len();
         self.spaces.clear();
         if self.first + SPACES > NUMBERS {
@@ -112,7 +117,19 @@ impl Tlb {
         self.spaces.iter().position(|known| *known == cr3).map(|place| self.first + place)
     }
 
+    /// Addresses of the tables of reads and of writes, for translated code.
+    pub(crate) fn tables(&self) -> (u64, u64) {
+        (self.read.as_ptr() as u64, self.write.as_ptr() as u64)
+    }
+
+    /// What makes an address in a page that may be written one of the host.
+    pub(crate) fn write_addend(&self, address: u64, space: u64) -> Option<u64> {
+        let entry = &self.write[write_slot(address)];
+        (entry.tag == address & !OFFSET | space).then_some(entry.addend)
+    }
+
     fn forget_writes(&mut self, host_page: u64) {
+        self.revision += 1;
         for entry in &mut self.write {
             if entry.tag != NONE && (entry.tag & !OFFSET).wrapping_add(entry.addend) == host_page {
                 *entry = EMPTY;
@@ -547,6 +564,28 @@ impl Cpu {
         Ok(page.gpa)
     }
 
+    /// Looks for a page that translated code found no entry for. False if there is none still, or if there was
+    /// one: then the access is of a kind that only the interpreter does.
+    pub(crate) fn find_page(&mut self, address: u64, size: u64, write: bool) -> bool {
+        if (address & OFFSET) + size > PAGE || self.space & ALIGNED != 0 {
+            return false;
+        }
+        let tag = self.tag(address, 1);
+        let found = |cpu: &Self| {
+            let entry =
+                if write { cpu.tlb.write[write_slot(address)] } else { cpu.tlb.read[read_slot(address)] };
+            entry.tag == tag
+        };
+        if found(self) {
+            return false;
+        }
+        if self.translate_data(address, write).is_err() {
+            self.abort = crate::cpu::Abort::None;
+            return false;
+        }
+        found(self)
+    }
+
     /// The guest physical address of the code at `address`.
     pub(crate) fn translate_code(&mut self, address: u64) -> Result<u64, Fault> {
         let slot = (address / PAGE) as usize % EXEC_ENTRIES;
@@ -651,6 +690,7 @@ impl Cpu {
 
     /// Pages that the guest wrote since the last call, a bit each.
     pub fn take_dirty(&mut self) -> Vec<u64> {
+        self.tlb.revision += 1;
         self.tlb.write.fill(EMPTY);
         self.ram.take_dirty()
     }

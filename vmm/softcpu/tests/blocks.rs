@@ -23,6 +23,9 @@ impl Machine {
         unsafe { code.as_ptr().copy_to_nonoverlapping(host.wrapping_add(CODE as usize), code.len()) };
         // SAFETY: the vector outlives the processor and is not touched while it runs.
         let mut cpu = unsafe { Cpu::new(host, RAM) };
+        if let Ok(runs) = std::env::var("NATIVE") {
+            assert!(cpu.set_translation(Some(runs.parse().unwrap())));
+        }
         let mut state = State { rip: CODE, cr0: 0x33, cr4: 0x620, efer: 0x500, ..State::default() };
         for segment in &mut state.segments[..6] {
             (segment.access, segment.limit) = (0xc093, u32::MAX);

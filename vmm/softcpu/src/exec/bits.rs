@@ -144,12 +144,12 @@ trait Unary {
     fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W>;
 }
 
-/// The number of a bit, if there is one; of the flags only ZF is defined. The whole destination stays, also
-/// the upper half of a register with a 32-bit operand.
+/// The number of a bit, if there is one; of the flags only ZF is defined, and the others are cleared. The whole
+/// destination stays, also the upper half of a register with a 32-bit operand.
 #[inline(always)]
 fn found<W: Word>(flags: &mut Lazy, source: W, bit: u32) -> Option<W> {
     let none = source.zext() == 0;
-    flags.set_zf(none);
+    *flags = counted(none);
     (!none).then(|| W::of(u64::from(bit)))
 }
 
@@ -169,11 +169,16 @@ impl Unary for Reverse {
     }
 }
 
+/// ZF, and no other flag.
+pub fn counted(zero: bool) -> Lazy {
+    Lazy::from_rflags(if zero { flags::ZF } else { 0 })
+}
+
 struct Popcnt;
 impl Unary for Popcnt {
     #[inline(always)]
     fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W> {
-        *flags = Lazy::from_rflags(if source.zext() == 0 { flags::ZF } else { 0 });
+        *flags = counted(source.zext() == 0);
         Some(W::of(u64::from(source.zext().count_ones())))
     }
 }

@@ -1,16 +1,16 @@
 //! What instructions do, a module per group. Each lowers its instructions to ops and executes them.
 
-mod alu;
-mod bits;
+pub(crate) mod alu;
+pub(crate) mod bits;
 mod branch;
-mod condition;
+pub(crate) mod condition;
 mod decimal;
 mod exchange;
 mod mmx;
 mod mov;
-mod muldiv;
+pub(crate) mod muldiv;
 mod segment;
-mod shift;
+pub(crate) mod shift;
 mod sse;
 pub(crate) mod sse_control;
 mod stack;

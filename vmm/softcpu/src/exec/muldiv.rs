@@ -1,12 +1,14 @@
 //! MUL, IMUL, DIV, IDIV and the conversions of the accumulator: CBW, CWDE, CDQE, CWD, CDQ, CQO.
 //!
-//! Of the flags, multiplications define CF and OF (the upper half of the product matters); the others, and
-//! all of them after divisions, stay as they were.
+//! Of the flags, multiplications define CF and OF (the upper half of the product matters). Of those that they
+//! leave undefined, SF and PF are here the low half's, ZF and AF are clear. After divisions all stay as they
+//! were.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::decode::{Builder, Lowered, gpr, operand_bytes};
 use crate::exception::Exception;
+use crate::flags::Lazy;
 use crate::op::{Handler, Op, abort, next};
 use crate::word::Word;
 use crate::{Cpu, or_abort, sized};
@@ -35,15 +37,26 @@ trait Wide {
     fn apply<W: Word>(cpu: &mut Cpu, operand: W) -> bool;
 }
 
+/// The flags after a multiplication.
+#[inline(always)]
+pub fn multiplied<W: Word>(low: W, carry: bool) -> Lazy {
+    let mut flags = Lazy::with(low, carry, carry, false);
+    if flags.result == 0 {
+        // Not a zero, and as even in its low byte.
+        flags.result = 0x100;
+    }
+    flags
+}
+
 struct Mul;
 impl Wide for Mul {
     #[inline(always)]
     fn apply<W: Word>(cpu: &mut Cpu, operand: W) -> bool {
         let product = u128::from(cpu.reg::<W>(AX).zext()) * u128::from(operand.zext());
         let high = W::of((product >> W::BITS) as u64);
-        set_pair(cpu, W::of(product as u64), high);
-        let carry = high.zext() != 0;
-        cpu.flags.set_cf_of(carry, carry);
+        let low = W::of(product as u64);
+        set_pair(cpu, low, high);
+        cpu.flags = multiplied(low, high.zext() != 0);
         true
     }
 }
@@ -60,8 +73,7 @@ impl Wide for Imul {
         let product = signed(cpu.reg::<W>(AX)) * signed(operand);
         let low = W::of(product as u64);
         set_pair(cpu, low, W::of((product >> W::BITS) as u64));
-        let carry = signed(low) != product;
-        cpu.flags.set_cf_of(carry, carry);
+        cpu.flags = multiplied(low, signed(low) != product);
         true
     }
 }
@@ -136,7 +148,7 @@ fn multiply<W: Word>(cpu: &mut Cpu, op: &Op, a: W, b: W) {
         let product = (a.sext() as i64).wrapping_mul(b.sext() as i64) as u64;
         (product, W::of(product).sext() != product)
     };
-    cpu.flags.set_cf_of(carry, carry);
+    cpu.flags = multiplied(W::of(product), carry);
     cpu.set_reg(op.dst, W::of(product));
     next(cpu, op)
 }

@@ -16,7 +16,7 @@ use crate::{or_abort, sized};
 const CL: u8 = 8;
 
 /// What a value becomes when it is shifted.
-trait Shift {
+pub trait Shift {
     /// By `count`, which is masked and not zero.
     fn apply<W: Word>(flags: &mut Lazy, a: W, count: u32) -> W;
 }
@@ -34,7 +34,7 @@ fn second<W: Word>(value: u64) -> bool {
 
 macro_rules! shift {
     ($name:ident, |$flags:ident, $a:ident, $count:ident| $result:expr) => {
-        struct $name;
+        pub struct $name;
         impl Shift for $name {
             #[inline(always)]
             fn apply<W: Word>($flags: &mut Lazy, $a: W, $count: u32) -> W {

@@ -1,9 +1,11 @@
 //! Bounded fuzzing of the software CPU: random guests (`guest`) with random interrupts, kicks, device writes
-//! and answers to exits, each run in four ways that must end in the same state and the same RAM:
+//! and answers to exits, each run in seven ways that must end in the same state and the same RAM:
 //!
 //! - straight, from event to event, twice;
 //! - with stops at other positions, and kicks, in between;
-//! - one step at a time, with all caches dropped before every step.
+//! - one step at a time, with all caches dropped before every step;
+//! - translated, every block at once; the same with stops; and translated late, with the translator switched
+//!   off and on on the way.
 //!
 //! Every page that changed is among those that the processor says it wrote. No way may panic, and guest RAM
 //! lies between guard regions: an access outside ends the process.
@@ -56,7 +58,13 @@ enum Way {
     Again,
     Stops,
     Flushed,
+    Native,
+    NativeStops,
+    Mixed,
 }
+
+const WAYS: [Way; 7] =
+    [Way::Straight, Way::Again, Way::Stops, Way::Flushed, Way::Native, Way::NativeStops, Way::Mixed];
 
 /// Where a run ended.
 #[derive(PartialEq)]
@@ -95,6 +103,11 @@ impl Case {
         let mut cpu = unsafe { Cpu::new(ram.start(), RAM) };
         cpu.set_state(&self.guest.state);
         let mut random = Random::new(self.seed ^ 0xabcd);
+        match way {
+            Way::Native | Way::NativeStops => translate(&mut cpu, Some(1)),
+            Way::Mixed => translate(&mut cpu, Some(1 + random.below(6) as u32)),
+            _ => {}
+        }
         let mut exits = Vec::new();
         let mut events = self.events.iter().peekable();
         let mut pending = false;
@@ -108,14 +121,16 @@ impl Case {
             }
             let next = events.peek().map_or(self.steps, |(at, _)| *at).min(self.steps);
             let until = match way {
-                Way::Straight | Way::Again => next,
-                Way::Stops => next.min(cpu.retired() + 1 + random.below(40)),
+                Way::Straight | Way::Again | Way::Native => next,
+                Way::Stops | Way::NativeStops | Way::Mixed => next.min(cpu.retired() + 1 + random.below(40)),
                 Way::Flushed => cpu.retired() + 1,
             };
             if way == Way::Flushed {
                 drop_caches(&mut cpu, pending);
-            } else if way == Way::Stops && random.one_in(4) {
+            } else if matches!(way, Way::Stops | Way::NativeStops) && random.one_in(4) {
                 cpu.kicker().kick();
+            } else if way == Way::Mixed && random.one_in(16) {
+                translate(&mut cpu, random.one_in(2).then_some(1));
             }
             let exit = cpu.run(until);
             pending = exit != Exit::Reached;
@@ -154,7 +169,7 @@ impl Case {
     /// What is wrong with the case, if anything is.
     fn check(&self, ram: &mut Ram) -> Option<String> {
         let mut first: Option<Ended> = None;
-        for way in [Way::Straight, Way::Again, Way::Stops, Way::Flushed] {
+        for way in WAYS {
             let ended = match catch_unwind(AssertUnwindSafe(|| self.run(ram, way))) {
                 Ok(ended) => ended,
                 Err(_) => return Some(format!("{way:?}: panic (above)")),
@@ -189,6 +204,11 @@ impl Case {
         }
         format!("{way:?} differs from straight, but not when run again")
     }
+}
+
+/// Blocks are translated from a number of runs on, or not at all.
+fn translate(cpu: &mut Cpu, runs: Option<u32>) {
+    assert!(cpu.set_translation(runs), "the host lets code be executed");
 }
 
 fn event(random: &mut Random) -> Event {
@@ -349,7 +369,7 @@ fn random_guests_end_the_same_however_they_are_run() {
         }
     }
     let [cases, steps, exits] = totals;
-    println!("{cases} random guests, {steps} steps, {exits} exits, each guest run in four ways");
+    println!("{cases} random guests, {steps} steps, {exits} exits, each guest run in {} ways", WAYS.len());
     assert!(found.is_empty(), "{found}");
 }
 
