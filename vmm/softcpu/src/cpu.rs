@@ -17,10 +17,12 @@ use crate::cache::CodeCache;
 use crate::debug::Debug;
 use crate::exception::Exception;
 use crate::flags::{self, Lazy};
+use crate::jit::Jit;
 use crate::mem::Tlb;
 use crate::op::{Op, REGISTERS};
 use crate::ram::GuestRam;
 use crate::state::{Fpu, Msrs, Seg, Segment, Shadow, State, Table};
+use crate::watch::Watch;
 use crate::word::Word;
 use crate::{Exit, Fault};
 
@@ -117,6 +119,9 @@ pub struct Cpu {
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
+    pub(crate) watch: Watch,
+    pub(crate) jit: Jit,
+    pub(crate) perf_map: bool,
     /// Base and limit of the code segments that have a number in the mode, by number less one.
     pub(crate) code_segments: Vec<(u64, u32)>,
     kick: Arc<AtomicBool>,
@@ -189,6 +194,9 @@ impl Cpu {
             tlb: Tlb::new(),
             cache,
             breakpoints: Breakpoints::default(),
+            watch: Watch::default(),
+            jit: Jit::default(),
+            perf_map: false,
             code_segments: Vec::new(),
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
@@ -377,6 +385,10 @@ impl Cpu {
         }
         if self.retired >= until {
             return Some(Exit::Reached);
+        }
+        if self.is_watched_change() {
+            self.obey_watched(true);
+            return Some(Exit::Watched);
         }
         if !self.answers.is_empty() {
             return None;

@@ -6,11 +6,11 @@
 //!
 //! The TLB is invisible: every page walked for a cached translation is watched, and a write to one drops the
 //! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
-//! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
+//! CR3 drops nothing. Writes to pages with decoded code, page tables or watched bytes are never cached.
 
 use crate::exception::{Exception, vector};
 use crate::paging::{Access, Walk};
-use crate::ram::{CODE, DIRTY, PAGE, TABLE};
+use crate::ram::{CODE, DIRTY, PAGE, TABLE, WATCHED};
 use crate::{Cpu, Exit, Fault};
 
 /// Pages that reads find at once: 64 MiB, so that a guest that reads all over a large table mostly hits.
@@ -476,6 +476,10 @@ impl Cpu {
             return Ok(());
         }
         let flags = self.ram.flags(gpa);
+        if flags & WATCHED != 0 && self.stops_at_store(gpa, size) {
+            self.must_be_alone()?;
+            self.note_watched_store();
+        }
         if flags & TABLE != 0 {
             let present = (gpa & !7..gpa + size).step_by(8).any(|entry| self.ram.word(entry) & 1 != 0);
             if present {
@@ -498,6 +502,10 @@ impl Cpu {
 
     /// A walk is about to set bits of the page table entry at `gpa`, which may be decoded code as well.
     pub(crate) fn before_mark(&mut self, gpa: u64) -> Result<(), Fault> {
+        if self.ram.holds(gpa, 8) && self.ram.flags(gpa) & WATCHED != 0 && self.stops_at_store(gpa, 8) {
+            self.must_be_alone()?;
+            self.note_watched_store();
+        }
         if self.ram.holds(gpa, 8) && self.ram.flags(gpa) & CODE != 0 && self.cache.covers(gpa, 8) {
             self.must_be_alone()?;
             self.drop_code(gpa);
@@ -538,7 +546,7 @@ impl Cpu {
             let tag = address & !OFFSET | self.space;
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
             self.tlb.read[read_slot(address)] = entry;
-            if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE) == 0 {
+            if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE | WATCHED) == 0 {
                 // Stores that hit say nothing, and this one may fault on its other page.
                 self.ram.set_flags(page.gpa, DIRTY);
                 self.tlb.write[write_slot(address)] = entry;
@@ -595,6 +603,12 @@ impl Cpu {
             self.ram.set_flags(gpa, CODE);
             self.tlb.forget_writes(self.ram.host_page(gpa));
         }
+    }
+
+    /// Stores to the page at `gpa` are looked at from now on.
+    pub(crate) fn watch_stores(&mut self, gpa: u64) {
+        self.ram.set_flags(gpa, WATCHED);
+        self.tlb.forget_writes(self.ram.host_page(gpa));
     }
 
     /// Drops all translations. The privilege of the access under way stays.
