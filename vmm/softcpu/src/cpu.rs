@@ -105,6 +105,8 @@ pub struct Cpu {
     pub(crate) efer: u64,
     pub(crate) dr: [u64; 6],
     pub(crate) debug: Debug,
+    /// Instructions are executed one by one: DR7 has breakpoints that are not on data.
+    pub(crate) breaks_at_code: bool,
     pub(crate) msrs: Msrs,
     pub(crate) tsc_offset: i64,
     /// Queued external interrupt.
@@ -183,6 +185,7 @@ impl Cpu {
             efer: 0,
             dr: [0; 6],
             debug: Debug::default(),
+            breaks_at_code: false,
             msrs: Msrs::default(),
             tsc_offset: 0,
             interrupt: None,
@@ -383,12 +386,12 @@ impl Cpu {
             }
             Abort::After(exit) => return Some(exit),
         }
-        if self.retired >= until {
-            return Some(Exit::Reached);
-        }
         if self.is_watched_change() {
             self.obey_watched(true);
             return Some(Exit::Watched);
+        }
+        if self.retired >= until {
+            return Some(Exit::Reached);
         }
         if !self.answers.is_empty() {
             return None;

@@ -76,8 +76,8 @@ pub struct Tlb {
     first: usize,
     /// Pages flagged `TABLE`.
     tables: Vec<u64>,
-    /// Nothing is cached: data breakpoints look at every access.
-    pub(crate) off: bool,
+    /// Pages with data breakpoints are not cached: every access to them is looked at.
+    pub(crate) guarded: bool,
 }
 
 impl Tlb {
@@ -90,7 +90,7 @@ impl Tlb {
             spaces: Vec::new(),
             first: 0,
             tables: Vec::new(),
-            off: false,
+            guarded: false,
         }
     }
 
@@ -353,6 +353,9 @@ impl Cpu {
     #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
+        if self.tlb.guarded {
+            self.watch_coming_store(address, size)?;
+        }
         let mut at = address;
         let mut left = size;
         while left > 0 {
@@ -396,8 +399,8 @@ impl Cpu {
     #[cold]
     fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
-        if self.tlb.off {
-            self.watch_access(address, size, false);
+        if self.tlb.guarded {
+            self.watch_access(address, size, false)?;
         }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
@@ -415,8 +418,8 @@ impl Cpu {
     #[cold]
     fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
         self.check_operand(address, size)?;
-        if self.tlb.off {
-            self.watch_access(address, size, true);
+        if self.tlb.guarded {
+            self.watch_access(address, size, true)?;
         }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, true)?;
@@ -513,7 +516,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn must_be_alone(&mut self) -> Result<(), Fault> {
+    pub(crate) fn must_be_alone(&mut self) -> Result<(), Fault> {
         if self.alone {
             return Ok(());
         }
@@ -536,10 +539,7 @@ impl Cpu {
         let address = self.wrapped(address);
         let access = Access { write, exec: false, privilege: self.space & 3 };
         let page = self.walk(address, access)?;
-        if self.tlb.off {
-            return Ok(page.gpa);
-        }
-        if self.space & ALIGNED != 0 {
+        if self.space & ALIGNED != 0 || self.tlb.guarded && self.guards_page(address) {
             return Ok(page.gpa);
         }
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
