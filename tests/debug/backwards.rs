@@ -61,12 +61,21 @@ fn a_debugger_comes_and_goes_where_the_replay_is_told() {
     let end_at = lockstep::recording::Recording::open(&file).expect("a recording").end().count;
     let (from, to) = (end_at / 2, end_at / 4 * 3);
     let words = [from.to_string(), to.to_string()];
-    let options = ["--from", words[0].as_str(), "--to", words[1].as_str()];
+    let control = directory.path().join("control.sock");
+    let control_path = control.display().to_string();
+    let options = ["--from", words[0].as_str(), "--to", words[1].as_str(), "--control", &control_path];
     let address = format!("monitor address {INCR}");
     let place = "monitor position";
     let mut commands = vec![place, "reverse-stepi", place, "stepi 3", place, address.as_str()];
     commands.extend(["reverse-continue", place, "continue", place, "reverse-stepi", place, "detach"]);
     let mut child = replay(directory.path(), &file, &options);
+    wait_until("the replay to say where it is", || {
+        let status = lockstep::io::control::ask(&control, "status").unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+        status["role"] == "replay"
+            && status["guest"]["position"] == from
+            && status["guest"]["mips"].is_number()
+    });
     let output = Gdb::start(directory.path(), &commands).finish();
     assert_eq!(positions(&output), [from, from - 1, from + 2, 0, to, to - 1], "{output}");
     let symbols = Symbols::of_file(guest_images::MINIKV).expect("symbols");
@@ -177,7 +186,11 @@ fn watchpoints_stop_where_single_steps_see_changes() {
     let stop = format!("break *{:#x}", symbols.address(INCR).expect("a function"));
     let place = "monitor position";
     let mut commands = vec![stop.as_str(), "continue", place, "delete", "set $top = $rsp"];
-    commands.extend(["printf \"top %lx\\n\", $top", "watch *(long *)($top - 8)", "watch *(long *)($top - 300)"]);
+    commands.extend([
+        "printf \"top %lx\\n\", $top",
+        "watch *(long *)($top - 8)",
+        "watch *(long *)($top - 300)",
+    ]);
     (0..FORWARDS).for_each(|_| commands.extend(["continue", place]));
     (0..BACKWARDS).for_each(|_| commands.extend(["reverse-continue", place]));
     commands.push("detach");

@@ -54,7 +54,9 @@ fn run(
                 }
                 exits.push(exit);
             }
-            DebugStop::Stepped | DebugStop::Breakpoint | DebugStop::Watched => stops.push(guest.engine.rip().expect("RIP")),
+            DebugStop::Stepped | DebugStop::Breakpoint | DebugStop::Watched => {
+                stops.push(guest.engine.rip().expect("RIP"))
+            }
         }
         assert!(stops.len() < 1000, "{stops:x?}");
     }

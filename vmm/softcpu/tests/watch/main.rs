@@ -134,10 +134,7 @@ fn content(watched: &[Range<u64>], cpu: &Cpu, ram: &mut Ram) -> (Vec<u8>, [u64; 
 }
 
 fn is_question(exit: Exit) -> bool {
-    !matches!(
-        exit,
-        Exit::Reached | Exit::Kicked | Exit::Watched | Exit::Window | Exit::Hlt | Exit::Shutdown
-    )
+    !matches!(exit, Exit::Reached | Exit::Kicked | Exit::Watched | Exit::Window | Exit::Hlt | Exit::Shutdown)
 }
 
 impl Case {
@@ -224,7 +221,9 @@ impl Case {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
 #[test]

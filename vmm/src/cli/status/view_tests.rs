@@ -84,12 +84,14 @@ fn rates_are_since_the_look_before() {
 #[test]
 fn a_guest_is_somewhere_and_has_a_speed() {
     let lines = |guest: Value| View { colours: false }.lines(&json!({ "guest": guest }), None);
-    let soft = json!({ "position": 5_000_000_000u64, "clock": "instructions", "per_second": 61e6, "mips": 61.04 });
+    let soft =
+        json!({ "position": 5_000_000_000u64, "clock": "instructions", "per_second": 61e6, "mips": 61.04 });
     assert!(lines(soft.clone()).contains(&"  position 5000000000 (instructions), 61.0 MIPS".to_string()));
     let kvm = json!({ "position": 12, "clock": "exits", "per_second": 3.4 });
     assert!(lines(kvm).contains(&"  position 12 (exits), 3 a second".to_string()));
     let mut translated = soft;
-    translated["translator"] = json!({ "blocks": 9, "bytes": 3 << 19, "translations": 10, "native_share": 0.987 });
+    translated["translator"] =
+        json!({ "blocks": 9, "bytes": 3 << 19, "translations": 10, "native_share": 0.987 });
     let line = "  translated: 9 blocks, 1.5 MiB, 98.7 % of what was executed".to_string();
     assert!(lines(translated).contains(&line));
 }
