@@ -139,7 +139,7 @@ fn gdb_goes_back_to_where_it_was() {
     assert!(output.contains("No more reverse-execution history"), "{output}");
 }
 
-/// Positions from `from` on after which the bytes at any of these places, each eight of them, have changed: by
+/// Positions from `from` on after which any of these places, of eight bytes each, has another content: by
 /// single steps.
 fn changes(file: &Path, from: u64, places: &[u64], count: usize) -> Vec<u64> {
     let mut session = Session::open(file).expect("a session");

@@ -2,8 +2,8 @@
 //!
 //! While there are steps or breakpoints on instructions to look for, instructions are executed one by one. Of
 //! data breakpoints the pages are left out of the software TLB, so that every access to them comes past
-//! `watch_access`, and an instruction that hits one is executed alone. An instruction and the trap after it are
-//! one step. Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and a data
+//! `watch_access`, and an instruction that hits one is executed alone. An instruction and the trap after it
+//! are one step. Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and a data
 //! breakpoint that MOV SS or POP SS hits is lost, not late.
 
 use crate::exception::{Exception, Kind};

@@ -1,9 +1,9 @@
 //! Bytes of guest physical memory at whose stores a debugger wants the processor to stand still.
 //!
-//! Stores to a page that has such bytes are never cached in the TLB, so each of them comes to `before_store`;
-//! one that touches the bytes is executed alone, as one that changes code is, and the run ends after its step:
-//! the instruction, the iteration, or the delivery whose frame it is. Everything else runs as ever. Whether
-//! the bytes have another value now is for the debugger to see.
+//! Stores to a page that has such bytes are never cached in the TLB: each comes to `before_store`. One that
+//! touches the bytes is executed alone, as one that changes code is, and the run ends after its step: the
+//! instruction, the iteration, or the delivery whose frame it is. Everything else runs as ever. Whether the
+//! bytes have another value now is for the debugger to see.
 //!
 //! A debugger names linear addresses. Where they lead it knows from the page tables, whose entries it has
 //! watched too, and from CR0.PG, CR3 and EFER.LMA, whose changes end the run as stores do. Registers are

@@ -6,15 +6,13 @@ use softcpu::Jit;
 use crate::cli::headings::MACHINE;
 use crate::engine::EngineOptions;
 
-/// What `--jit` takes.
+/// What `--jit` takes; each is what `Jit` says of it.
+#[allow(missing_docs, reason = "clap would take them into the help, and that would take twice the lines")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum JitChoice {
-    /// Translate, where the host can
     #[default]
     On,
-    /// Interpret everything
     Off,
-    /// Do both, on two processors that are compared
     Check,
 }
 
@@ -31,8 +29,9 @@ impl From<JitChoice> for Jit {
 /// How the software engine executes; the halves of a pair may choose differently.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct TranslatorArgs {
-    /// Whether the software engine translates the guest's code into the host's. It changes speed alone: the
-    /// halves of a pair, and a recording and its replay, may differ.
+    /// Whether the software engine translates the guest's code into the host's, where it can; `check` does
+    /// both on two processors that are compared. It changes speed alone: the halves of a pair, and a
+    /// recording and its replay, may differ.
     #[arg(
         long,
         help_heading = MACHINE,
