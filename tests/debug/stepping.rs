@@ -54,7 +54,9 @@ fn run(
                 }
                 exits.push(exit);
             }
-            DebugStop::Stepped | DebugStop::Breakpoint => stops.push(guest.engine.rip().expect("RIP")),
+            DebugStop::Stepped | DebugStop::Breakpoint | DebugStop::Watched => {
+                stops.push(guest.engine.rip().expect("RIP"))
+            }
         }
         assert!(stops.len() < 1000, "{stops:x?}");
     }
@@ -74,7 +76,7 @@ fn plain(guest: &mut Guest, entry: VmEntry) -> DebugStop {
 
 fn step(guest: &mut Guest, mut entry: VmEntry) -> DebugStop {
     loop {
-        let ask = DebugRun { step: true, breakpoints: &NONE };
+        let ask = DebugRun { step: true, breakpoints: &NONE, watched: None };
         match guest.engine.run_debug(std::mem::take(&mut entry), None, ask).expect("a step") {
             // The host took the CPU for itself before the instruction.
             DebugStop::Exit(VmExit::Kicked) => {}
@@ -111,7 +113,7 @@ fn breakpoints_stop_every_time_and_change_nothing() {
             }
             let byte = guest.ram.as_slice()[CODE as usize + 5];
             guest.ram.write(CODE as usize + 5, &[0xcc]);
-            let ask = DebugRun { step: false, breakpoints: &breakpoints };
+            let ask = DebugRun { step: false, breakpoints: &breakpoints, watched: None };
             let stop = guest.engine.run_debug(VmEntry::Resume, None, ask).expect("runs");
             guest.ram.write(CODE as usize + 5, &[byte]);
             stopped.set(stop == DebugStop::Breakpoint);

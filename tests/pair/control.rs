@@ -136,12 +136,22 @@ fn status_tells_a_waiting_backup_and_a_silent_disk_server() {
     let status = pair.status(Part::Backup).unwrap();
     assert_eq!((&status["role"], &status["backup"]["state"]), (&"backup".into(), &"Waiting".into()));
     assert_eq!(status["failover_possible"], false, "{status}");
+    assert!(status.get("guest").is_none(), "{status}");
     let told = error(&pair.control(Part::Backup), "replicate 127.0.0.1:1");
     assert!(told.contains("no live copy runs"), "{told}");
     pair.start_primary().unwrap();
     pair.wait_for_guest().unwrap();
     pair.wait_for_state(Part::Primary, "Replicating");
     let both = [Part::Primary, Part::Backup];
+    for part in both {
+        wait_until("the guest to be somewhere", || {
+            pair.status(part).unwrap()["guest"]["position"].as_u64().is_some_and(|position| position > 0)
+        });
+        let guest = &pair.status(part).unwrap()["guest"];
+        assert!(guest["per_second"].is_number(), "{guest}");
+        assert_eq!(guest["mips"].is_number(), guest["clock"] == "instructions", "{guest}");
+        assert_eq!(guest["translator"].is_object(), guest["clock"] == "instructions", "{guest}");
+    }
     let say = |pair: &Pair, answers: bool| {
         both.iter().all(|part| {
             let status = pair.status(*part).unwrap();

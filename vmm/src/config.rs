@@ -14,10 +14,11 @@ use logchannel::message::Hello;
 use logchannel::pair::{OnReset, PairConfig, Policy};
 use replay::ClockPolicy;
 
+use crate::assemble::Surroundings;
 use crate::boot::{GuestImage, image};
 use crate::cli;
 use crate::cli::headings::{DISK, MACHINE, NETWORK, PAIR};
-use crate::debug::Debugging;
+use crate::cli::translator::TranslatorArgs;
 use crate::disk_image;
 use crate::engine::{EngineError, EngineKind};
 use crate::restart::ResetPolicy;
@@ -121,6 +122,9 @@ pub struct VmArgs {
         value_parser = EngineKind::CHOICES
     )]
     pub engine: String,
+    /// How it executes.
+    #[command(flatten)]
+    pub translator: TranslatorArgs,
     /// What the guest's time follows: the host's clock, or with `virtual` only its own execution. Then idle
     /// time is skipped, a disk request takes none, and two runs with the same inputs are identical. Of a
     /// pair, the primary's holds.
@@ -203,8 +207,8 @@ pub struct VmConfig {
     pub clock: ClockPolicy,
     /// The pair's times and clock; those of a pair that this machine may have one day.
     pub policy: Policy,
-    /// Who looks into the guest.
-    pub debugging: Debugging,
+    /// What the machine is run with besides.
+    pub around: Surroundings,
     /// The kernel, or the whole guest where it has no other files. Shared, since copies of this are made when
     /// a pair has formed, and from then on silence means death.
     pub image: Arc<[u8]>,
@@ -279,7 +283,7 @@ impl VmConfig {
             engine,
             clock,
             policy: Policy::default(),
-            debugging: Debugging::default(),
+            around: Surroundings { options: args.translator.options(), ..Surroundings::default() },
             image: Arc::default(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),

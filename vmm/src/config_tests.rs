@@ -1,8 +1,10 @@
 //! Options at their limits.
 
 use clap::Parser;
+use softcpu::Jit;
 
 use super::*;
+use crate::engine::EngineOptions;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -36,4 +38,18 @@ fn the_most_milliseconds_fit() {
     assert_eq!(digest.digest_every_ns(), Policy::MAX_DIGEST_MS * 1_000_000);
     let timeout = config("--timeout-ms", Policy::MAX_MS).expect("the limit is allowed");
     assert_eq!(protocol(&timeout.policy, 1).ack_timeout_ns, 4 * Policy::MAX_MS * 1_000_000);
+}
+
+#[test]
+fn how_the_engine_executes_is_each_process_own_choice() {
+    let options = |words: &[&str]| {
+        let options = Options::try_parse_from(["lockstep"].iter().chain(words)).expect("options");
+        VmConfig::new(&options.vm, Some(&options.pair), 0).expect("a configuration")
+    };
+    let check = options(&["--jit", "check", "--perf-map"]);
+    assert_eq!(check.around.options, EngineOptions { jit: Jit::Check, perf_map: true });
+    let off = options(&["--jit", "off"]);
+    assert_eq!(off.around.options, EngineOptions { jit: Jit::Off, perf_map: false });
+    assert_eq!(check.pair(), off.pair(), "nothing that a pair must agree on");
+    assert!(Options::try_parse_from(["lockstep", "--jit", "maybe"]).is_err());
 }

@@ -35,6 +35,7 @@ pub mod engine;
 pub mod io;
 pub mod machine;
 pub mod memory;
+pub mod meter;
 pub mod pair;
 #[cfg(feature = "planted-faults")]
 mod planted;

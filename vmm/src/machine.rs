@@ -18,6 +18,7 @@
 //! access to a device, so that saving, restoring and stopping anywhere change nothing.
 
 use std::hash::Hasher as _;
+use std::sync::Arc;
 
 use devices::{Devices, DevicesConfig, DevicesState};
 use logchannel::{DiskRequest, Event, MachineDigest, OnReset, Output, Position, codec};
@@ -28,6 +29,7 @@ use twox_hash::XxHash3_64;
 use crate::boot::BootError;
 use crate::engine::{CpuState, Engine, EngineError, StopPrecision, VmEntry, VmExit};
 use crate::memory::Ram;
+use crate::meter::Meter;
 use crate::restart::{ResetPolicy, ResetState};
 
 /// Virtual time of one position, on engines that stop exactly.
@@ -104,6 +106,7 @@ pub struct Machine<E> {
     resets: ResetState,
     /// The guest was reset, and nobody has asked yet.
     was_reset: bool,
+    meter: Arc<Meter>,
 }
 
 /// Pages that changed and that a reader has yet to learn of: digests and state transfer ask independently.
@@ -143,7 +146,18 @@ impl<E: Engine> Machine<E> {
             policy: ResetPolicy::default(),
             resets: ResetState::default(),
             was_reset: false,
+            meter: Arc::default(),
         })
+    }
+
+    /// Has `meter` told where the guest is, from now on.
+    pub fn set_meter(&mut self, meter: Arc<Meter>) {
+        meter.moved_to(self.engine.position().count);
+        self.meter = meter;
+    }
+
+    fn note_position(&self) {
+        self.meter.note(self.engine.position().count, || self.engine.statistics());
     }
 
     /// What a reset by the guest does, from now on; a new machine ends.
@@ -171,6 +185,7 @@ impl<E: Engine> Machine<E> {
             policy: ResetPolicy::default(),
             resets: state.resets,
             was_reset: false,
+            meter: Arc::default(),
         })
     }
 
@@ -181,6 +196,7 @@ impl<E: Engine> Machine<E> {
         self.engine.restore(&state.cpu, state.at)?;
         (self.entry, self.halted, self.ended) = (VmEntry::Resume, state.halted, None);
         (self.resets, self.was_reset) = (state.resets, false);
+        self.meter.moved_to(state.at.count);
         Ok(())
     }
 
@@ -510,17 +526,21 @@ impl<E: Engine> replay::Machine for Machine<E> {
     }
 
     fn run(&mut self, until: Option<Position>) -> Result<Stop, MachineError> {
-        match self.engine.stops() {
+        let stop = match self.engine.stops() {
             StopPrecision::AtExits => self.run_to_exit(until),
             StopPrecision::Exact => self.run_exactly(until, SLICE),
-        }
+        };
+        self.note_position();
+        stop
     }
 
     fn run_slice(&mut self, most: u64) -> Result<Stop, MachineError> {
-        match self.engine.stops() {
+        let stop = match self.engine.stops() {
             StopPrecision::AtExits => self.run_to_exit(None),
             StopPrecision::Exact => self.run_exactly(None, most.clamp(1, SLICE)),
-        }
+        };
+        self.note_position();
+        stop
     }
 
     fn next_deadline_ns(&self) -> Option<u64> {

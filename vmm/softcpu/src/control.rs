@@ -146,7 +146,7 @@ impl Cpu {
             let number = seg as usize;
             self.bases[number] = if flat { 0 } else { self.segments[number].base };
         }
-        self.tlb.off = self.watches_data();
+        self.update_breakpoints();
         self.update_space();
     }
 }

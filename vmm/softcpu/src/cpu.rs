@@ -17,11 +17,13 @@ use crate::cache::CodeCache;
 use crate::debug::Debug;
 use crate::exception::Exception;
 use crate::flags::{self, Lazy};
+use crate::jit::Jit;
 use crate::mem::Tlb;
 use crate::native::Native;
 use crate::op::{Op, REGISTERS};
 use crate::ram::GuestRam;
 use crate::state::{Fpu, Msrs, Seg, Segment, Shadow, State, Table};
+use crate::watch::Watch;
 use crate::word::Word;
 use crate::{Exit, Fault};
 
@@ -104,6 +106,8 @@ pub struct Cpu {
     pub(crate) efer: u64,
     pub(crate) dr: [u64; 6],
     pub(crate) debug: Debug,
+    /// Instructions are executed one by one: DR7 has breakpoints that are not on data.
+    pub(crate) breaks_at_code: bool,
     pub(crate) msrs: Msrs,
     pub(crate) tsc_offset: i64,
     /// Queued external interrupt.
@@ -118,6 +122,9 @@ pub struct Cpu {
     pub(crate) tlb: Tlb,
     pub(crate) cache: CodeCache,
     pub(crate) breakpoints: Breakpoints,
+    pub(crate) watch: Watch,
+    pub(crate) jit: Jit,
+    pub(crate) perf_map: bool,
     /// The translator, when it is on.
     pub(crate) native: Option<Box<Native>>,
     /// First op of a block that asks to be translated, or null.
@@ -187,6 +194,7 @@ impl Cpu {
             efer: 0,
             dr: [0; 6],
             debug: Debug::default(),
+            breaks_at_code: false,
             msrs: Msrs::default(),
             tsc_offset: 0,
             interrupt: None,
@@ -198,6 +206,9 @@ impl Cpu {
             tlb: Tlb::new(),
             cache,
             breakpoints: Breakpoints::default(),
+            watch: Watch::default(),
+            jit: Jit::Off,
+            perf_map: false,
             native: None,
             wanted: std::ptr::null(),
             resumed: false,
@@ -395,6 +406,10 @@ impl Cpu {
                 return Some(exit);
             }
             Abort::After(exit) => return Some(exit),
+        }
+        if self.is_watched_change() {
+            self.obey_watched(true);
+            return Some(Exit::Watched);
         }
         if self.retired >= until {
             return Some(Exit::Reached);

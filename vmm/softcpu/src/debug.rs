@@ -1,14 +1,15 @@
 //! Single-step and debug registers (SDM vol. 3, 17.2 and 17.3).
 //!
-//! While there is anything to look for, instructions are executed one by one; data breakpoints switch the
-//! software TLB off, so that every access comes past `watch_access`. An instruction and the trap after it are
-//! one step. Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and a data
+//! While there are steps or breakpoints on instructions to look for, instructions are executed one by one. Of
+//! data breakpoints the pages are left out of the software TLB, so that every access to them comes past
+//! `watch_access`, and an instruction that hits one is executed alone. An instruction and the trap after it
+//! are one step. Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and a data
 //! breakpoint that MOV SS or POP SS hits is lost, not late.
 
-use crate::Cpu;
 use crate::exception::{Exception, Kind};
 use crate::flags;
 use crate::state::Shadow;
+use crate::{Cpu, Fault};
 
 const DR7_ENABLED: u64 = 0xff;
 const DR7_GD: u64 = 1 << 13;
@@ -47,13 +48,13 @@ impl Cpu {
     /// Whether instructions must be executed one by one. RF alone asks for nothing.
     #[inline(always)]
     pub(crate) fn is_traced(&self) -> bool {
-        self.system_flags & flags::TF != 0 || self.dr[5] & DR7_ENABLED != 0
+        self.system_flags & flags::TF != 0 || self.breaks_at_code
     }
 
     /// Whether the next instruction is not just the first of a block.
     #[inline(always)]
     pub(crate) fn is_resumed_or_traced(&self) -> bool {
-        self.system_flags & (flags::TF | flags::RF) != 0 || self.dr[5] & DR7_ENABLED != 0
+        self.system_flags & (flags::TF | flags::RF) != 0 || self.breaks_at_code
     }
 
     fn breakpoint(&self, number: usize) -> Option<Breakpoint> {
@@ -81,10 +82,19 @@ impl Cpu {
         (0..4).filter(|n| self.breakpoint(*n).is_some_and(|b| wanted(&b))).fold(0, |bits, n| bits | 1 << n)
     }
 
-    /// Whether accesses to data must be watched.
-    pub(crate) fn watches_data(&self) -> bool {
-        self.dr[5] & DR7_ENABLED != 0
-            && self.breakpoints(|b| matches!(b.condition, Condition::Write | Condition::Access)) != 0
+    /// Derives what is looked for from DR7.
+    pub(crate) fn update_breakpoints(&mut self) {
+        let on = self.dr[5] & DR7_ENABLED != 0;
+        let of_data = |b: &Breakpoint| matches!(b.condition, Condition::Write | Condition::Access);
+        self.tlb.guarded = on && self.breakpoints(of_data) != 0;
+        self.breaks_at_code = on && self.breakpoints(|b| !of_data(b)) != 0;
+    }
+
+    /// Whether translations of the page of a linear address are not to be cached.
+    #[cold]
+    pub(crate) fn guards_page(&self, address: u64) -> bool {
+        let page = |address: u64| address / crate::ram::PAGE;
+        self.breakpoints(|b| page(b.start) == page(address)) != 0
     }
 
     /// What comes before an instruction executed by itself; false when it is not to be executed.
@@ -124,15 +134,30 @@ impl Cpu {
 
     /// Looks at a data access while data breakpoints are set.
     #[cold]
-    pub(crate) fn watch_access(&mut self, address: u64, size: u64, write: bool) {
+    pub(crate) fn watch_access(&mut self, address: u64, size: u64, write: bool) -> Result<(), Fault> {
+        let hits = self.hits(address, size, write);
+        if hits != 0 {
+            self.must_be_alone()?;
+            self.debug.hits |= hits;
+        }
+        Ok(())
+    }
+
+    /// Looks whether a store that is about to be made hits any, before the instruction has any effect.
+    #[cold]
+    pub(crate) fn watch_coming_store(&mut self, address: u64, size: u64) -> Result<(), Fault> {
+        if self.hits(address, size, true) == 0 { Ok(()) } else { self.must_be_alone() }
+    }
+
+    fn hits(&self, address: u64, size: u64, write: bool) -> u64 {
         if self.space & 3 == crate::mem::privilege::IMPLICIT {
-            return;
+            return 0;
         }
         let last = address.wrapping_add(size - 1);
-        self.debug.hits |= self.breakpoints(|b| {
+        self.breakpoints(|b| {
             let wanted = b.condition == Condition::Access || b.condition == Condition::Write && write;
             wanted && address <= b.start.wrapping_add(b.bytes - 1) && b.start <= last
-        });
+        })
     }
 
     /// A debug exception is delivered.
@@ -142,7 +167,7 @@ impl Cpu {
     }
 
     /// DR7.GD guards the debug registers: #DB.
-    pub(crate) fn guard_debug_registers(&mut self) -> Result<(), crate::Fault> {
+    pub(crate) fn guard_debug_registers(&mut self) -> Result<(), Fault> {
         if self.dr[5] & DR7_GD != 0 {
             return self.raise(Exception::debug(DR6_BD, Kind::Fault));
         }

@@ -29,6 +29,7 @@ mod exception;
 mod exec;
 mod flags;
 mod interrupt;
+mod jit;
 mod mem;
 mod native;
 mod op;
@@ -38,12 +39,16 @@ mod planted;
 mod ram;
 mod segmentation;
 mod state;
+mod statistics;
+mod watch;
 mod word;
 
 pub use cpu::{Cpu, Kicker};
+pub use jit::Jit;
 pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
 pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};
+pub use statistics::Statistics;
 
 /// The instruction did not complete; `Cpu` knows why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +111,8 @@ pub enum Exit {
     },
     /// The next instruction is at a breakpoint, and breakpoints are obeyed.
     Breakpoint,
+    /// The last step stored to bytes that are watched, or changed where linear addresses lead.
+    Watched,
     /// Triple fault.
     Shutdown,
 }

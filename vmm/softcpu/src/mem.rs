@@ -6,11 +6,11 @@
 //!
 //! The TLB is invisible: every page walked for a cached translation is watched, and a write to one drops the
 //! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
-//! CR3 drops nothing. Writes to pages with decoded code or page tables are never cached.
+//! CR3 drops nothing. Writes to pages with decoded code, page tables or watched bytes are never cached.
 
 use crate::exception::{Exception, vector};
 use crate::paging::{Access, Walk};
-use crate::ram::{CODE, DIRTY, PAGE, TABLE};
+use crate::ram::{CODE, DIRTY, PAGE, TABLE, WATCHED};
 use crate::{Cpu, Exit, Fault};
 
 /// Pages that reads find at once: 64 MiB, so that a guest that reads all over a large table mostly hits.
@@ -77,8 +77,8 @@ pub struct Tlb {
     first: usize,
     /// Pages flagged `TABLE`.
     tables: Vec<u64>,
-    /// Nothing is cached: data breakpoints look at every access.
-    pub(crate) off: bool,
+    /// Pages with data breakpoints are not cached: every access to them is looked at.
+    pub(crate) guarded: bool,
     /// Goes up whenever something that was cached may not be used any more.
     pub(crate) revision: u64,
 }
@@ -93,7 +93,7 @@ impl Tlb {
             spaces: Vec::new(),
             first: 0,
             tables: Vec::new(),
-            off: false,
+            guarded: false,
             revision: 0,
         }
     }
@@ -370,6 +370,9 @@ impl Cpu {
     #[cold]
     pub(crate) fn check_write(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
+        if self.tlb.guarded {
+            self.watch_coming_store(address, size)?;
+        }
         let mut at = address;
         let mut left = size;
         while left > 0 {
@@ -413,8 +416,8 @@ impl Cpu {
     #[cold]
     fn read_slow(&mut self, address: u64, size: u64) -> Result<(), Fault> {
         self.check_operand(address, size)?;
-        if self.tlb.off {
-            self.watch_access(address, size, false);
+        if self.tlb.guarded {
+            self.watch_access(address, size, false)?;
         }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, false)?;
@@ -432,8 +435,8 @@ impl Cpu {
     #[cold]
     fn write_slow(&mut self, address: u64, size: u64, bits: u128) -> Result<(), Fault> {
         self.check_operand(address, size)?;
-        if self.tlb.off {
-            self.watch_access(address, size, true);
+        if self.tlb.guarded {
+            self.watch_access(address, size, true)?;
         }
         let first = size.min(PAGE - (address & OFFSET));
         let gpa = self.translate_data(address, true)?;
@@ -493,6 +496,10 @@ impl Cpu {
             return Ok(());
         }
         let flags = self.ram.flags(gpa);
+        if flags & WATCHED != 0 && self.stops_at_store(gpa, size) {
+            self.must_be_alone()?;
+            self.note_watched_store();
+        }
         if flags & TABLE != 0 {
             let present = (gpa & !7..gpa + size).step_by(8).any(|entry| self.ram.word(entry) & 1 != 0);
             if present {
@@ -515,6 +522,10 @@ impl Cpu {
 
     /// A walk is about to set bits of the page table entry at `gpa`, which may be decoded code as well.
     pub(crate) fn before_mark(&mut self, gpa: u64) -> Result<(), Fault> {
+        if self.ram.holds(gpa, 8) && self.ram.flags(gpa) & WATCHED != 0 && self.stops_at_store(gpa, 8) {
+            self.must_be_alone()?;
+            self.note_watched_store();
+        }
         if self.ram.holds(gpa, 8) && self.ram.flags(gpa) & CODE != 0 && self.cache.covers(gpa, 8) {
             self.must_be_alone()?;
             self.drop_code(gpa);
@@ -522,7 +533,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn must_be_alone(&mut self) -> Result<(), Fault> {
+    pub(crate) fn must_be_alone(&mut self) -> Result<(), Fault> {
         if self.alone {
             return Ok(());
         }
@@ -545,17 +556,14 @@ impl Cpu {
         let address = self.wrapped(address);
         let access = Access { write, exec: false, privilege: self.space & 3 };
         let page = self.walk(address, access)?;
-        if self.tlb.off {
-            return Ok(page.gpa);
-        }
-        if self.space & ALIGNED != 0 {
+        if self.space & ALIGNED != 0 || self.tlb.guarded && self.guards_page(address) {
             return Ok(page.gpa);
         }
         if self.ram.holds(page.gpa & !OFFSET, PAGE) {
             let tag = address & !OFFSET | self.space;
             let entry = Entry { tag, addend: self.ram.host_page(page.gpa).wrapping_sub(address & !OFFSET) };
             self.tlb.read[read_slot(address)] = entry;
-            if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE) == 0 {
+            if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE | WATCHED) == 0 {
                 // Stores that hit say nothing, and this one may fault on its other page.
                 self.ram.set_flags(page.gpa, DIRTY);
                 self.tlb.write[write_slot(address)] = entry;
@@ -634,6 +642,12 @@ impl Cpu {
             self.ram.set_flags(gpa, CODE);
             self.tlb.forget_writes(self.ram.host_page(gpa));
         }
+    }
+
+    /// Stores to the page at `gpa` are looked at from now on.
+    pub(crate) fn watch_stores(&mut self, gpa: u64) {
+        self.ram.set_flags(gpa, WATCHED);
+        self.tlb.forget_writes(self.ram.host_page(gpa));
     }
 
     /// Drops all translations. The privilege of the access under way stays.

@@ -8,6 +8,8 @@ pub const CODE: u8 = 1;
 pub const TABLE: u8 = 2;
 /// The page was written since the last `take_dirty`.
 pub const DIRTY: u8 = 4;
+/// The page has bytes at whose stores a debugger wants the processor to stop.
+pub const WATCHED: u8 = 8;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 

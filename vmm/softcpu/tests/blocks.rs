@@ -24,7 +24,7 @@ impl Machine {
         // SAFETY: the vector outlives the processor and is not touched while it runs.
         let mut cpu = unsafe { Cpu::new(host, RAM) };
         if let Ok(runs) = std::env::var("NATIVE") {
-            assert!(cpu.set_translation(Some(runs.parse().unwrap())));
+            assert!(cpu.set_translation(Some(runs.parse().expect("a number"))));
         }
         let mut state = State { rip: CODE, cr0: 0x33, cr4: 0x620, efer: 0x500, ..State::default() };
         for segment in &mut state.segments[..6] {

@@ -18,6 +18,7 @@ pub mod replicate;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod translator;
 pub mod verify;
 
 use ::disk_server::{ServerError, StoreError};

@@ -8,9 +8,12 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use logchannel::{Event, Output, Position, Seq};
 
+use crate::assemble::Surroundings;
+use crate::cli::translator::TranslatorArgs;
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
 use crate::debug::replay::Goal;
 use crate::debug::{self, DebugArgs, Debugging};
+use crate::recording::control;
 use crate::recording::kernel::kernel;
 use crate::recording::reader::Tail;
 use crate::recording::serve::serve;
@@ -42,6 +45,12 @@ pub struct ReplayArgs {
     /// Stop when the N-th output of the log is made.
     #[arg(long, value_name = "N", conflicts_with = "to")]
     pub to_output: Option<u64>,
+    /// How the software engine executes.
+    #[command(flatten)]
+    pub translator: TranslatorArgs,
+    /// Control socket for `lockstep status`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Who looks into the guest.
     #[command(flatten)]
     pub debug: DebugArgs,
@@ -155,7 +164,12 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<u8> {
     let looks = args.debug.gdb.is_some() || args.debug.trace_from.is_some();
     let image = if looks && args.debug.symbols.is_none() { kernel(&recording) } else { None };
     let debugging = Debugging::new(&args.debug, &image.unwrap_or_default(), true)?;
-    let mut session = Session::debugged(recording, &debugging)?;
+    let options = args.translator.options();
+    let around = Surroundings { debugging: debugging.clone(), options, ..Surroundings::default() };
+    if let Some(path) = &args.control {
+        control::serve_replay(path, &recording.header().machine, around.meter.clone())?;
+    }
+    let mut session = Session::with(recording, &around)?;
     if args.serve {
         serve(&mut session, std::io::stdin().lock(), std::io::stdout().lock())?;
         return Ok(0);

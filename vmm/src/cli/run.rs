@@ -52,7 +52,7 @@ pub struct RunArgs {
 /// Runs the command.
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let mut config = VmConfig::new(&args.vm, None, wall_ns())?;
-    config.debugging = Debugging::new(&args.debug, &config.image, false)?;
+    config.around.debugging = Debugging::new(&args.debug, &config.image, false)?;
     let _store = args.data.keep_disk(&mut config)?;
     let record = args.record.options();
     Ok(conclude(&run_live(config, None, args.take_over, record.as_ref())?))

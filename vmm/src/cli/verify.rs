@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::assemble::Surroundings;
 use crate::cli::replay::warn_of_tail;
+use crate::cli::translator::TranslatorArgs;
 use crate::cli::{EXIT_CODES, EXIT_DIVERGED};
 use crate::io::clock::{HostClock, wall_ns};
 use crate::recording::verify::{LastState, play, play_kicked, play_with_stops, to_compare};
-use crate::recording::{Recording, SessionError};
+use crate::recording::{Recording, Session, SessionError};
 
 /// Options of `lockstep verify`.
 #[derive(Debug, Args)]
@@ -30,6 +32,9 @@ pub struct VerifyArgs {
     /// Seed of kicks and stops.
     #[arg(long, value_name = "SEED")]
     pub seed: Option<u64>,
+    /// How the software engine executes.
+    #[command(flatten)]
+    pub translator: TranslatorArgs,
 }
 
 /// Runs the command.
@@ -75,7 +80,7 @@ fn verify(args: &VerifyArgs, seed: u64) -> anyhow::Result<LastState> {
     };
     for time in 1..=args.times {
         let started = HostClock.now_ns();
-        let (state, kicks) = play_kicked(&args.file, seed.wrapping_add(time))?;
+        let (state, kicks) = play_kicked(&args.file, &around(args), seed.wrapping_add(time))?;
         same(&format!("replay {time} with kicks"), state)?;
         let seconds = (HostClock.now_ns() - started) as f64 / 1e9;
         println!("replay {time} of {}: equal, {kicks} kicks, {seconds:.2} s", args.times);
@@ -88,6 +93,10 @@ fn verify(args: &VerifyArgs, seed: u64) -> anyhow::Result<LastState> {
     Ok(straight)
 }
 
-fn open_quietly(args: &VerifyArgs) -> Result<crate::recording::Session, SessionError> {
-    crate::recording::Session::open(&args.file)
+fn open_quietly(args: &VerifyArgs) -> Result<Session, SessionError> {
+    Session::with(Recording::open(&args.file)?, &around(args))
+}
+
+fn around(args: &VerifyArgs) -> Surroundings {
+    Surroundings { options: args.translator.options(), ..Surroundings::default() }
 }

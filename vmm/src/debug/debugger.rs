@@ -60,6 +60,8 @@ pub struct Debugger {
     stop: Option<Stop>,
     /// RIP is at a breakpoint that has been reported.
     leave: bool,
+    /// Somebody else than the guest may have changed what is watched: a step, and then a look.
+    step_first: bool,
     /// A step whose instruction the machine has still to complete.
     open: bool,
     rewind: Option<Rewind>,
@@ -96,6 +98,7 @@ impl Debugger {
             trace,
             stop: None,
             leave: false,
+            step_first: false,
             open: false,
             rewind: None,
             quiet: false,
@@ -178,6 +181,8 @@ impl Debugger {
         if self.quiet {
             return target.engine.run(entry, until);
         }
+        // Devices write memory and apply inputs between two runs.
+        self.step_first = true;
         if !self.kicker_added {
             self.kicker_added = true;
             target.engine.debug_kicker().into_iter().for_each(|kick| self.kicks.add(kick));
@@ -220,13 +225,14 @@ impl Debugger {
             target.engine.complete(VmEntry::Resume)?;
         }
         let stepping = matches!(target.setup.resume, Resume::Step | Resume::Range(..));
-        let step = stepping || traced || self.leave || !target.setup.watchpoints.is_empty();
+        let watching = !target.setup.watchpoints.is_empty();
+        let step = stepping || traced || self.leave || watching && self.step_first;
         if let (true, Some(trace)) = (traced, &mut self.trace) {
             trace.before(target)?;
         }
         let stop = self.run_once(target, entry, until, step)?;
         match stop {
-            DebugStop::Stepped => {
+            DebugStop::Stepped | DebugStop::Watched => {
                 self.stepped(target)?;
                 Ok(None)
             }
@@ -238,10 +244,10 @@ impl Debugger {
             DebugStop::Exit(VmExit::Kicked) if target.engine.stops() == StopPrecision::AtExits => Ok(None),
             DebugStop::Exit(exit) => {
                 let whole = matches!(exit, VmExit::Kicked | VmExit::Reached | VmExit::Window);
-                if whole && step && target.engine.position() != before {
+                if whole && (step || watching) && target.engine.position() != before {
                     self.stepped(target)?;
                 } else {
-                    self.open = step && !whole;
+                    self.open = (step || watching) && !whole;
                 }
                 Ok(Some(exit))
             }
@@ -261,7 +267,11 @@ impl Debugger {
             target.engine.complete(std::mem::take(&mut entry))?;
             patches = patch(target)?;
         }
-        let ask = DebugRun { step, breakpoints: &target.setup.breakpoints };
+        let watched = match step || target.setup.watchpoints.is_empty() {
+            true => None,
+            false => Some(target.watched()?),
+        };
+        let ask = DebugRun { step, breakpoints: &target.setup.breakpoints, watched: watched.as_deref() };
         let stop = target.engine.run_debug(entry, until, ask);
         for (address, byte) in patches {
             target.memory.write_obj(byte, GuestAddress(address)).expect("it was there before");
@@ -271,7 +281,7 @@ impl Debugger {
 
     /// An instruction was executed, and the engine is between two of them.
     fn stepped(&mut self, target: &mut Target) -> Result<(), EngineError> {
-        self.leave = false;
+        (self.leave, self.step_first) = (false, false);
         if let Some(trace) = &mut self.trace {
             trace.after(target)?;
         }
@@ -333,6 +343,7 @@ impl Debugger {
         }
         if stopped {
             target.release()?;
+            self.step_first = true;
             self.leave = target.setup.breakpoints.contains(&target.engine.rip()?);
             self.rewind = match target.setup.resume {
                 Resume::ReverseStep => Some(Rewind::Step(target.engine.position())),

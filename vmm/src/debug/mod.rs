@@ -28,6 +28,7 @@ use anyhow::Context;
 use clap::Args;
 use crossbeam_channel::bounded;
 use logchannel::Position;
+use softcpu::Statistics;
 
 use crate::cli::headings::DEBUGGING;
 use crate::engine::{
@@ -268,5 +269,9 @@ impl Engine for Debugged {
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         self.target.engine.take_dirty_pages()
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        self.target.engine.statistics()
     }
 }

@@ -2,6 +2,8 @@
 //! check, nothing marked accessed, and nothing but RAM read. Tables are guest memory, so every address is
 //! checked.
 
+use std::ops::Range;
+
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::engine::CpuState;
@@ -20,6 +22,11 @@ const PAGE: u64 = 4096;
 /// Knows long mode and no paging at all. The legacy modes, which 64-bit kernels pass through in a few
 /// instructions, are not translated.
 pub fn translate(cpu: &CpuState, memory: &GuestMemory, linear: u64) -> Option<u64> {
+    walk(cpu, memory, linear, |_| {})
+}
+
+/// The same; `passed` is told the address of each entry of the tables that was read.
+fn walk(cpu: &CpuState, memory: &GuestMemory, linear: u64, mut passed: impl FnMut(u64)) -> Option<u64> {
     let [cr0, _, cr3, cr4, _] = cpu.cr;
     if cr0 & CR0_PG == 0 {
         return (linear <= u64::from(u32::MAX)).then_some(linear);
@@ -35,7 +42,9 @@ pub fn translate(cpu: &CpuState, memory: &GuestMemory, linear: u64) -> Option<u6
     let mut table = cr3 & ADDRESS;
     for level in (0..levels).rev() {
         let shift = 12 + 9 * level;
-        let entry: u64 = memory.read_obj(GuestAddress(table + (linear >> shift & 511) * 8)).ok()?;
+        let at = table + (linear >> shift & 511) * 8;
+        passed(at);
+        let entry: u64 = memory.read_obj(GuestAddress(at)).ok()?;
         if entry & PRESENT == 0 {
             return None;
         }
@@ -75,6 +84,21 @@ pub fn read(cpu: &CpuState, memory: &GuestMemory, linear: u64, into: &mut [u8]) 
     parts(cpu, memory, linear, len, |physical, range| {
         memory.read_slice(&mut into[range], GuestAddress(physical)).is_ok()
     })
+}
+
+/// Adds what `read` depends on, of `len` bytes at a linear address: where they are, and the entries of page
+/// tables that say so, or that nothing is mapped there.
+pub fn places(cpu: &CpuState, memory: &GuestMemory, linear: u64, len: usize, to: &mut Vec<Range<u64>>) {
+    let mut done = 0;
+    while done < len {
+        let Some(at) = linear.checked_add(done as u64) else { break };
+        let here = ((PAGE - at % PAGE) as usize).min(len - done);
+        match walk(cpu, memory, at, |entry| to.push(entry..entry + 8)) {
+            Some(physical) => to.push(physical..physical + here as u64),
+            None => break,
+        }
+        done += here;
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The guest as gdbstub sees it: registers, memory, breakpoints, how to go on.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use gdbstub::arch::Arch;
@@ -167,6 +168,19 @@ impl Target {
             }
         }
         Ok(found)
+    }
+
+    /// Guest physical memory that decides what the watchpoints see: their own, and the entries of page tables
+    /// that lead there.
+    pub fn watched(&mut self) -> Result<Vec<Range<u64>>, EngineError> {
+        let memory = self.memory.clone();
+        let mut ranges = Vec::new();
+        for index in 0..self.setup.watchpoints.len() {
+            let Watchpoint { address, bytes, .. } = self.setup.watchpoints[index];
+            paging::places(self.cpu()?, &memory, address, bytes, &mut ranges);
+        }
+        self.release()?;
+        Ok(ranges)
     }
 
     fn content(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>, EngineError> {

@@ -2,6 +2,7 @@
 //! whichever kind behind one type.
 
 use logchannel::Position;
+use softcpu::{Jit, Statistics};
 
 use crate::engine::kvm::{self, CPU_MODEL, KvmEngine, host_cpu};
 use crate::engine::soft::{self, SoftEngine};
@@ -13,6 +14,15 @@ use crate::memory::Ram;
 
 /// An engine of any kind. Exits are rare enough that finding its methods at run time costs nothing.
 pub type AnyEngine = Box<dyn Engine + Send>;
+
+/// How an engine executes, as far as there is a choice; no guest can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineOptions {
+    /// Whether `soft` translates.
+    pub jit: Jit,
+    /// Whether translated code is listed for `perf`.
+    pub perf_map: bool,
+}
 
 /// The engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +88,14 @@ impl EngineKind {
     /// Makes one whose memory is `ram`, which must outlive it: the machine that owns both drops the engine
     /// first.
     pub fn create(self, ram: &Ram) -> Result<AnyEngine, EngineError> {
+        self.create_with(ram, EngineOptions::default())
+    }
+
+    /// The same, with options.
+    pub fn create_with(self, ram: &Ram, options: EngineOptions) -> Result<AnyEngine, EngineError> {
         match self {
             EngineKind::Kvm => Ok(Box::new(KvmEngine::new(ram)?)),
-            EngineKind::Soft => Ok(Box::new(SoftEngine::new(ram))),
+            EngineKind::Soft => Ok(Box::new(SoftEngine::with(ram, options))),
         }
     }
 }
@@ -195,5 +210,9 @@ impl Engine for AnyEngine {
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         (**self).take_dirty_pages()
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        (**self).statistics()
     }
 }

@@ -4,6 +4,7 @@
 //! Machine, recorder and replayer know no more of it than this, so that engines and clocks can be exchanged.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use logchannel::Position;
 
@@ -12,7 +13,7 @@ pub mod kvm;
 pub mod soft;
 pub mod state;
 
-pub use choice::{AnyEngine, EngineKind};
+pub use choice::{AnyEngine, EngineKind, EngineOptions};
 pub use state::CpuState;
 
 /// What an engine counts to name a point in the guest's execution (DESIGN 2).
@@ -178,6 +179,9 @@ pub struct DebugRun<'a> {
     /// Linear addresses: stop before an instruction that begins at one of them, be it the first. Not looked
     /// at when stepping.
     pub breakpoints: &'a BTreeSet<u64>,
+    /// Guest physical memory: stop after an instruction that stores there, or that changes CR0.PG, CR3 or
+    /// EFER.LMA. Not looked at when stepping, and only by engines that stop at any instruction.
+    pub watched: Option<&'a [Range<u64>]>,
 }
 
 /// Why a run under a debugger came back. None of it but `Exit` is the guest's doing.
@@ -189,6 +193,8 @@ pub enum DebugStop {
     Stepped,
     /// The next instruction is at a breakpoint.
     Breakpoint,
+    /// Watched memory may have changed, or where linear addresses lead.
+    Watched,
 }
 
 /// Who sees to it that a guest stops at a breakpoint.
@@ -297,6 +303,10 @@ pub trait Engine {
     }
     /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
+    /// What its translator did, if it has one.
+    fn statistics(&self) -> Option<softcpu::Statistics> {
+        None
+    }
 }
 
 /// Debugging on an engine that stops exactly: instruction by instruction where there are breakpoints.
@@ -306,19 +316,20 @@ pub fn run_by_steps<E: Engine + ?Sized>(
     until: Option<Position>,
     ask: DebugRun<'_>,
 ) -> Result<DebugStop, EngineError> {
-    if !ask.step && ask.breakpoints.is_empty() {
+    if !ask.step && ask.breakpoints.is_empty() && ask.watched.is_none() {
         return Ok(DebugStop::Exit(engine.run(entry, until)?));
     }
     engine.complete(entry)?;
+    let step = ask.step || ask.watched.is_some();
     loop {
-        if !ask.step && ask.breakpoints.contains(&engine.rip()?) {
+        if !step && ask.breakpoints.contains(&engine.rip()?) {
             return Ok(DebugStop::Breakpoint);
         }
         let before = engine.position().count;
         let exit = engine.run(VmEntry::Resume, Some(Position::at(before + 1)))?;
         let there = until.is_some_and(|until| engine.position().count >= until.count);
         match exit {
-            VmExit::Reached if ask.step => return Ok(DebugStop::Stepped),
+            VmExit::Reached if step => return Ok(DebugStop::Stepped),
             VmExit::Reached if !there => {}
             exit => return Ok(DebugStop::Exit(exit)),
         }

@@ -141,12 +141,14 @@ impl Answers {
     fn status(&self) -> String {
         let parts = self.parts();
         let (leader, follower, config) = (parts.leader.clone(), parts.follower.clone(), parts.config.clone());
+        let now_ns = self.clock.now_ns();
         let mut status = Status {
             role: parts.role,
             vm: config.args.vm.clone(),
             pid: std::process::id(),
             engine: config.engine.to_string(),
-            uptime_s: (self.clock.now_ns() - self.started_ns) as f64 / 1e9,
+            uptime_s: (now_ns - self.started_ns) as f64 / 1e9,
+            guest: config.around.meter.status(now_ns, config.engine.clock()),
             policy: config.policy,
             starting: parts.starting.clone(),
             live: None,

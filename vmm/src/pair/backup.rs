@@ -278,7 +278,7 @@ fn transferred(
     let mut ram = Ram::new(config.memory_bytes())?;
     let (state, log) = transfer::receive(endpoint, reader, &mut ram)?;
     let policy = config.reset_policy();
-    Ok((assemble::restore(config.engine, &config.debugging, ram, state, policy)?, log))
+    Ok((assemble::restore(config.engine, &config.around, ram, state, policy)?, log))
 }
 
 /// The protocol's word for having a machine as it was after `log`. The entries of the requests in flight are

@@ -94,7 +94,7 @@ impl Host {
         };
         host.serve_control()?;
         let queue = host.control.0.clone();
-        host.config.debugging.on_message(Box::new(move || {
+        host.config.around.debugging.on_message(Box::new(move || {
             let _ = queue.try_send(Control::Poke);
         }));
         Ok(host)
@@ -141,6 +141,8 @@ impl Host {
             end: self.end.clone(),
         };
         let socket = control::bind(path)?;
+        let meter = self.config.around.meter.clone();
+        start("meter", move || meter.keep_looking())?;
         start("control", move || control::serve(&socket, move |request| answers.answer(request)))?;
         Ok(())
     }

@@ -3,6 +3,7 @@
 use logchannel::Policy;
 use serde::Serialize;
 
+use crate::meter::GuestStatus;
 use crate::pair::disk_health::DiskServerStatus;
 use crate::pair::follower::{FailoverTimes, FollowerStatus};
 use crate::pair::leader::LeaderStatus;
@@ -21,6 +22,9 @@ pub struct Status {
     pub engine: String,
     /// Seconds since this process started.
     pub uptime_s: f64,
+    /// Where the guest is and how fast it gets on, once there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatus>,
     /// Times and clock; of a pair, the primary's.
     pub policy: Policy,
     /// What a process that is to be a live copy does before it is one.

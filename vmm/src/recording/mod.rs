@@ -14,6 +14,7 @@
 
 pub mod against;
 pub mod compare;
+pub mod control;
 pub mod disassemble;
 pub mod diverge;
 pub mod format;

@@ -17,9 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use logchannel::{MachineDigest, Output, Position, Seq};
 use replay::{Divergence, Ending, Machine as _, Progress, PushError, ReplayError, Replayer};
 
-use crate::assemble::{self, Vm};
+use crate::assemble::{self, Surroundings, Vm};
 use crate::config::MACHINE_MODEL;
-use crate::debug::Debugging;
 use crate::engine::{Engine as _, EngineKind, StopPrecision};
 use crate::machine::MachineError;
 use crate::memory::{MemoryError, Ram};
@@ -96,16 +95,16 @@ impl Session {
 
     /// A session of an open recording, at its first position.
     pub fn new(recording: Recording) -> Result<Self, SessionError> {
-        Self::debugged(recording, &Debugging::default())
+        Self::with(recording, &Surroundings::default())
     }
 
-    /// The same, with whoever looks into the guest.
-    pub fn debugged(recording: Recording, debugging: &Debugging) -> Result<Self, SessionError> {
+    /// The same, with what its machine is run with.
+    pub fn with(recording: Recording, around: &Surroundings) -> Result<Self, SessionError> {
         let engine = check_machine(&recording)?;
         let mut ram = Ram::new(recording.header().machine.memory_bytes)?;
         recording.load_memory(0, &mut ram)?;
         let policy = ResetPolicy::new(recording.header().machine.on_reset, recording.image()?);
-        let machine = assemble::restore(engine, debugging, ram, recording.state(0)?, policy)?;
+        let machine = assemble::restore(engine, around, ram, recording.state(0)?, policy)?;
         let first = recording.checkpoints()[0].seq + 1;
         Ok(Self {
             recording,

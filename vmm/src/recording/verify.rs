@@ -15,6 +15,7 @@ use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::Signal;
 use vmm_sys_util::signal::register_signal_handler;
 
+use crate::assemble::Surroundings;
 use crate::engine::{Engine as _, Kick};
 use crate::random::Random;
 use crate::recording::format::RecordingError;
@@ -94,14 +95,18 @@ pub fn play_with_stops(session: &mut Session, stops: u64, seed: u64) -> anyhow::
 extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Plays a session to the end of its log while its vCPU is kicked at random moments; how often it was.
-pub fn play_kicked(path: &std::path::Path, seed: u64) -> anyhow::Result<(LastState, u64)> {
+pub fn play_kicked(
+    path: &std::path::Path,
+    around: &Surroundings,
+    seed: u64,
+) -> anyhow::Result<(LastState, u64)> {
     register_signal_handler(Signal::SIGUSR1 as i32, nothing).context("cannot install a signal handler")?;
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let (tell, told) = mpsc::channel();
     thread::scope(|scope| {
         let (stop, sent) = (&stop, &sent);
         let player = scope.spawn(move || -> anyhow::Result<LastState> {
-            let mut session = Session::open(path)?;
+            let mut session = Session::with(Recording::open(path)?, around)?;
             let kick: Option<Kick> = session.machine().engine().kicker();
             tell.send((pthread_self(), kick)).context("nobody kicks")?;
             Ok(play(&mut session)?)

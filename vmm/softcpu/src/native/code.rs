@@ -4,6 +4,7 @@
 use std::ptr;
 
 use super::emit::{Code, Target};
+use super::mapping::{Mapping, memory_file};
 
 /// Bytes for what is executed often; as many again for the rest.
 const PART: usize = 32 << 20;
@@ -21,8 +22,8 @@ pub fn granule(offset: u32) -> usize {
 
 /// Code memory with two parts, each filled from its start on.
 pub struct CodeMemory {
-    write: *mut u8,
-    run: *const u8,
+    write: Mapping,
+    run: Mapping,
     hot: usize,
     cold: usize,
     /// Where they start again when everything is dropped.
@@ -31,35 +32,12 @@ pub struct CodeMemory {
     changed: bool,
 }
 
-// SAFETY: the mappings belong to this value alone.
-unsafe impl Send for CodeMemory {}
-
 impl CodeMemory {
     /// `None` where the host gives no executable memory.
     pub fn new() -> Option<Self> {
-        // SAFETY: plain system calls; their results are checked, and the descriptor is closed.
-        let (write, run) = unsafe {
-            let file = libc::memfd_create(c"lockstep-code".as_ptr(), libc::MFD_CLOEXEC);
-            if file < 0 {
-                return None;
-            }
-            let sized = libc::ftruncate(file, 2 * PART as i64) == 0;
-            let map = |protection| {
-                let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-                let at = libc::mmap(ptr::null_mut(), 2 * PART, protection, flags, file, 0);
-                (at != libc::MAP_FAILED).then_some(at.cast::<u8>())
-            };
-            let write = if sized { map(libc::PROT_READ | libc::PROT_WRITE) } else { None };
-            let run = write.and_then(|_| map(libc::PROT_READ | libc::PROT_EXEC));
-            libc::close(file);
-            if let (Some(write), None) = (write, run) {
-                libc::munmap(write.cast(), 2 * PART);
-            }
-            let (write, run) = (write?, run?);
-            libc::madvise(write.cast(), 2 * PART, libc::MADV_DONTFORK);
-            libc::madvise(run.cast(), 2 * PART, libc::MADV_DONTFORK);
-            (write, run)
-        };
+        let file = memory_file(2 * PART as u64)?;
+        let write = Mapping::of(&file, 2 * PART, libc::PROT_READ | libc::PROT_WRITE)?;
+        let run = Mapping::of(&file, 2 * PART, libc::PROT_READ | libc::PROT_EXEC)?;
         Some(Self { write, run, hot: 0, cold: PART, first: (0, PART), changed: false })
     }
 
@@ -91,12 +69,12 @@ impl CodeMemory {
     /// Address of code at an offset, for execution.
     pub fn address(&self, offset: u32) -> u64 {
         assert!((offset as usize) < 2 * PART);
-        self.run as u64 + u64::from(offset)
+        self.run.start() as u64 + u64::from(offset)
     }
 
     /// Offset of an address in code memory.
     pub fn offset(&self, address: u64) -> u32 {
-        let offset = address.wrapping_sub(self.run as u64);
+        let offset = address.wrapping_sub(self.run.start() as u64);
         assert!(offset < 2 * PART as u64, "{address:#x} is not in code memory");
         offset as u32
     }
@@ -106,8 +84,9 @@ impl CodeMemory {
         let (at_hot, at_cold) = (self.hot, self.cold);
         assert!(at_hot + hot.here() <= PART && at_cold + cold.here() <= 2 * PART, "room for a block");
         for (at, code) in [(at_hot, hot), (at_cold, cold)] {
+            let to = self.write.start().wrapping_add(at);
             // SAFETY: the range is in the mapping, as just asserted.
-            unsafe { ptr::copy_nonoverlapping(code.bytes.as_ptr(), self.write.add(at), code.here()) };
+            unsafe { ptr::copy_nonoverlapping(code.bytes.as_ptr(), to, code.here()) };
             for (place, target) in &code.fixups {
                 let target = match target {
                     Target::Hot(offset) => at_hot + offset,
@@ -122,6 +101,14 @@ impl CodeMemory {
         self.changed = true;
     }
 
+    /// Code that was placed.
+    #[cfg(debug_assertions)]
+    pub fn bytes(&self, offset: u32, count: usize) -> &[u8] {
+        assert!(offset as usize + count <= 2 * PART);
+        // SAFETY: the range is in the mapping; it changes only through this value.
+        unsafe { std::slice::from_raw_parts(self.write.start().wrapping_add(offset as usize), count) }
+    }
+
     /// Makes the 32-bit displacement at `place` lead to `target`.
     pub fn point(&mut self, place: u32, target: u32) {
         self.set(place, target.wrapping_sub(place + 4));
@@ -130,8 +117,9 @@ impl CodeMemory {
     /// Changes 32 bits of code.
     pub fn set(&mut self, place: u32, value: u32) {
         assert!(place as usize + 4 <= 2 * PART);
+        let to = self.write.start().wrapping_add(place as usize);
         // SAFETY: the four bytes are in the mapping.
-        unsafe { self.write.add(place as usize).cast::<u32>().write_unaligned(value) };
+        unsafe { to.cast::<u32>().write_unaligned(value) };
         self.changed = true;
     }
 
@@ -158,16 +146,6 @@ impl CodeMemory {
                     old = out(reg) _,
                 );
             }
-        }
-    }
-}
-
-impl Drop for CodeMemory {
-    fn drop(&mut self) {
-        // SAFETY: both mappings were made in `new`, and nothing is executed in them any more.
-        unsafe {
-            libc::munmap(self.write.cast(), 2 * PART);
-            libc::munmap(self.run.cast_mut().cast(), 2 * PART);
         }
     }
 }

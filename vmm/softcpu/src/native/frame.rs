@@ -2,9 +2,8 @@
 //!
 //! A stack lies below it, for the calls of translated code and for the frames of signals.
 
-use std::ptr;
-
 use super::flags;
+use super::mapping::Mapping;
 use crate::flags::Lazy;
 
 /// Why translated code was left.
@@ -113,34 +112,13 @@ const STACK: usize = 1 << 20;
 const GUARD: usize = 64 << 10;
 
 /// A frame with the stack below it, in a mapping of its own.
-pub struct Stack {
-    map: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: the mapping belongs to this value alone.
-unsafe impl Send for Stack {}
+pub struct Stack(Mapping);
 
 impl Stack {
+    /// A frame of zeros is valid; whoever enters completes it.
     pub fn new() -> Option<Self> {
         let bytes = GUARD + STACK + size_of::<Frame>().next_multiple_of(4096);
-        // SAFETY: plain system calls whose results are checked.
-        let map = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let map = libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
-            if map == libc::MAP_FAILED {
-                return None;
-            }
-            let map = map.cast::<u8>();
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            if libc::mprotect(map.add(GUARD).cast(), bytes - GUARD, access) != 0 {
-                libc::munmap(map.cast(), bytes);
-                return None;
-            }
-            map
-        };
-        // A frame of zeros is valid; whoever enters completes it.
-        Some(Self { map, bytes })
+        Mapping::guarded(bytes, GUARD).map(Self)
     }
 
     /// The frame, while translated code does not run.
@@ -157,14 +135,7 @@ impl Stack {
 
     /// The frame, aligned as it asks for.
     pub fn frame(&self) -> *mut Frame {
-        self.map.wrapping_add(GUARD + STACK).cast()
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`; nobody runs on it.
-        unsafe { libc::munmap(self.map.cast(), self.bytes) };
+        self.0.start().wrapping_add(GUARD + STACK).cast()
     }
 }
 

@@ -13,16 +13,20 @@
 //! interpreter goes on in the middle of the block. So nothing can fault on the host, and every exception,
 //! device and write to code is the interpreter's.
 
+#[cfg(debug_assertions)]
+mod audit;
 mod code;
 mod emit;
 mod flags;
 mod form;
 mod frame;
+mod mapping;
 mod plan;
 mod routines;
 mod translate;
 
 use std::ptr;
+use std::time::Instant;
 
 use iced_x86::InstructionInfoFactory;
 
@@ -35,7 +39,7 @@ use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
 use crate::ram::PAGE;
 use crate::state::Seg;
-use crate::{Cpu, exec};
+use crate::{Cpu, Statistics, exec};
 
 /// Steps between two looks at what comes from outside, in translated code: some 30 µs.
 const SLICE: u64 = 65536;
@@ -57,6 +61,14 @@ struct Block {
     low: i32,
     high: i32,
     vectors: bool,
+}
+
+impl Block {
+    /// An op, counted from the first.
+    fn op<'a>(&self, place: u16) -> &'a Op {
+        // SAFETY: code that runs belongs to a block that is alive, whose op this is.
+        unsafe { &*self.first.wrapping_add(usize::from(place)) }
+    }
 }
 
 /// Where the interpreter goes on.
@@ -99,18 +111,6 @@ struct Page {
     addend: u64,
 }
 
-/// Counters, for `Statistics`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Counters {
-    pub translations: u64,
-    pub dropped: u64,
-    pub nanoseconds: u64,
-    pub native: u64,
-    pub entries: u64,
-    /// By `frame::exit`, accesses as the last.
-    pub exits: [u64; 8],
-}
-
 /// Translated code and what belongs to it.
 pub struct Native {
     memory: CodeMemory,
@@ -129,7 +129,7 @@ pub struct Native {
     pages: [Page; 4],
     factory: InstructionInfoFactory,
     threshold: u64,
-    pub counters: Counters,
+    statistics: Statistics,
 }
 
 // SAFETY: the pointers lead to blocks of the processor that it belongs to.
@@ -158,7 +158,7 @@ impl Native {
             pages: [Page { space: 0, revision: u64::MAX, page: 0, addend: 0 }; 4],
             factory: InstructionInfoFactory::new(),
             threshold: u64::from(threshold.max(1)),
-            counters: Counters::default(),
+            statistics: Statistics::default(),
         });
         let (jumps, code) = (native.jumps.as_ptr() as u64, native.memory.address(0));
         let frame = native.frame();
@@ -170,14 +170,9 @@ impl Native {
         self.stack.get_mut()
     }
 
-    /// Bytes of code.
-    pub fn bytes(&self) -> u64 {
-        self.memory.used()
-    }
-
-    /// Blocks translated and not dropped as a whole.
-    pub fn blocks(&self) -> u64 {
-        self.blocks.len() as u64
+    /// What was done so far.
+    pub fn statistics(&self) -> Statistics {
+        Statistics { blocks: self.blocks.len() as u64, bytes: self.memory.used(), ..self.statistics }
     }
 
     /// What links made now are valid for.
@@ -203,7 +198,7 @@ impl Native {
 
     /// Forgets everything that was translated.
     fn clear(&mut self) {
-        self.counters.dropped += self.blocks.len() as u64;
+        self.statistics.invalidations += self.blocks.len() as u64;
         self.memory.clear();
         self.blocks.clear();
         self.sites.clear();
@@ -215,7 +210,6 @@ impl Native {
     /// Runs code until it is left; the result is why.
     fn enter(&mut self, code: u32) -> u32 {
         self.memory.synchronize();
-        self.counters.entries += 1;
         let enter = self.memory.address(self.routines.enter);
         let at = self.memory.address(code);
         let frame = self.stack.frame();
@@ -242,6 +236,12 @@ impl Native {
         let id = self.frame().id;
         self.jumps[jump_slot(rip)] = Jump { rip, code, id };
     }
+}
+
+/// For statistics alone.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// A block's header, before its first op.
@@ -312,7 +312,7 @@ impl Cpu {
 
     /// Translates a block; `grouped` with one check of its accesses to the stack.
     fn translate_block(&mut self, native: &mut Native, first: &Op, grouped: bool) -> Option<u32> {
-        let start = std::time::Instant::now();
+        let start = now();
         let abort = self.abort;
         let Ok(gpa) = self.translate_code(self.rip) else {
             self.abort = abort;
@@ -335,6 +335,10 @@ impl Cpu {
         let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count).translate(&plan);
         let (hot, cold) = native.memory.next();
         native.memory.place(&draft.hot, &draft.cold);
+        #[cfg(debug_assertions)]
+        if let Err(what) = audit::audit(native.memory.bytes(hot, draft.hot.here()), hot, &native.routines) {
+            panic!("translated code that reaches anywhere: {what}, of {:x?}", &bytes[..plan.end()]);
+        }
         let block = native.blocks.len() as u32;
         let ops = first_ops(first, count);
         let site = |number: u8, popped| Site { block, op: ops[usize::from(number)], popped, resume: None };
@@ -379,15 +383,15 @@ impl Cpu {
             high,
             vectors: plan.vectors,
         });
-        native.counters.translations += 1;
-        native.counters.nanoseconds += start.elapsed().as_nanos() as u64;
+        native.statistics.translations += 1;
+        native.statistics.translating_ns += start.elapsed().as_nanos() as u64;
         Some(block)
     }
 
     /// Runs translated code from a block's first op on. What is returned is to be run by the interpreter.
     #[inline(never)]
     fn run_native<'a>(&mut self, op: &'a Op, code: u64) -> Option<(Handler, &'a Op)> {
-        if self.tlb.off || exec::sse_control::traps(self) {
+        if exec::sse_control::traps(self) {
             return Some((header(op).run, op));
         }
         let mut native = self.native.take()?;
@@ -402,7 +406,8 @@ impl Cpu {
                     let exit = native.enter(code);
                     next = self.left_native(&mut native, exit);
                     let done = self.retired.wrapping_sub(start);
-                    native.counters.native = native.counters.native.wrapping_add(done);
+                    let total = &mut native.statistics.native_instructions;
+                    *total = total.wrapping_add(done);
                 }
                 Next::Interpret(run, op) => break Some((run, op)),
                 Next::Return => break None,
@@ -439,7 +444,6 @@ impl Cpu {
     fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
         let frame = native.frame();
         let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
-        native.counters.exits[(why as usize).min(7)] += 1;
         self.retired = self.limit.wrapping_sub(left);
         match why {
             exit::LIMIT => {
@@ -499,8 +503,7 @@ impl Cpu {
             };
         };
         let block = &native.blocks[site.block as usize];
-        // SAFETY: code that runs belongs to a block that is alive, whose ops these are.
-        let (first, op) = unsafe { (&*block.first, &*block.first.wrapping_add(usize::from(*op))) };
+        let (first, op) = (block.op(0), block.op(*op));
         let (code, vectors, revision, limit) = (*code, block.vectors, self.tlb.revision, self.limit);
         self.flags = native.stack.get().flags();
         // Nothing follows by itself.
@@ -512,7 +515,7 @@ impl Cpu {
             return Next::Return;
         }
         self.prepare(native);
-        if revision != self.tlb.revision || self.tlb.off || exec::sse_control::traps(self) {
+        if revision != self.tlb.revision || exec::sse_control::traps(self) {
             return Next::Interpret(op.run, op);
         }
         self.retired = self.retired.wrapping_add(header(first).imm);
@@ -533,8 +536,9 @@ impl Cpu {
             && self.shadow == crate::state::Shadow::None
             && self.answers.is_empty()
             && !self.is_resumed_or_traced()
+            && !self.is_watched_change()
             && !self.breakpoints.has(self.rip);
-        if !plain || self.tlb.off || self.mode & mode::LONG == 0 {
+        if !plain || self.mode & mode::LONG == 0 {
             return Next::Return;
         }
         self.prepare(native);
@@ -543,8 +547,7 @@ impl Cpu {
 
     fn interpret_at<'a>(&mut self, native: &Native, site: &Site) -> Next<'a> {
         let block = &native.blocks[site.block as usize];
-        // SAFETY: code that runs belongs to a block that is alive, whose ops these are.
-        let (first, op) = unsafe { (&*block.first, &*block.first.wrapping_add(usize::from(site.op))) };
+        let (first, op) = (block.op(0), block.op(site.op));
         self.rip = block.rip;
         // The whole block was counted.
         self.retired = self.retired.wrapping_sub(header(first).imm);
@@ -635,12 +638,4 @@ fn first_ops(first: &Op, count: usize) -> Vec<u16> {
         place += 1;
     }
     places
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        if std::env::var("JITSTAT").is_ok() {
-            eprintln!("{:?} bytes {} blocks {}", self.counters, self.bytes(), self.blocks());
-        }
-    }
 }

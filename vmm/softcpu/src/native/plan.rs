@@ -100,6 +100,13 @@ pub struct Plan {
     pub vectors: bool,
 }
 
+impl Plan {
+    /// Bytes up to the end of its last instruction.
+    pub fn end(&self) -> usize {
+        self.steps.last().map_or(0, |step| step.end)
+    }
+}
+
 /// Decodes `count` instructions. Without `grouped`, every access to the stack is checked by itself.
 pub fn plan(
     bytes: &[u8],

@@ -570,6 +570,8 @@ impl<'a> Translator<'a> {
             self.bring_flags(CF, false);
             if step.access.is_some() {
                 self.set_carry(field!(value));
+                // An access that is tried again has no flags.
+                self.retry = self.out.hot.here();
             }
         }
         let memory = self.access(step);

@@ -185,6 +185,22 @@ impl Case {
 }
 
 impl Case {
+    /// The instructions of the last steps.
+    fn trail(&self, ram: &mut Ram, steps: u64) -> String {
+        let mut out = String::new();
+        for steps in steps.saturating_sub(8)..steps {
+            let case =
+                Self { seed: self.seed, guest: self.guest.clone(), steps, events: self.events.clone() };
+            let state = case.run(ram, Way::Straight).state;
+            // SAFETY: the RAM outlives the processor.
+            let mut cpu = unsafe { Cpu::new(ram.start(), RAM) };
+            cpu.set_state(&state);
+            let insn = cpu.instruction_at_rip().map(|insn| insn.to_string());
+            let _ = writeln!(out, "  {steps}: {:#x} {}", state.rip, insn.unwrap_or_default());
+        }
+        out
+    }
+
     /// The fewest steps after which `way` differs from a straight run, and how.
     fn first_difference(&self, ram: &mut Ram, way: Way) -> String {
         let mut before: Option<Ended> = None;
@@ -195,8 +211,9 @@ impl Case {
             if straight != other {
                 let from = before.map(|ended| (ended.state.rip, ended.state.segments[1].selector));
                 return format!(
-                    "{way:?} differs from straight after {steps} of {} steps, from CS and RIP {from:x?}:\n{}",
+                    "{way:?} differs from straight after {steps} of {} steps, from CS and RIP {from:x?}:\n{}{}",
                     self.steps,
+                    self.trail(ram, steps),
                     differences(&straight, &other)
                 );
             }

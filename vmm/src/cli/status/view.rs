@@ -79,6 +79,9 @@ impl View {
             text(status, "/engine"),
             duration(float(status, "/uptime_s")),
         ))];
+        if has(status, "/guest") {
+            guest(status, &mut lines);
+        }
         if has(status, "/starting") {
             lines.push(self.paint(YELLOW, &format!("  {}", text(status, "/starting"))));
         }
@@ -200,6 +203,23 @@ impl View {
         let address = text(status, "/disk_server/address");
         lines.push(self.paint(RED, &format!("  no answer for {silent} from the disk server {address}")));
         lines.push(self.paint(RED, "  no failover is possible until it answers, and disk requests wait"));
+    }
+}
+
+fn guest(status: &Value, lines: &mut Vec<String>) {
+    let speed = match has(status, "/guest/mips") {
+        true => format!("{:.1} MIPS", float(status, "/guest/mips")),
+        false => format!("{:.0} a second", float(status, "/guest/per_second")),
+    };
+    let (position, clock) = (number(status, "/guest/position"), text(status, "/guest/clock"));
+    lines.push(fit(&format!("  position {position} ({clock}), {speed}")));
+    if number(status, "/guest/translator/translations") > 0 {
+        lines.push(fit(&format!(
+            "  translated: {} blocks, {:.1} MiB, {:.1} % of what was executed",
+            number(status, "/guest/translator/blocks"),
+            float(status, "/guest/translator/bytes") / f64::from(1 << 20),
+            100.0 * float(status, "/guest/translator/native_share"),
+        )));
     }
 }
 

@@ -10,6 +10,12 @@ fn extreme(state: &str) -> Value {
     json!({
         "role": "primary", "vm": long, "pid": u32::MAX, "engine": "soft, clock instructions",
         "uptime_s": 1e12, "starting": long,
+        "guest": {
+            "position": most, "clock": long, "per_second": 1e18, "mips": 1e12,
+            "translator": {
+                "blocks": most, "bytes": most, "translations": most, "native_share": 1e9,
+            },
+        },
         "live": {
             "state": state, "generation": most, "appended": most, "acked": most, "released": most,
             "gated": most, "lag_entries": most, "lag_ns": most, "log_bytes": most,
@@ -73,4 +79,19 @@ fn rates_are_since_the_look_before() {
     let at = |bytes: u64, uptime: f64| json!({ "uptime_s": uptime, "live": { "log_bytes": bytes } });
     let lines = View { colours: false }.lines(&at(3_000_000, 4.0), Some(&at(1_000_000, 2.0)));
     assert!(lines.iter().any(|line| line.contains("log 3000000 bytes, 8.000 Mbit/s")), "{lines:?}");
+}
+
+#[test]
+fn a_guest_is_somewhere_and_has_a_speed() {
+    let lines = |guest: Value| View { colours: false }.lines(&json!({ "guest": guest }), None);
+    let soft =
+        json!({ "position": 5_000_000_000u64, "clock": "instructions", "per_second": 61e6, "mips": 61.04 });
+    assert!(lines(soft.clone()).contains(&"  position 5000000000 (instructions), 61.0 MIPS".to_string()));
+    let kvm = json!({ "position": 12, "clock": "exits", "per_second": 3.4 });
+    assert!(lines(kvm).contains(&"  position 12 (exits), 3 a second".to_string()));
+    let mut translated = soft;
+    translated["translator"] =
+        json!({ "blocks": 9, "bytes": 3 << 19, "translations": 10, "native_share": 0.987 });
+    let line = "  translated: 9 blocks, 1.5 MiB, 98.7 % of what was executed".to_string();
+    assert!(lines(translated).contains(&line));
 }

@@ -10,11 +10,11 @@ mod arithmetic;
 mod state;
 
 use logchannel::Position;
-use softcpu::{Cpu, Exit};
+use softcpu::{Cpu, Exit, Statistics};
 
 use crate::engine::{
-    CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision, VmEntry, VmExit,
-    run_by_steps,
+    CpuState, DebugRun, DebugStop, Engine, EngineError, EngineOptions, Kick, PositionClock, StopPrecision,
+    VmEntry, VmExit, run_by_steps,
 };
 use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
 
@@ -37,8 +37,8 @@ pub struct SoftEngine {
 fn vm_exit(exit: Exit) -> VmExit {
     match exit {
         Exit::Reached => VmExit::Reached,
-        // Breakpoints are obeyed only in `run_debug`, which looks before.
-        Exit::Kicked | Exit::Breakpoint => VmExit::Kicked,
+        // A debugger's are obeyed only in `run_debug`, which looks before.
+        Exit::Kicked | Exit::Breakpoint | Exit::Watched => VmExit::Kicked,
         Exit::Window => VmExit::Window,
         Exit::Hlt => VmExit::Hlt,
         Exit::PioRead { port, size } => VmExit::PioRead { port, size },
@@ -69,10 +69,17 @@ impl SoftEngine {
     ///
     /// `ram` must outlive the engine: the machine that owns both drops the engine first.
     pub fn new(ram: &Ram) -> Self {
+        Self::with(ram, EngineOptions::default())
+    }
+
+    /// The same, with options.
+    pub fn with(ram: &Ram, options: EngineOptions) -> Self {
         let bytes = ram.bytes() as usize;
         // SAFETY: the mapping is that long and outlives the engine (see above); devices and digests access it
         // only between runs, on the thread that runs.
-        let cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
+        let mut cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
+        cpu.set_jit(options.jit);
+        cpu.set_perf_map(options.perf_map);
         #[cfg(feature = "planted-faults")]
         let cpu = crate::planted::in_processor(cpu);
         let writes = ram.device_writes();
@@ -170,17 +177,21 @@ impl Engine for SoftEngine {
             return run_by_steps(self, entry, until, ask);
         }
         self.cpu.set_breakpoints(ask.breakpoints);
+        self.cpu.set_watched(ask.watched.unwrap_or_default());
         self.complete(entry)?;
-        if self.next.is_some() || ask.breakpoints.is_empty() {
+        if self.next.is_some() || ask.breakpoints.is_empty() && ask.watched.is_none() {
             return Ok(DebugStop::Exit(self.run(VmEntry::Resume, until)?));
         }
         self.cpu.obey_breakpoints(true);
+        self.cpu.obey_watched(ask.watched.is_some());
         let exit = self.execute_raw(until.map_or(u64::MAX, |until| until.count));
         self.cpu.obey_breakpoints(false);
-        if exit == Exit::Breakpoint {
-            return Ok(DebugStop::Breakpoint);
-        }
-        let exit = vm_exit(exit);
+        self.cpu.obey_watched(false);
+        let exit = match exit {
+            Exit::Breakpoint => return Ok(DebugStop::Breakpoint),
+            Exit::Watched => return Ok(DebugStop::Watched),
+            exit => vm_exit(exit),
+        };
         self.asked = is_question(&exit);
         Ok(DebugStop::Exit(self.hand_out(exit)))
     }
@@ -257,6 +268,10 @@ impl Engine for SoftEngine {
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         Ok(self.cpu.take_dirty())
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        Some(self.cpu.statistics())
     }
 }
 

@@ -5,7 +5,6 @@
 
 use iced_x86::{Code, Instruction, Mnemonic};
 
-use crate::Cpu;
 use crate::control::EFER_SCE;
 use crate::cpu::mode;
 use crate::decode::{Builder, Lowered};
@@ -13,6 +12,7 @@ use crate::exception::{Exception, is_canonical, raise_at};
 use crate::flags;
 use crate::op::{Handler, Op};
 use crate::state::{Seg, Segment};
+use crate::{Cpu, or_abort};
 
 /// Present code, execute/read, accessed, DPL 0, flat; without L and D.
 const CODE: u32 = 0x809b;
@@ -65,6 +65,10 @@ fn sysret<const LONG: bool>(cpu: &mut Cpu, op: &Op) {
     let target = if LONG { cpu.regs[1] } else { cpu.regs[1] & 0xffff_ffff };
     if cpu.cpl != 0 || !is_canonical(target) {
         return raise_at(cpu, op, Exception::gp(0));
+    }
+    if cpu.regs[11] & flags::TF != 0 {
+        // The trap follows at once, unlike after POPF: only an instruction by itself has one.
+        or_abort!(cpu, op, cpu.must_be_alone());
     }
     cpu.set_rflags(cpu.regs[11] & SYSRET_FLAGS);
     let selector = cpu.msrs.star >> 48;
