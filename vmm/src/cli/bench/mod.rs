@@ -54,7 +54,7 @@ pub enum What {
   lockstep bench                          # everything, about five minutes
   lockstep bench service --seconds 2
   lockstep bench service --guest redis --qemu --aims       # about eight minutes
-  lockstep bench service --guest redis --against old/lockstep --aims     # this program beside another one
+  lockstep bench service --guest redis --against old/lockstep --aims
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
   lockstep bench failover --guest redis
   lockstep bench cpu --qemu --aims        # the software CPU, about six minutes; needs guest images

@@ -31,12 +31,12 @@ use systems::{Kernel, System, Systems, Work};
 
 /// Options of `lockstep bench cpu`.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Options of bench cpu")]
+#[command(next_help_heading = "Options of bench cpu and bench programs")]
 pub struct CpuArgs {
-    /// Of `cpu` and `programs`: one round, a part of the work, and no boot of its own; shows that it works.
+    /// One round of a part of the work, and no boot of its own: shows that it works.
     #[arg(long)]
     pub quick: bool,
-    /// One kernel only, by name.
+    /// One kernel of `cpu` only, by name.
     #[arg(long, value_name = "KERNEL")]
     pub only: Option<String>,
     /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
