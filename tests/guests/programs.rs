@@ -1,6 +1,6 @@
 //! Programs in a guest that change their own code all the time: a JVM, and one that rewrites code through two
-//! mappings of a page, across the ends of pages, and by mprotect. The same files, run by this host's processor,
-//! say what they are to compute.
+//! mappings of a page, across the ends of pages, and by mprotect. The same files, run by this host's
+//! processor, say what they are to compute.
 
 use lockstep::cli::bench::programs::{DISK_SIZE, GUEST, Tree, image};
 use serde_json::Value;
@@ -29,7 +29,7 @@ fn programs_that_change_their_own_code_end_as_natively() {
 
     let script = "/usr/share/programs/work.sh";
     let line = format!(
-        "{} run=\"sh {script} prepare; sh {script} rewrite {REWRITES}; sh {script} java {JAVA}; echo all-ran\"",
+        "{} run=\"s={script}; sh $s prepare; sh $s rewrite {REWRITES}; sh $s java {JAVA}; echo all-ran\"",
         image.manifest.command_line
     );
     let mut guest = Guest::start(&world, GUEST, &["--disk-size", DISK_SIZE, "--cmdline", &line]);

@@ -104,7 +104,7 @@ fn make(kitchen: &mut Kitchen<'_>, server: &Server) -> Result<Contents, BuildErr
     })
 }
 
-/// Makes the kernel and the initramfs that goes on from a root disk; the tree of that disk, with busybox on it.
+/// Makes the kernel, and the initramfs that goes on from a root disk; the disk's tree, with busybox in it.
 pub(super) fn base(kitchen: &mut Kitchen<'_>, archive: &mut Archive) -> Result<Tree, BuildError> {
     kitchen.kernel(archive)?;
     kitchen.busybox(archive)?;

@@ -56,8 +56,8 @@ impl std::fmt::Display for Ratio {
 }
 
 /// Which of `count` sorted values, counted from either end, bound an interval for the median, and how sure it
-/// is. Each value is below the median as likely as not, so that the number of those below is binomial; nothing
-/// else is taken for granted about the values.
+/// is. Each value is below the median as likely as not, so that the number of those below is binomial;
+/// nothing else is taken for granted about the values.
 fn interval(count: usize) -> (usize, f64) {
     // The probability that exactly 0, 1, ... values are below.
     let mut exactly = 0.5f64.powi(i32::try_from(count).unwrap_or(i32::MAX));

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!   round 1: kernels on native, soft, TCG, record; boots on soft, TCG, record
-//!   round 2: the same from the last to the first          ... ratios within each round, medians over the rounds
+//!   round 2: the same from the last to the first       ... ratios within each round, medians over the rounds
 //! ```
 
 mod aims;

@@ -1,5 +1,5 @@
-//! The programs in the guest, one after the other in one run of it. When the lines come that say that one begins
-//! and ends, the CPU time of the machine's process is taken here, on the host.
+//! The programs in the guest, one after the other in one run of it. When the lines come that say that one
+//! begins and ends, the CPU time of the machine's process is taken here, on the host.
 
 use std::path::Path;
 use std::process::Command;

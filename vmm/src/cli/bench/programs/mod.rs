@@ -1,9 +1,9 @@
-//! `lockstep bench programs`: what real programs take in a guest on the engine `soft`, in CPU time of this host's
-//! own.
+//! `lockstep bench programs`: what real programs take in a guest on the engine `soft`, beside the CPU time of
+//! this host's own.
 //!
 //! A JVM, a C compiler, openssl and sqlite of Debian run in the guest `programs`, and the same files as
-//! processes of this host: held to the instructions that the guest's processor has (`x86-64-v2`), and with all
-//! that this one's has. The first is judged; the second is what a user gives up besides.
+//! processes of this host: held to the instructions that the guest's processor has (`x86-64-v2`), and with
+//! all that this one's has. The first is judged; the second is what a user gives up besides.
 //!
 //! ```text
 //!   round 1: native v2, native, guest (one boot, each program warmed up once)

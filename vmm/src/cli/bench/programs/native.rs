@@ -1,5 +1,5 @@
-//! The programs as processes of this host: the guest's own files, copied from its disk, run by their own loader
-//! and libraries. So both sides execute the same code, whatever this host has installed.
+//! The programs as processes of this host: the guest's own files, copied from its disk, run by their own
+//! loader and libraries. So both sides execute the same code, whatever this host has installed.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,8 +24,8 @@ const RESTRICTED: [(&str, &str); 3] = [
     ("OPENSSL_ia32cap", "~0x7e00100200000000:0"),
     (
         "GLIBC_TUNABLES",
-        "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-LZCNT,\
-         -ERMS,-FSRM,-RTM,-XSAVE,-XSAVEC",
+        "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,\
+         -LZCNT,-ERMS,-FSRM,-RTM,-XSAVE,-XSAVEC",
     ),
     (
         "java_flags",

@@ -73,7 +73,7 @@ impl ProgramsReport {
         Self { host: None, programs, mean_over_restricted: None, mean_over_native: None, aims: Vec::new() }
     }
 
-    /// Adds a round of one side, in the order of the programs; what was computed must be what others computed.
+    /// Adds a round of one side, in the order of the programs; all sides must have computed the same.
     pub fn add(&mut self, side: Side, ran: &[Ran]) -> anyhow::Result<()> {
         for (row, Ran { cpu_s, checksum }) in self.programs.iter_mut().zip(ran) {
             ensure!(!checksum.is_empty(), "{} said nothing: {}", row.name, side.name());
