@@ -1,5 +1,5 @@
-//! `programs`: a root disk with a JVM, a C compiler, openssl and sqlite, as Debian has them, and work for each
-//! of them; and a program that rewrites its own code. What is compiled is compiled here, by the packages' own
+//! `programs`: a root disk with a JVM, a C compiler, openssl and sqlite, as Debian has them, work for each of
+//! them, and a program that rewrites its own code. What is compiled is compiled here, by the packages' own
 //! compilers, so that a guest and a host run the same files.
 
 use std::collections::BTreeMap;

@@ -1,13 +1,14 @@
 //! `lockstep bench service --guest redis --against PATH`: this program beside another build of it.
 //!
 //! Both record a machine of their own, and both machines run all the time; one idles while the other one is
-//! loaded. A pair is a load on each, one right after the other, and which comes first alternates:
+//! loaded. A pair is two loads on each, one right after the other; what is first in one pair is in the middle
+//! of the next:
 //!
 //! ```text
-//!   boot both │ this, other │ other, this │ this, other │ ...      GET, 50 connections, each after a warm-up
+//!   boot both │ this, other, other, this │ other, this, this, other │ ...     GET, 50 connections, warmed up
 //! ```
 //!
-//! So what drifts on the host is in both sides of each pair. The ratio is the median of the pairs', and its
+//! So what drifts on the host is in both sides of each pair, and a steady drift in equal parts. The ratio is the median of the pairs', and its
 //! interval takes nothing for granted about how they are distributed.
 
 use std::net::SocketAddr;
@@ -87,10 +88,12 @@ pub fn run(args: &BenchArgs, other: &Path) -> anyhow::Result<u8> {
     let servers = [start(&programs[0])?, start(&programs[1])?];
     let mut rounds: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
     for pair in 0..args.against.pairs {
-        let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+        let order = if pair % 2 == 0 { [0, 1, 1, 0] } else { [1, 0, 0, 1] };
+        let mut halves: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
         for which in order {
-            rounds[which].push(one(&servers[which], args.seconds)?);
+            halves[which].push(one(&servers[which], args.seconds / 2.0)?);
         }
+        rounds.iter_mut().zip(&halves).for_each(|(rounds, halves)| rounds.push(mean(halves)));
         let rates = [0, 1].map(|which| rounds[which].last().map_or(0.0, |round| round.requests_per_s));
         let (count, all) = (pair + 1, args.against.pairs);
         say(&format!("pair {count} of {all}: {:.0} and {:.0} requests/s", rates[0], rates[1]));
@@ -132,6 +135,24 @@ fn one(server: &Server, seconds: f64) -> anyhow::Result<Measured> {
     let measured = measure(server, &load(1.0))?;
     ensure!(measured.errors == 0, "{} of the answers are errors", measured.errors);
     Ok(measured)
+}
+
+/// Of loads of one length.
+fn mean(halves: &[Measured]) -> Measured {
+    let of = |of: fn(&Measured) -> f64| halves.iter().map(of).sum::<f64>() / halves.len() as f64;
+    let answered: f64 = halves.iter().map(|half| half.requests_per_s).sum();
+    // What each request cost: those of the faster half weigh more.
+    let per_request = |cost: fn(&Measured) -> f64| {
+        halves.iter().map(|half| cost(half) * half.requests_per_s).sum::<f64>() / answered
+    };
+    Measured {
+        requests_per_s: of(|half| half.requests_per_s),
+        p50_us: of(|half| half.p50_us),
+        p99_us: of(|half| half.p99_us),
+        cpu_us_per_request: per_request(|half| half.cpu_us_per_request),
+        log_bytes_per_request: Some(per_request(|half| half.log_bytes_per_request.unwrap_or(f64::NAN))),
+        errors: halves.iter().map(|half| half.errors).sum(),
+    }
 }
 
 impl Measurements {

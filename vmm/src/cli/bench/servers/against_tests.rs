@@ -42,3 +42,14 @@ fn pairs_are_compared_and_not_their_sums() {
     let report = Against::new(Host::new(), &args, side(&other), side(&this));
     assert!(!report.aims[0].met);
 }
+
+#[test]
+fn a_pair_is_the_mean_of_its_halves() {
+    let half =
+        |requests_per_s, cpu_us_per_request| Measured { cpu_us_per_request, ..measured(requests_per_s) };
+    let pair = mean(&[half(3000.0, 100.0), half(1000.0, 300.0)]);
+    assert!((pair.requests_per_s - 2000.0).abs() < 1e-9);
+    // 3,000 requests for 0.3 s and 1,000 for 0.3 s.
+    assert!((pair.cpu_us_per_request - 150.0).abs() < 1e-9, "{pair:?}");
+    assert!((pair.log_bytes_per_request.expect("bytes") - 50.0).abs() < 1e-9);
+}
