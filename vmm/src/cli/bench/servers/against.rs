@@ -8,8 +8,8 @@
 //!   boot both │ this, other, other, this │ other, this, this, other │ ...     GET, 50 connections, warmed up
 //! ```
 //!
-//! So what drifts on the host is in both sides of each pair, and a steady drift in equal parts. The ratio is the median of the pairs', and its
-//! interval takes nothing for granted about how they are distributed.
+//! So what drifts on the host is in both sides of each pair, and a steady drift in equal parts. The ratio is
+//! the median of the pairs', and its interval takes nothing for granted about how they are distributed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
