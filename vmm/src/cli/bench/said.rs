@@ -35,11 +35,11 @@ pub struct Line {
 }
 
 impl Said {
-    /// Seconds from the start to a line.
-    pub fn first(&self, words: &str) -> anyhow::Result<f64> {
+    /// Seconds from the start to a line: by the clock, and of CPU time.
+    pub fn first(&self, words: &str) -> anyhow::Result<(f64, f64)> {
         let found = self.lines.iter().find(|line| line.text.starts_with(words));
         let line = found.with_context(|| format!("{} never said {words:?}:\n{}", self.name, self.tail()))?;
-        Ok((line.at_ns - self.started_ns) as f64 / 1e9)
+        Ok(((line.at_ns - self.started_ns) as f64 / 1e9, line.cpu_ns as f64 / 1e9))
     }
 
     /// The last lines, for messages.

@@ -59,8 +59,9 @@ impl CpuArgs {
 struct Measured {
     /// By kernel.
     kernels: BTreeMap<String, Vec<Kernel>>,
-    /// From the start of the process to the first line of user space, seconds: of the two guests.
-    boots: [Vec<f64>; 2],
+    /// From the start of the process to the first line of user space, seconds by the clock and of CPU time: of
+    /// the two guests.
+    boots: [Vec<(f64, f64)>; 2],
 }
 
 /// Runs the command.

@@ -70,6 +70,8 @@ pub struct Boot {
     pub record_s: Option<f64>,
     /// `soft` in QEMU's time.
     pub soft_over_tcg: Option<Ratio>,
+    /// The same of CPU time, from which other programs of the host take nothing away.
+    pub soft_over_tcg_cpu: Option<Ratio>,
     /// Instructions on `soft` until it had switched itself off, having done nothing else.
     pub instructions: Option<u64>,
 }
@@ -168,17 +170,21 @@ impl Means {
 
 impl Boot {
     fn new(run: &Run, guest: usize) -> Option<Self> {
-        let seconds = |system| {
+        let boots = |system| {
             let measured = run.measured.get(&system);
-            measured.map(|measured| measured.boots[guest].clone()).unwrap_or_default()
+            let boots = measured.map(|measured| measured.boots[guest].as_slice()).unwrap_or_default();
+            boots.iter().copied().unzip()
         };
-        let (soft, tcg) = (seconds(System::Soft), seconds(System::Tcg));
+        let (soft, soft_cpu): (Vec<f64>, Vec<f64>) = boots(System::Soft);
+        let (tcg, tcg_cpu): (Vec<f64>, Vec<f64>) = boots(System::Tcg);
+        let (record, _): (Vec<f64>, Vec<f64>) = boots(System::Record);
         Some(Self {
             guest: GUESTS[guest],
             soft_s: some_median(&soft)?,
             tcg_s: some_median(&tcg),
-            record_s: some_median(&seconds(System::Record)),
+            record_s: some_median(&record),
             soft_over_tcg: Ratio::of_pairs(&soft, &tcg),
+            soft_over_tcg_cpu: Ratio::of_pairs(&soft_cpu, &tcg_cpu),
             instructions: run.instructions.map(|instructions| instructions[guest]),
         })
     }
@@ -263,8 +269,11 @@ impl CpuReport {
             let count = boot.instructions.map_or_else(String::new, |count| {
                 format!(", {:.0} M instructions to the power-off after it", count as f64 / 1e6)
             });
+            let cpu = boot
+                .soft_over_tcg_cpu
+                .map_or_else(String::new, |ratio| format!("; CPU time, soft / TCG: {:.2}", ratio.median));
             println!(
-                "  {:10} soft {:.2} s, TCG {} s, record {} s{count}",
+                "  {:10} soft {:.2} s, TCG {} s, record {} s{count}{cpu}",
                 boot.guest,
                 boot.soft_s,
                 cell(boot.tcg_s, 2),

@@ -92,8 +92,8 @@ pub struct Kernel {
 pub struct Run {
     /// In the order in which they ran.
     pub kernels: Vec<Kernel>,
-    /// From the start of the process to the first words of user space.
-    pub boot_s: f64,
+    /// From the start of the process to the first words of user space: by the clock, and CPU time.
+    pub boot_s: (f64, f64),
 }
 
 /// The kernels that are known, in their order; then others.
@@ -146,8 +146,8 @@ impl<'a> Systems<'a> {
         kernels_of(&listen(command, system.name(), PATIENCE)?)
     }
 
-    /// Boots the second guest; seconds to its first own words.
-    pub fn boot(&self, system: System) -> anyhow::Result<f64> {
+    /// Boots the second guest; seconds to its first own words: by the clock, and CPU time.
+    pub fn boot(&self, system: System) -> anyhow::Result<(f64, f64)> {
         let words = format!(" run=\"echo {}\"", ALIVE[1]);
         let said = listen(self.machine(system, self.busybox()?, &words)?, system.name(), PATIENCE)?;
         said.first(ALIVE[1])
