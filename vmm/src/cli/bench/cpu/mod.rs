@@ -59,8 +59,8 @@ impl CpuArgs {
 struct Measured {
     /// By kernel.
     kernels: BTreeMap<String, Vec<Kernel>>,
-    /// From the start of the process to the first line of user space, seconds by the clock and of CPU time: of
-    /// the two guests.
+    /// From the start of the process to the first line of user space, seconds by the clock and of CPU time,
+    /// of the two guests.
     boots: [Vec<(f64, f64)>; 2],
 }
 
