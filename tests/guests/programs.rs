@@ -8,18 +8,23 @@ use std::process::Command;
 
 use crate::guest::{Guest, PROGRAM, World};
 
-/// Rounds of the rewriting program: some thousand changes of code.
+/// Rounds of the rewriting program, unless `LOCKSTEP_REWRITES` says more: some thousand changes of code.
 const REWRITES: u32 = 300;
-/// Of the JVM's work: its compilers are at work before it ends.
+/// Of the JVM's work, unless `LOCKSTEP_JAVA` says more: its compilers are at work before it ends.
 const JAVA: u32 = 2;
+
+fn rounds(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number of rounds"))
+}
 
 #[test]
 fn programs_that_change_their_own_code_end_as_natively() {
     let Some(world) = World::new(GUEST) else { return };
     let image = image(None).expect("just found");
+    let (rewrites, java) = (rounds("LOCKSTEP_REWRITES", REWRITES), rounds("LOCKSTEP_JAVA", JAVA));
     let tree = Tree::new(&image).expect("a copy of the guest's files");
     let mut expected: Vec<String> = Vec::new();
-    for (name, scale) in [("rewrite", REWRITES), ("java", JAVA)] {
+    for (name, scale) in [("rewrite", rewrites), ("java", java)] {
         let said = tree.output(&[name, &scale.to_string()], true).expect("it runs here");
         expected.extend(said.lines().map(|line| line.trim().to_string()));
     }
@@ -29,7 +34,7 @@ fn programs_that_change_their_own_code_end_as_natively() {
 
     let script = "/usr/share/programs/work.sh";
     let line = format!(
-        "{} run=\"s={script}; sh $s prepare; sh $s rewrite {REWRITES}; sh $s java {JAVA}; echo all-ran\"",
+        "{} run=\"s={script}; sh $s prepare; sh $s rewrite {rewrites}; sh $s java {java}; echo all-ran\"",
         image.manifest.command_line
     );
     let mut guest = Guest::start(&world, GUEST, &["--disk-size", DISK_SIZE, "--cmdline", &line]);
