@@ -135,6 +135,13 @@ pub(crate) fn make(tree: &Tree, mib: u64, work: &Path, image: &Path) -> Result<(
     Ok(())
 }
 
+/// Copies all files of an image into the directory `into`: needs no root, and gives the files to who calls.
+pub fn extract(image: &Path, into: &Path) -> Result<(), DiskImageError> {
+    let request = format!("rdump / \"{}\"", into.display());
+    run(Command::new(tool("debugfs")?).env("LC_ALL", "C").arg("-R").arg(request).arg(image))?;
+    Ok(())
+}
+
 /// A program of e2fsprogs: a user's PATH often lacks the place where distributions put them.
 fn tool(name: &'static str) -> Result<PathBuf, DiskImageError> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -14,6 +14,7 @@ use crate::modules::{ModuleError, Modules};
 
 mod busybox;
 mod cpubench;
+mod programs;
 mod server;
 
 /// Names that a guest's files have in its directory.
@@ -98,21 +99,29 @@ pub struct Recipe {
 }
 
 /// All recipes.
-pub const RECIPES: &[Recipe] = &[busybox::RECIPE, cpubench::RECIPE, server::REDIS, server::NGINX];
+pub const RECIPES: &[Recipe] =
+    &[busybox::RECIPE, cpubench::RECIPE, server::REDIS, server::NGINX, programs::RECIPE];
 
 /// Digest of everything here that an image is made by: of another one comes, perhaps, another image.
 pub fn recipes_digest() -> String {
-    let parts: [&[u8]; 12] = [
+    let parts: [&[u8]; 19] = [
         include_bytes!("recipe.rs"),
         include_bytes!("recipe/busybox.rs"),
         include_bytes!("recipe/cpubench.rs"),
         include_bytes!("recipe/server.rs"),
+        include_bytes!("recipe/programs.rs"),
         include_bytes!("../linux/init-busybox.sh"),
         include_bytes!("../linux/init-disk.sh"),
         include_bytes!("../linux/init-server.sh"),
+        include_bytes!("../linux/init-programs.sh"),
         include_bytes!("../linux/switch-off.sh"),
         include_bytes!("../linux/nginx.conf"),
         include_bytes!("../linux/redis.conf"),
+        include_bytes!("../programs/Work.java"),
+        include_bytes!("../programs/rewrite.c"),
+        include_bytes!("../programs/unit.c"),
+        include_bytes!("../programs/work.sh"),
+        include_bytes!("../programs/work.sql"),
         include_bytes!("initramfs.rs"),
         crate::CPUBENCH,
     ];

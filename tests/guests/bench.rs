@@ -30,3 +30,24 @@ fn the_bench_of_the_cpu_computes_what_the_host_does() {
     assert_eq!(report["boots"][0]["guest"], "cpubench");
     assert_eq!(report["qemu"], Value::Null);
 }
+
+/// A program beside itself, for as short as can be.
+#[test]
+fn the_bench_against_another_build_measures_both() {
+    let Some(_world) = World::new("redis") else { return };
+    let words = ["bench", "service", "--guest", "redis", "--against", PROGRAM, "--pairs", "2", "--json"];
+    let output = Command::new(PROGRAM).args(words).args(["--seconds", "0.5"]).output();
+    let output = output.expect("lockstep starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for side in ["this", "other"] {
+        let rounds = report[side]["rounds"].as_array().expect("a list");
+        assert_eq!(rounds.len(), 2, "{report}");
+        assert!(rounds.iter().all(|round| round["requests_per_s"].as_f64() > Some(0.0)), "{report}");
+        assert!(report[side]["log_bytes_per_request"].as_f64() > Some(0.0), "{report}");
+    }
+    let ratio = &report["rate"];
+    assert_eq!(ratio["pairs"], 2, "{report}");
+    assert!(ratio["low"].as_f64() <= ratio["median"].as_f64(), "{report}");
+    assert!(ratio["median"].as_f64() <= ratio["high"].as_f64(), "{report}");
+}

@@ -7,6 +7,7 @@
 mod bench;
 mod guest;
 mod power;
+mod programs;
 mod reboot;
 
 use std::collections::BTreeMap;

@@ -24,9 +24,10 @@ const MEMORY_MIB: u64 = 256;
 /// As large as a disk is unless told.
 const DISK_MIB: u64 = 256;
 /// Where programs look for libraries, and Debian puts them.
-const LIBRARIES: [&str; 4] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"];
+pub(super) const LIBRARIES: [&str; 4] =
+    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"];
 /// The program that loads the others' libraries.
-const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
+pub(super) const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 
 pub(super) const REDIS: Recipe = Recipe {
     name: "redis",
@@ -86,19 +87,7 @@ fn make_nginx(kitchen: &mut Kitchen<'_>) -> Result<Contents, BuildError> {
 
 fn make(kitchen: &mut Kitchen<'_>, server: &Server) -> Result<Contents, BuildError> {
     let mut archive = Archive::new();
-    kitchen.kernel(&mut archive)?;
-    kitchen.busybox(&mut archive)?;
-    let mut tree = Tree::new();
-    for (path, target) in archive.links() {
-        tree.link(path, target);
-    }
-    for path in ["bin/busybox", "etc/passwd", "etc/group", "sbin/switch-off", BUTTON_ACTION] {
-        let (mode, data) = archive.data(path).expect("busybox is in the archive");
-        tree.file(path, mode, data);
-    }
-    archive.file("init", 0o755, INIT_DISK);
-    kitchen.write_initrd(&archive)?;
-
+    let mut tree = base(kitchen, &mut archive)?;
     let closure = kitchen.apt.closure(server.packages)?;
     let packages = kitchen.unpack("server", &closure)?;
     fill(&mut tree, &packages, server)?;
@@ -115,6 +104,23 @@ fn make(kitchen: &mut Kitchen<'_>, server: &Server) -> Result<Contents, BuildErr
     })
 }
 
+/// Makes the kernel, and the initramfs that goes on from a root disk; the disk's tree, with busybox in it.
+pub(super) fn base(kitchen: &mut Kitchen<'_>, archive: &mut Archive) -> Result<Tree, BuildError> {
+    kitchen.kernel(archive)?;
+    kitchen.busybox(archive)?;
+    let mut tree = Tree::new();
+    for (path, target) in archive.links() {
+        tree.link(path, target);
+    }
+    for path in ["bin/busybox", "etc/passwd", "etc/group", "sbin/switch-off", BUTTON_ACTION] {
+        let (mode, data) = archive.data(path).expect("busybox is in the archive");
+        tree.file(path, mode, data);
+    }
+    archive.file("init", 0o755, INIT_DISK);
+    kitchen.write_initrd(archive)?;
+    Ok(tree)
+}
+
 /// Puts the server and what it needs into the tree of the root disk.
 fn fill(tree: &mut Tree, packages: &Path, server: &Server) -> Result<(), BuildError> {
     for directory in ["dev", "proc", "sys", "tmp", "run", "root"].iter().chain(server.directories) {
@@ -124,7 +130,8 @@ fn fill(tree: &mut Tree, packages: &Path, server: &Server) -> Result<(), BuildEr
     let mut found = BTreeMap::new();
     for program in server.programs {
         let data = read(packages, name, program)?;
-        libraries(packages, name, &data, &mut found)?;
+        let needed = Elf::new(&data).map(|elf| elf.needed()).unwrap_or_default();
+        libraries(packages, name, needed, &mut found)?;
         tree.file(program, 0o755, &data);
     }
     found.insert(LOADER.into(), read_in(packages, name, "ld-linux-x86-64.so.2")?.1);
@@ -142,13 +149,12 @@ fn fill(tree: &mut Tree, packages: &Path, server: &Server) -> Result<(), BuildEr
 }
 
 /// Finds the libraries that a program asks for, and those that they ask for.
-fn libraries(
+pub(super) fn libraries(
     packages: &Path,
     package: &str,
-    program: &[u8],
+    mut wanted: Vec<String>,
     found: &mut BTreeMap<String, Vec<u8>>,
 ) -> Result<(), BuildError> {
-    let mut wanted = Elf::new(program).map(|elf| elf.needed()).unwrap_or_default();
     while let Some(name) = wanted.pop() {
         if name.contains('/') || found.keys().any(|path| path.rsplit('/').next() == Some(&name)) {
             continue;
@@ -161,7 +167,7 @@ fn libraries(
 }
 
 /// A library, by the name that programs ask for it: its path, and what it holds.
-fn read_in(packages: &Path, package: &str, name: &str) -> Result<(String, Vec<u8>), BuildError> {
+pub(super) fn read_in(packages: &Path, package: &str, name: &str) -> Result<(String, Vec<u8>), BuildError> {
     for directory in LIBRARIES {
         let path = PathBuf::from(directory).join(name);
         if let Ok(data) = std::fs::read(packages.join(&path)) {

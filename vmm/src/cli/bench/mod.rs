@@ -1,9 +1,14 @@
 //! `lockstep bench`: what replication costs, and what the software CPU does, side by side in one run.
 
+mod aims;
 pub mod cpu;
 mod failover;
+mod host;
+pub mod programs;
+mod ratio;
 pub mod recording;
-mod servers;
+mod said;
+pub mod servers;
 mod service;
 
 use std::net::TcpListener;
@@ -37,6 +42,8 @@ pub enum What {
     Failover,
     /// The software CPU beside the host's own and QEMU's: nine kernels, and boots. Not among `all`.
     Cpu,
+    /// A JVM, gcc, openssl and sqlite in a guest, beside the host's own speed. Not among `all`.
+    Programs,
     /// Redis under load, recorded: bytes of a request, and how long the replay takes. Not among `all`.
     Recording,
 }
@@ -47,9 +54,11 @@ pub enum What {
   lockstep bench                          # everything, about five minutes
   lockstep bench service --seconds 2
   lockstep bench service --guest redis --qemu --aims       # about eight minutes
+  lockstep bench service --guest redis --against old/lockstep --aims
   lockstep bench failover --kills 50 --pauses 10 --json > failover.json
   lockstep bench failover --guest redis
-  lockstep bench cpu --qemu --repeat 3    # the software CPU, about six minutes; needs guest images
+  lockstep bench cpu --qemu --aims        # the software CPU, about six minutes; needs guest images
+  lockstep bench programs --aims          # real programs beside this host; needs Debian
   lockstep bench recording                # a minute of redis, replayed five times: about six minutes
 
 Numbers of a shared machine drift: read the ratios, and repeat. docs/performance.md explains each number.")]
@@ -63,13 +72,13 @@ pub struct BenchArgs {
     /// Measure QEMU (qemu-system-x86_64) on the same images too: `cpu`, and `service` of Linux.
     #[arg(long)]
     pub qemu: bool,
-    /// Exit with 1 when an aim of docs/performance.md is missed: `cpu`, and `service` of Linux.
+    /// Exit with 1 when an aim of docs/performance.md is missed: `cpu`, `programs`, and `service` of Linux.
     #[arg(long)]
     pub aims: bool,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
-    /// Rounds of each measurement, unreplicated and replicated in turn; the median counts.
+    /// Rounds of each measurement, all systems in turn; the median counts.
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
     /// How many times the primary is killed.
@@ -84,6 +93,9 @@ pub struct BenchArgs {
     /// Of `cpu`.
     #[command(flatten)]
     pub cpu: cpu::CpuArgs,
+    /// Of `service` of Linux.
+    #[command(flatten)]
+    pub against: servers::against::AgainstArgs,
     /// Of `recording`.
     #[command(flatten)]
     pub recording: recording::RecordingArgs,
@@ -103,6 +115,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     if args.what == What::Cpu {
         return cpu::run(args);
     }
+    if args.what == What::Programs {
+        return programs::run(args);
+    }
     if args.guest != MINIKV {
         ensure!(
             args.what != What::All,
@@ -111,6 +126,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
         );
         crate::cli::guest::build_if_missing(&args.guest)?;
     }
+    ensure!(
+        args.against.against.is_none() || (args.what == What::Service && args.guest != MINIKV),
+        "--against is of: lockstep bench service --guest redis"
+    );
     if args.what == What::Service && args.guest != MINIKV {
         return servers::run(args);
     }

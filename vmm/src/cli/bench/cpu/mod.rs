@@ -5,7 +5,13 @@
 //! and in QEMU on the same kernel and initramfs. Each says when a kernel begins and ends; when the two lines
 //! come, the CPU time of its process and the time are taken here, on the host. A checksum that differs is an
 //! error.
+//!
+//! ```text
+//!   round 1: kernels on native, soft, TCG, record; boots on soft, TCG, record
+//!   round 2: the same from the last to the first       ... ratios within each round, medians over the rounds
+//! ```
 
+mod aims;
 mod images;
 mod report;
 mod systems;
@@ -16,22 +22,21 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use super::{BenchArgs, quantile, say};
+use super::aims::conclude;
+use super::host::Host;
+use super::{BenchArgs, say};
 use images::Images;
-use report::{Boot, CpuReport, Host, Row};
+use report::{CpuReport, Run};
 use systems::{Kernel, System, Systems, Work};
 
 /// Options of `lockstep bench cpu`.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Options of bench cpu")]
+#[command(next_help_heading = "Options of bench cpu and bench programs")]
 pub struct CpuArgs {
-    /// How many times everything runs, the systems in turn; medians count.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub repeat: u32,
-    /// One fast kernel with a twentieth of its work, and no boot of its own: shows that it works.
+    /// One round of a part of the work, and no boot of its own: shows that it works.
     #[arg(long)]
     pub quick: bool,
-    /// One kernel only, by name.
+    /// One kernel of `cpu` only, by name.
     #[arg(long, value_name = "KERNEL")]
     pub only: Option<String>,
     /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
@@ -49,19 +54,21 @@ impl CpuArgs {
     }
 }
 
-/// What was measured of one system.
+/// What was measured of one system, in the order of the rounds.
 #[derive(Debug, Default)]
 struct Measured {
     /// By kernel.
     kernels: BTreeMap<String, Vec<Kernel>>,
-    /// From the start of the process to the first line of user space, seconds: of the two guests.
-    boots: [Vec<f64>; 2],
+    /// From the start of the process to the first line of user space, seconds by the clock and of CPU time,
+    /// of the two guests.
+    boots: [Vec<(f64, f64)>; 2],
 }
 
 /// Runs the command.
 pub fn run(bench: &BenchArgs) -> anyhow::Result<u8> {
     let args = &bench.cpu;
-    ensure!(args.repeat >= 1, "--repeat 0 measures nothing");
+    let rounds = if args.quick { 1 } else { bench.rounds };
+    ensure!(rounds >= 1, "--rounds 0 measures nothing");
     let images = Images::new(args.cache.as_deref(), !args.quick)?;
     let host = Host::new();
     let systems = Systems::new(&images, args.work())?;
@@ -74,84 +81,69 @@ pub fn run(bench: &BenchArgs) -> anyhow::Result<u8> {
         who.extend([System::Tcg, System::Record]);
     }
     let mut measured: BTreeMap<System, Measured> = BTreeMap::new();
-    for round in 1..=args.repeat {
-        for system in &who {
-            say(&format!("round {round} of {}: {}", args.repeat, system.name()));
-            one(&systems, *system, args.quick, measured.entry(*system).or_default())?;
-        }
+    for round in 1..=rounds {
+        say(&format!("round {round} of {rounds}"));
+        one(&systems, &who, args.quick, &mut measured)?;
+        // What is first in one round is last in the next: nobody always has the caches or the boost.
+        who.reverse();
     }
     if !args.quick {
         say("counting the instructions of the boots");
     }
     let instructions = if args.quick { None } else { Some(systems.boot_instructions()?) };
-    let report = judge(host, qemu, args.repeat, &measured, instructions)?;
+    check(&measured)?;
+    let whole = !args.quick && args.only.is_none();
+    let run = Run { host: host.end(), qemu, rounds, whole, instructions, measured };
+    let report = CpuReport::new(&run, bench.qemu);
     match bench.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => report.print(),
     }
-    let missed = if bench.aims { report.missed() } else { Vec::new() };
-    missed.iter().for_each(|aim| say(&format!("MISSED: {aim}")));
-    Ok(u8::from(!missed.is_empty()))
+    Ok(if bench.aims { conclude(report.aims()) } else { 0 })
 }
 
-/// One run of everything on one system.
-fn one(systems: &Systems<'_>, system: System, quick: bool, into: &mut Measured) -> anyhow::Result<()> {
-    let run = systems.kernels(system)?;
-    for kernel in run.kernels {
-        into.kernels.entry(kernel.name.clone()).or_default().push(kernel);
-    }
-    if system != System::Native {
-        into.boots[0].push(run.boot_s);
-        if !quick {
-            into.boots[1].push(systems.boot(system)?);
+/// One round.
+fn one(
+    systems: &Systems<'_>,
+    who: &[System],
+    quick: bool,
+    into: &mut BTreeMap<System, Measured>,
+) -> anyhow::Result<()> {
+    for system in who {
+        say(&format!("  kernels: {}", system.name()));
+        let run = systems.kernels(*system)?;
+        let measured = into.entry(*system).or_default();
+        for kernel in run.kernels {
+            measured.kernels.entry(kernel.name.clone()).or_default().push(kernel);
         }
+        if *system != System::Native {
+            measured.boots[0].push(run.boot_s);
+        }
+    }
+    for system in who.iter().filter(|system| !quick && **system != System::Native) {
+        say(&format!("  boot: {}", system.name()));
+        let boot_s = systems.boot(*system)?;
+        into.entry(*system).or_default().boots[1].push(boot_s);
     }
     Ok(())
 }
 
-/// Compares the checksums, and makes the report.
-fn judge(
-    host: Host,
-    qemu: Option<String>,
-    repeat: u32,
-    measured: &BTreeMap<System, Measured>,
-    instructions: Option<[u64; 2]>,
-) -> anyhow::Result<CpuReport> {
-    let native = &measured[&System::Native].kernels;
-    let mut rows = Vec::new();
-    for name in systems::order(native.keys()) {
-        let checksum = native[&name][0].checksum.clone();
-        let mut row = Row { name: name.clone(), checksum: checksum.clone(), ..Row::default() };
+/// Compares what the systems computed with what this host's processor did, in all rounds.
+fn check(measured: &BTreeMap<System, Measured>) -> anyhow::Result<()> {
+    for (name, native) in &measured[&System::Native].kernels {
+        let checksum = &native[0].checksum;
         for (system, measured) in measured {
-            let runs = measured.kernels.get(&name).map(Vec::as_slice).unwrap_or_default();
-            ensure!(!runs.is_empty(), "{} did not run the kernel {name}", system.name());
+            let runs = measured.kernels.get(name).map(Vec::as_slice).unwrap_or_default();
+            ensure!(runs.len() == native.len(), "{} did not run the kernel {name}", system.name());
             for run in runs {
                 ensure!(
-                    run.checksum == checksum,
+                    run.checksum == *checksum,
                     "{name}: {} computed {}, this host's processor {checksum}: that is a bug",
                     system.name(),
                     run.checksum
                 );
             }
-            let median = |of: fn(&Kernel) -> f64| quantile(&runs.iter().map(of).collect::<Vec<_>>(), 0.5);
-            row.set(*system, median(|run| run.seconds), median(|run| run.wall_s), runs[0].guest_ns);
         }
-        rows.push(row);
     }
-    let boot = |guest: usize| {
-        let of = |system| {
-            let runs = &measured.get(&system)?.boots[guest];
-            (!runs.is_empty()).then(|| quantile(runs, 0.5))
-        };
-        let soft_s = of(System::Soft)?;
-        Some(Boot {
-            guest: systems::GUESTS[guest],
-            soft_s,
-            tcg_s: of(System::Tcg),
-            record_s: of(System::Record),
-            instructions: instructions.map(|instructions| instructions[guest]),
-        })
-    };
-    let boots = (0..2).filter_map(boot).collect();
-    Ok(CpuReport::new(host.end(), qemu, repeat, rows, boots))
+    Ok(())
 }

@@ -1,17 +1,15 @@
 //! The systems that are compared, each a process whose lines are timed as they come.
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use guest_images::cache::Guest;
 
 use super::images::Images;
-use crate::cli::bench::{QEMU, Running, cpu_ns};
+use crate::cli::bench::QEMU;
+use crate::cli::bench::said::{Line, Said, listen};
 use crate::cluster::{Cluster, ClusterOptions, DIE_WITH_PARENT};
-use crate::io::clock::HostClock;
 use crate::recording::Recording;
 
 /// The guests whose boots are measured.
@@ -20,9 +18,6 @@ pub const GUESTS: [&str; 2] = ["cpubench", "busybox"];
 const ALIVE: [&str; 2] = ["cpubench begins", "user-space"];
 /// Longest silence of a system: a whole kernel on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Most bytes of a line, and most lines: no guest says more here.
-const LINE_BYTES: usize = 4096;
-const LINES: usize = 1000;
 /// The kernels, in the order in which they are reported.
 const ORDER: [&str; 9] = [
     "integer",
@@ -97,8 +92,8 @@ pub struct Kernel {
 pub struct Run {
     /// In the order in which they ran.
     pub kernels: Vec<Kernel>,
-    /// From the start of the process to the first words of user space.
-    pub boot_s: f64,
+    /// From the start of the process to the first words of user space: by the clock, and CPU time.
+    pub boot_s: (f64, f64),
 }
 
 /// The kernels that are known, in their order; then others.
@@ -148,13 +143,13 @@ impl<'a> Systems<'a> {
                 self.machine(system, &self.images.cpubench, &words)?
             }
         };
-        kernels_of(&listen(command, system)?)
+        kernels_of(&listen(command, system.name(), PATIENCE)?)
     }
 
-    /// Boots the second guest; seconds to its first own words.
-    pub fn boot(&self, system: System) -> anyhow::Result<f64> {
-        let said =
-            listen(self.machine(system, self.busybox()?, &format!(" run=\"echo {}\"", ALIVE[1]))?, system)?;
+    /// Boots the second guest; seconds to its first own words: by the clock, and CPU time.
+    pub fn boot(&self, system: System) -> anyhow::Result<(f64, f64)> {
+        let words = format!(" run=\"echo {}\"", ALIVE[1]);
+        let said = listen(self.machine(system, self.busybox()?, &words)?, system.name(), PATIENCE)?;
         said.first(ALIVE[1])
     }
 
@@ -171,7 +166,7 @@ impl<'a> Systems<'a> {
             let path = self.images.directory.path().join(format!("{}.lkr", GUESTS[number]));
             let mut command = self.machine(System::Soft, guest, words)?;
             command.arg("--record").arg(&path).args(["--checkpoint-every", "0"]);
-            listen(command, System::Soft)?;
+            listen(command, System::Soft.name(), PATIENCE)?;
             counts[number] = Recording::open(&path)?.end().count;
         }
         Ok(counts)
@@ -217,95 +212,6 @@ fn qemu(guest: &Guest, line: &str, record: Option<&std::path::Path>) -> anyhow::
     Ok(command)
 }
 
-/// What a process said, and when.
-struct Said {
-    system: System,
-    started_ns: u64,
-    lines: Vec<Line>,
-}
-
-/// A line, and when its end came.
-struct Line {
-    /// By the host's clock.
-    at_ns: u64,
-    /// CPU time that the process had used.
-    cpu_ns: u64,
-    text: String,
-}
-
-impl Said {
-    /// Seconds from the start to a line.
-    fn first(&self, words: &str) -> anyhow::Result<f64> {
-        let found = self.lines.iter().find(|line| line.text.starts_with(words));
-        let line = found
-            .with_context(|| format!("{} never said {words:?}:\n{}", self.system.name(), self.tail()))?;
-        Ok((line.at_ns - self.started_ns) as f64 / 1e9)
-    }
-
-    fn tail(&self) -> String {
-        let lines = &self.lines[self.lines.len().saturating_sub(20)..];
-        lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")
-    }
-}
-
-/// Runs a process to its end.
-fn listen(mut command: Command, system: System) -> anyhow::Result<Said> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let started_ns = HostClock.now_ns();
-    let child = command.spawn().with_context(|| format!("cannot start {}", system.name()))?;
-    let mut process = Running(child);
-    let (sender, lines) = crossbeam_channel::bounded(LINES);
-    let stdout = process.0.stdout.take().context("its output is piped")?;
-    let pid = process.0.id();
-    read_lines(stdout, pid, sender)?;
-    let (complaint, complaints) = crossbeam_channel::bounded(LINES);
-    read_lines(process.0.stderr.take().context("its errors are piped")?, pid, complaint)?;
-    let mut said = Said { system, started_ns, lines: Vec::new() };
-    collect(&lines, &mut said)?;
-    let status = process.0.wait()?;
-    if !status.success() {
-        let mut why = said.tail();
-        complaints.iter().for_each(|line| why += &format!("\n{}", line.text));
-        bail!("{} ended with {status}:\n{why}", system.name());
-    }
-    Ok(said)
-}
-
-fn collect(lines: &Receiver<Line>, said: &mut Said) -> anyhow::Result<()> {
-    loop {
-        match lines.recv_timeout(PATIENCE) {
-            Ok(line) => said.lines.push(line),
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("{} was silent for {} s:\n{}", said.system.name(), PATIENCE.as_secs(), said.tail())
-            }
-        }
-        ensure!(said.lines.len() < LINES, "{} does not stop talking:\n{}", said.system.name(), said.tail());
-    }
-}
-
-/// Sends each line with the time at which its end came.
-fn read_lines(mut stream: impl Read + Send + 'static, pid: u32, into: Sender<Line>) -> anyhow::Result<()> {
-    let read = move || {
-        let (mut buffer, mut line) = ([0; 4096], Vec::new());
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            let (at_ns, cpu_ns) = (HostClock.now_ns(), cpu_ns(pid));
-            for byte in &buffer[..count] {
-                if *byte != b'\n' && line.len() < LINE_BYTES {
-                    line.push(*byte);
-                    continue;
-                }
-                let text = String::from_utf8_lossy(&line).trim_end().to_string();
-                line.clear();
-                // Whoever listened has heard enough: what comes is still read, or the process would wait.
-                let _ = into.try_send(Line { at_ns, cpu_ns, text });
-            }
-        }
-    };
-    std::thread::Builder::new().name("lines".into()).spawn(read)?;
-    Ok(())
-}
-
 /// Reads what `cpubench` said.
 fn kernels_of(said: &Said) -> anyhow::Result<Run> {
     let mut kernels = Vec::new();
@@ -316,7 +222,7 @@ fn kernels_of(said: &Said) -> anyhow::Result<Run> {
             ["cpubench", name, "begins"] => begun = Some((name, line)),
             ["cpubench", name, ns, checksum] => {
                 let Some((_, start)) = begun.take_if(|(begun, _)| *begun == name) else {
-                    bail!("{} ended a kernel that had not begun: {:?}", said.system.name(), line.text);
+                    bail!("{} ended a kernel that had not begun: {:?}", said.name, line.text);
                 };
                 let guest_ns = ns.parse().with_context(|| format!("no time in {:?}", line.text))?;
                 kernels.push(Kernel {
@@ -331,7 +237,7 @@ fn kernels_of(said: &Said) -> anyhow::Result<Run> {
         }
     }
     let ended = said.lines.iter().any(|line| line.text == "cpubench ends");
-    ensure!(ended, "{} did not come to the end:\n{}", said.system.name(), said.tail());
+    ensure!(ended, "{} did not come to the end:\n{}", said.name, said.tail());
     ensure!(!kernels.is_empty(), "no kernel of that name: there are {}", ORDER.join(", "));
     Ok(Run { kernels, boot_s: said.first(ALIVE[0])? })
 }

@@ -9,6 +9,7 @@
 //! for all. The same client loads every one, over loopback. At saturation the processes of a pair share this
 //! host's cores, which stand for three hosts; at half load a client sees what replication does to it.
 
+pub mod against;
 mod report;
 mod systems;
 
@@ -32,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// Measures, and prints.
 pub fn run(args: &BenchArgs) -> anyhow::Result<u8> {
+    if let Some(other) = &args.against.against {
+        return against::run(args, other);
+    }
     let all = System::OURS.into_iter().chain(if args.qemu { System::QEMUS.to_vec() } else { Vec::new() });
     let systems = available(all);
     let mut rounds: BTreeMap<System, Rounds> = BTreeMap::new();

@@ -97,8 +97,16 @@ const RECORDING: &str = "recording";
 impl Server {
     /// Starts one and waits until it answers.
     pub fn start(system: System, guest: &str) -> anyhow::Result<Self> {
+        Self::start_program(&std::env::current_exe()?, system, guest)
+    }
+
+    /// The same of another `lockstep`, if the system is ours.
+    pub fn start_program(program: &Path, system: System, guest: &str) -> anyhow::Result<Self> {
         let started_ns = HostClock.now_ns();
-        let (port, kept) = if system.is_ours() { ours(system, guest)? } else { theirs(system, guest)? };
+        let (port, kept) = match system.is_ours() {
+            true => ours(program, system, guest)?,
+            false => theirs(system, guest)?,
+        };
         let boot_s = (HostClock.now_ns() - started_ns) as f64 / 1e9;
         Ok(Self { port, boot_s, kept })
     }
@@ -131,9 +139,10 @@ impl Server {
     }
 }
 
-fn ours(system: System, guest: &str) -> anyhow::Result<(u16, Kept)> {
+fn ours(program: &Path, system: System, guest: &str) -> anyhow::Result<(u16, Kept)> {
     let recording = system == System::Recorded;
     let bench = Bench::start(|options: &mut ClusterOptions| {
+        options.program = program.into();
         options.replicated = system == System::Replicated;
         options.vm_options = ["--guest", guest, "--engine", "soft"].map(String::from).to_vec();
         options.patience = PATIENCE;
