@@ -71,8 +71,8 @@ pub struct Versioned {
     pub version: String,
 }
 
-/// Of each paragraph of `apt-cache show`, the package that is depended on in exactly one version and whose name
-/// begins with `prefix`.
+/// Of each paragraph of `apt-cache show`, the package that is depended on in exactly one version and whose
+/// name begins with `prefix`.
 fn depended_on(paragraphs: &str, prefix: &str) -> Vec<Versioned> {
     let depends = paragraphs.lines().filter_map(|line| line.strip_prefix("Depends: "));
     depends
@@ -106,8 +106,8 @@ impl Apt {
         Ok(Self { lists: lists.to_path_buf(), own_lists: false })
     }
 
-    /// What the versions of `package`, the newest first, depend on: of each the package whose name begins with
-    /// `prefix`.
+    /// What the versions of `package`, the newest first, depend on: of each the package whose name begins
+    /// with `prefix`.
     pub fn dependencies(&mut self, package: &str, prefix: &str) -> Result<Vec<Versioned>, AptError> {
         let lines = self.with_lists(|apt| {
             let mut command = apt.command("apt-cache");

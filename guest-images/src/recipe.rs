@@ -61,8 +61,8 @@ pub enum BuildError {
     Apt(#[from] AptError),
     /// All versions that can be had of a kernel hang.
     #[error(
-        "{package} {version} hangs on a machine without a local APIC, and there is no older one here: add the \
-         distribution itself to apt's sources, not its security updates alone"
+        "{package} {version} hangs on a machine without a local APIC, and there is no older one here: add \
+         the distribution itself to apt's sources, not its security updates alone"
     )]
     Hangs {
         /// The kernel's package.

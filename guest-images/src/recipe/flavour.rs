@@ -38,14 +38,14 @@ pub const FLAVOURS: &[Flavour] = &[
     },
 ];
 
-/// Whether this version of a PREEMPT_RT kernel can hang where an interrupt work waits for the next tick, as it
-/// does without a local APIC: RCU may then initialise and queue one that is queued. Linux 6.1.191 got the
-/// change that allows it (b41642c87716), and 6.1.192 had not yet the one that mends it (61399e0c5410); releases
-/// after 6.1 got both.
+/// Whether this version of a PREEMPT_RT kernel can hang where an interrupt work waits for the next tick, as
+/// it does without a local APIC: RCU may then initialise and queue one that is queued. Linux 6.1.191 got the
+/// change that allows it (b41642c87716), and 6.1.192 had not yet the one that mends it (61399e0c5410);
+/// releases after 6.1 got both.
 fn queues_irq_work_twice(version: &str) -> bool {
-    let patch =
-        version.strip_prefix("6.1.").and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    patch.and_then(|digits| digits.parse().ok()).is_some_and(|patch: u32| patch >= 191)
+    let Some(rest) = version.strip_prefix("6.1.") else { return false };
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().is_ok_and(|patch: u32| patch >= 191)
 }
 
 /// What the image `name` is made by, if there is such a one: `RECIPE` or `RECIPE-FLAVOUR`.
