@@ -62,6 +62,29 @@ pub struct Package {
     pub digest: String,
 }
 
+/// A package of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// Of each paragraph of `apt-cache show`, the package that is depended on in exactly one version and whose
+/// name begins with `prefix`.
+fn depended_on(paragraphs: &str, prefix: &str) -> Vec<Versioned> {
+    let depends = paragraphs.lines().filter_map(|line| line.strip_prefix("Depends: "));
+    depends
+        .flat_map(|list| list.split(','))
+        .filter_map(|depended| {
+            let (name, version) = depended.trim().split_once(" (= ")?;
+            let version = version.strip_suffix(')')?;
+            name.starts_with(prefix).then(|| Versioned { name: name.into(), version: version.into() })
+        })
+        .collect()
+}
+
 /// Debian's package tools.
 #[derive(Debug)]
 pub struct Apt {
@@ -83,19 +106,17 @@ impl Apt {
         Ok(Self { lists: lists.to_path_buf(), own_lists: false })
     }
 
-    /// The package that `package` depends on and whose name begins with `prefix`.
-    pub fn dependency(&mut self, package: &str, prefix: &str) -> Result<String, AptError> {
+    /// What the versions of `package`, the newest first, depend on: of each the package whose name begins
+    /// with `prefix`.
+    pub fn dependencies(&mut self, package: &str, prefix: &str) -> Result<Vec<Versioned>, AptError> {
         let lines = self.with_lists(|apt| {
             let mut command = apt.command("apt-cache");
-            run(command.args(["depends", "--important", package]))
+            run(command.args(["show", package]))
         });
-        let lines = match lines {
-            Err(AptError::Failed { .. }) => return Err(AptError::NoPackage { package: package.into() }),
-            lines => lines?,
-        };
-        let depends = lines.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let found = depends.map(str::trim).find(|name| name.starts_with(prefix));
-        found.map(String::from).ok_or_else(|| AptError::NoPackage { package: format!("{prefix}...") })
+        match lines {
+            Err(AptError::Failed { .. }) => Err(AptError::NoPackage { package: package.into() }),
+            lines => Ok(depended_on(&lines?, prefix)),
+        }
     }
 
     /// The files of `packages` and of all that they depend on, as apt would install them on a bare system.
@@ -187,3 +208,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String, AptError> {
     let from = text.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
     Err(AptError::Failed { command: shown, status: output.status, message: text[from..].to_string() })
 }
+
+#[cfg(test)]
+#[path = "apt_tests.rs"]
+mod tests;

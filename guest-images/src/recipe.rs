@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::apt::{Apt, AptError, Package};
+use crate::apt::{Apt, AptError, Package, Versioned};
 use crate::cache::{Cache, CacheError, Contents, Guest};
 use crate::disk_image::DiskImageError;
 use crate::initramfs::Archive;
@@ -14,8 +14,11 @@ use crate::modules::{ModuleError, Modules};
 
 mod busybox;
 mod cpubench;
+mod flavour;
 mod programs;
 mod server;
+
+pub use flavour::{FLAVOURS, Flavour, is_known};
 
 /// Names that a guest's files have in its directory.
 const KERNEL: &str = "vmlinux";
@@ -47,7 +50,7 @@ const SWITCH_OFF: &str = include_str!("../linux/switch-off.sh");
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// No such recipe.
-    #[error("no recipe {name:?}: there are {known}")]
+    #[error("no recipe {name:?}: there are {known}, each also with -generic or -rt")]
     NoRecipe {
         /// What was asked for.
         name: String,
@@ -57,6 +60,17 @@ pub enum BuildError {
     /// Packages.
     #[error(transparent)]
     Apt(#[from] AptError),
+    /// All versions that can be had of a kernel hang.
+    #[error(
+        "{package} {version} hangs on a machine without a local APIC, and there is no older one here: add \
+         the distribution itself to apt's sources, not its security updates alone"
+    )]
+    Hangs {
+        /// The kernel's package.
+        package: String,
+        /// The newest version.
+        version: String,
+    },
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -104,10 +118,11 @@ pub const RECIPES: &[Recipe] =
 
 /// Digest of everything here that an image is made by: of another one comes, perhaps, another image.
 pub fn recipes_digest() -> String {
-    let parts: [&[u8]; 19] = [
+    let parts: [&[u8]; 20] = [
         include_bytes!("recipe.rs"),
         include_bytes!("recipe/busybox.rs"),
         include_bytes!("recipe/cpubench.rs"),
+        include_bytes!("recipe/flavour.rs"),
         include_bytes!("recipe/server.rs"),
         include_bytes!("recipe/programs.rs"),
         include_bytes!("../linux/init-busybox.sh"),
@@ -135,7 +150,7 @@ pub fn recipes_digest() -> String {
 
 /// Makes the image `name` and keeps it in `cache`; `say` hears of the progress.
 pub fn build(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Guest, BuildError> {
-    let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) else {
+    let Some((recipe, flavour)) = flavour::parse(name) else {
         let known = RECIPES.iter().map(|recipe| recipe.name).collect::<Vec<_>>().join(", ");
         return Err(BuildError::NoRecipe { name: name.into(), known });
     };
@@ -145,11 +160,16 @@ pub fn build(cache: &Cache, name: &str, say: &mut dyn FnMut(&str)) -> Result<Gue
         out: subdirectory(workshop.path(), "out")?,
         work: workshop.path().to_path_buf(),
         packages: Vec::new(),
+        flavour,
         say,
     };
     let contents = (recipe.make)(&mut kitchen)?;
     let out = kitchen.out.clone();
-    Ok(cache.store(recipe.name, recipe.about, &out, contents)?)
+    let about = match flavour.name == FLAVOURS[0].name {
+        true => recipe.about.to_string(),
+        false => format!("{}; {} kernel", recipe.about, flavour.name),
+    };
+    Ok(cache.store(name, &about, &out, contents)?)
 }
 
 /// Where a recipe works.
@@ -160,6 +180,7 @@ struct Kitchen<'a> {
     /// Directory for everything else, removed at the end.
     work: PathBuf,
     packages: Vec<Package>,
+    flavour: Flavour,
     say: &'a mut dyn FnMut(&str),
 }
 
@@ -185,11 +206,11 @@ impl Kitchen<'_> {
         Ok(tree)
     }
 
-    /// Fetches Debian's cloud kernel: leaves `vmlinux` among the image's files, and puts the modules that
+    /// Fetches the image's kernel: leaves `vmlinux` among the image's files, and puts the modules that
     /// drive the machine's devices into `archive`, `lib/modules/order` with their order.
     fn kernel(&mut self, archive: &mut Archive) -> Result<(), BuildError> {
-        let package = self.apt.dependency("linux-image-cloud-amd64", "linux-image-")?;
-        let tree = self.unpack("kernel", std::slice::from_ref(&package))?;
+        let Versioned { name: package, version } = self.newest_kernel()?;
+        let tree = self.unpack("kernel", &[format!("{package}={version}")])?;
         let version = package.trim_start_matches("linux-image-");
         let image = read(&tree, &package, &format!("boot/vmlinuz-{version}"))?;
         self.say("unpacking the kernel");
@@ -207,6 +228,17 @@ impl Kitchen<'_> {
         }
         archive.file("lib/modules/order", 0o644, order);
         Ok(())
+    }
+
+    /// The newest kernel of the image's flavour that starts on this machine.
+    fn newest_kernel(&mut self) -> Result<Versioned, BuildError> {
+        let Flavour { package, hangs, .. } = self.flavour;
+        let kernels = self.apt.dependencies(package, "linux-image-")?;
+        let fit = kernels.iter().find(|kernel| !hangs(&kernel.version)).cloned();
+        fit.ok_or_else(|| match kernels.first() {
+            Some(newest) => BuildError::Hangs { package: package.into(), version: newest.version.clone() },
+            None => AptError::NoPackage { package: "linux-image-...".into() }.into(),
+        })
     }
 
     /// Fetches busybox and puts it with a link for each of its commands into `archive`.

@@ -6,6 +6,7 @@
 
 mod bench;
 mod guest;
+mod kernels;
 mod power;
 mod programs;
 mod reboot;

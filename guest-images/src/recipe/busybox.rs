@@ -1,4 +1,4 @@
-//! `busybox`: Debian's cloud kernel with an initramfs of one program, that gives a shell on the console.
+//! `busybox`: Debian's kernel with an initramfs of one program, that gives a shell on the console.
 
 use super::{BuildError, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, NETWORK, Recipe};
 use crate::cache::Contents;
@@ -9,7 +9,7 @@ const MEMORY_MIB: u64 = 256;
 
 pub(super) const RECIPE: Recipe = Recipe {
     name: "busybox",
-    about: "Debian's cloud kernel with a busybox initramfs: a shell on the serial console",
+    about: "Debian's kernel with a busybox initramfs: a shell on the serial console",
     make,
 };
 

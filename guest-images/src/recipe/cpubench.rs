@@ -1,4 +1,4 @@
-//! `cpubench`: Debian's cloud kernel whose first process is `cpubench`, measures a CPU, then powers off.
+//! `cpubench`: Debian's kernel whose first process is `cpubench`, measures a CPU, then powers off.
 
 use super::{BuildError, INITRD, KERNEL, Kitchen, LINUX_COMMAND_LINE, Recipe};
 use crate::cache::Contents;
@@ -8,7 +8,7 @@ const MEMORY_MIB: u64 = 256;
 
 pub(super) const RECIPE: Recipe = Recipe {
     name: "cpubench",
-    about: "Debian's cloud kernel that runs nine processor benchmarks and powers off",
+    about: "Debian's kernel that runs nine processor benchmarks and powers off",
     make,
 };
 

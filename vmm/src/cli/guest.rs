@@ -6,20 +6,22 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use guest_images::cache::{Cache, CacheError, Guest};
-use guest_images::recipe::{RECIPES, build};
+use guest_images::recipe::{FLAVOURS, RECIPES, build, is_known};
 
 use crate::config::MINIKV;
 
 /// Options of `lockstep guest`.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Images that can be built:
+{}Each with another of Debian's kernels: NAME-KERNEL. Kernels:
 {}
 minikv is embedded and need not be built. A built image is used by --guest NAME.
 
 Examples:
   lockstep guest build busybox
+  lockstep guest build busybox-generic
   lockstep guest list
-  lockstep run --guest busybox", recipes()))]
+  lockstep run --guest busybox", recipes(), kernels()))]
 pub struct GuestArgs {
     /// Directory of guest images; $XDG_CACHE_HOME/lockstep or ~/.cache/lockstep without it.
     #[arg(long, value_name = "DIR", global = true)]
@@ -74,7 +76,7 @@ pub fn run(args: &GuestArgs) -> anyhow::Result<u8> {
 /// What to do about a guest that is not there: which there are, how others are made, and how to bring one.
 pub fn not_found(cache: &Cache, error: CacheError) -> anyhow::Error {
     let CacheError::Unknown { name, root } = &error else { return error.into() };
-    let can_be_built = RECIPES.iter().any(|recipe| recipe.name == name);
+    let can_be_built = is_known(name);
     let built: Vec<String> =
         cache.list().unwrap_or_default().into_iter().map(|guest| guest.manifest.name).collect();
     let built: BTreeSet<String> = built.into_iter().chain([MINIKV.to_owned()]).collect();
@@ -124,4 +126,8 @@ fn list(guests: &[Guest]) {
 
 fn recipes() -> String {
     RECIPES.iter().map(|recipe| format!("  {:<10} {}\n", recipe.name, recipe.about)).collect()
+}
+
+fn kernels() -> String {
+    FLAVOURS.iter().map(|flavour| format!("  {:<10} {}\n", flavour.name, flavour.about)).collect()
 }
