@@ -2,9 +2,9 @@
 //!
 //! While there is anything to look for, instructions are executed one by one; data breakpoints switch the
 //! software TLB off, so that every access comes past `watch_access`. An instruction and the trap after it are
-//! one step. Data breakpoints that MOV SS or POP SS hit wait in DR6 for the end of the next instruction. Where
-//! reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and what waits is lost when that
-//! next instruction is INT n or ends in an exception.
+//! one step. Data breakpoints that MOV SS or POP SS hit wait in DR6 for the end of the next instruction.
+//! Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and what waits is lost when
+//! that next instruction is INT n or ends in an exception.
 
 use crate::Cpu;
 use crate::exception::{Exception, Kind};

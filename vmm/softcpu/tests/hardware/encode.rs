@@ -176,8 +176,9 @@ fn more_prefixes(bytes: &mut Vec<u8>, may_lock: bool, random: &mut Random) {
     }
 }
 
-/// One more prefix, at any place among the others, that changes nothing: one that is there already, a REX that
-/// a legacy prefix follows, an operand or address size or a repetition that the instruction does not have.
+/// One more prefix, at any place among the others, that changes nothing: one that is there already, a REX
+/// that a legacy prefix follows, an operand or address size or a repetition that the instruction does not
+/// have.
 fn ignored_prefix(bytes: &mut Vec<u8>, at: u64, random: &mut Random) {
     let there = prefixes(bytes);
     let prefix = match random.below(4) {

@@ -120,8 +120,8 @@ struct Bytes([u8; FPU_AT + FPU_MOST]);
 pub struct Frame(Box<Bytes>);
 
 impl Frame {
-    /// Has `landed` handle every signal by which an instruction ends, and takes over what the kernel makes for
-    /// one: selectors, mask, signal stack, FPU layout.
+    /// Has `landed` handle every signal by which an instruction ends, and takes over what the kernel makes
+    /// for one: selectors, mask, signal stack, FPU layout.
     pub fn new(landed: usize) -> Self {
         let bytes = 0x10000;
         let at = map(0, bytes, libc::PROT_READ | libc::PROT_WRITE);

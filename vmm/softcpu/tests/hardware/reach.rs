@@ -38,8 +38,7 @@ fn prefixes_come_in_every_order_and_where_they_are_ignored() {
         }
     }
     assert_eq!(orders.len(), 6, "{orders:x?}");
-    for name in
-        ["Add_rm32_r32 reg", "Push_r64", "Addps_xmm_xmmm128 reg", "Fadd_st0_sti", "Imul_r64_rm64 reg"]
+    for name in ["Add_rm32_r32 reg", "Push_r64", "Addps_xmm_xmmm128 reg", "Fadd_st0_sti", "Imul_r64_rm64 reg"]
     {
         let mut counts = BTreeMap::<&str, u32>::new();
         for (encoded, _) in vectors(name) {

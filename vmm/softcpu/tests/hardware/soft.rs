@@ -1,5 +1,5 @@
-//! Runs one instruction in the software CPU, as user code of a small guest (`guest`) whose code and data lie at
-//! the same linear addresses as in the host process.
+//! Runs one instruction in the software CPU, as user code of a small guest (`guest`) whose code and data lie
+//! at the same linear addresses as in the host process.
 //!
 //! ```text
 //! linear                      physical

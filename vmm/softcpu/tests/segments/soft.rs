@@ -1,5 +1,5 @@
-//! Runs one instruction in the software CPU, as code at CPL3 of a small 64-bit guest (`guest`) whose memory lies
-//! at the same linear addresses as in the host process.
+//! Runs one instruction in the software CPU, as code at CPL3 of a small 64-bit guest (`guest`) whose memory
+//! lies at the same linear addresses as in the host process.
 
 use crate::case::{Case, End, Outcome, PAGE, REGIONS, SEGMENTS};
 use crate::guest::{FREE, Guest};
