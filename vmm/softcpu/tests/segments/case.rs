@@ -251,12 +251,6 @@ impl Case {
         self.code.windows(2).any(|bytes| bytes[0] == 0xdb && bytes[1] >> 3 & 7 == 7)
     }
 
-    /// BOUND.
-    pub fn is_bound(&self) -> bool {
-        let prefix = |byte: &&u8| OVERRIDES.contains(byte) || matches!(byte, 0x66 | 0x67);
-        self.code.iter().find(|byte| !prefix(byte)) == Some(&0x62)
-    }
-
     /// Puts the code where it is.
     pub fn place(&self, memory: &mut [Vec<u8>]) {
         let at = self.segments[CS].base.wrapping_add(self.eip).wrapping_sub(CODE as u32) as usize;

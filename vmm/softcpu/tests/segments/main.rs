@@ -64,10 +64,6 @@ fn differences(case: &Case, host: (&Outcome, &[Vec<u8>]), soft: (&Outcome, &[Vec
     if case.is_long_store() && [h.end, s.end] != [End::Retired; 2] {
         return out;
     }
-    // BOUND reads its bounds one after the other there.
-    if case.is_bound() && h.end != End::Retired && s.end != End::Retired {
-        return out;
-    }
     // POPA that faults on the way: which registers are loaded by then is the processor's own order.
     let popa = case.code.last() == Some(&0x61) && h.end != End::Retired;
     if h.end != s.end {

@@ -57,24 +57,39 @@ fn into(cpu: &mut Cpu, op: &Op) {
     if cpu.flags.of() { int(cpu, op) } else { cpu.end(op) }
 }
 
-/// BOUND: a signed index in `dst`, the two bounds in memory.
-fn bound<W: Word>(cpu: &mut Cpu, op: &Op) {
-    let at = cpu.address(op);
-    let lowest = or_abort!(cpu, op, cpu.read::<W>(at)).sext() as i64;
-    let highest = or_abort!(cpu, op, cpu.read::<W>(at.wrapping_add(W::BYTES))).sext() as i64;
+/// BOUND, first: the lower bound, which is read before the upper one is looked at.
+fn bound_is_there<W: Word>(cpu: &mut Cpu, op: &Op) {
+    or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
+    next(cpu, op)
+}
+
+/// BOUND: a signed index in `dst`, one of the bounds in memory.
+fn bound<W: Word, const UPPER: bool>(cpu: &mut Cpu, op: &Op) {
+    let bound = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op))).sext() as i64;
     let index = cpu.reg::<W>(op.dst).sext() as i64;
-    if index < lowest || index > highest {
+    if if UPPER { index > bound } else { index < bound } {
         return raise_at(cpu, op, Exception::fault(vector::BR));
     }
     next(cpu, op)
 }
 
+/// The bounds are two operands, each with an address of its own, which may wrap between them.
 fn lower_bound(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let wide = insn.op0_register().size() == 4;
-    let mut op = Op::new(if wide { bound::<u32> } else { bound::<u16> });
-    op.dst = gpr(insn.op0_register()).unwrap_or_default();
-    builder.memory(&mut op, insn);
-    builder.push(op);
+    let handlers: [(Handler, bool); 3] = if wide {
+        [(bound_is_there::<u32>, false), (bound::<u32, true>, true), (bound::<u32, false>, false)]
+    } else {
+        [(bound_is_there::<u16>, false), (bound::<u16, true>, true), (bound::<u16, false>, false)]
+    };
+    for (run, upper) in handlers {
+        let mut op = Op::new(run);
+        op.dst = gpr(insn.op0_register()).unwrap_or_default();
+        builder.memory(&mut op, insn);
+        if upper {
+            builder.move_address(&op, if wide { 4 } else { 2 });
+        }
+        builder.push(op);
+    }
     Lowered::Continues
 }
 
