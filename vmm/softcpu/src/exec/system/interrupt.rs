@@ -57,13 +57,7 @@ fn into(cpu: &mut Cpu, op: &Op) {
     if cpu.flags.of() { int(cpu, op) } else { cpu.end(op) }
 }
 
-/// BOUND, first: the lower bound, which is read before the upper one is looked at.
-fn bound_is_there<W: Word>(cpu: &mut Cpu, op: &Op) {
-    or_abort!(cpu, op, cpu.read::<W>(cpu.address(op)));
-    next(cpu, op)
-}
-
-/// BOUND: a signed index in `dst`, one of the bounds in memory.
+/// BOUND: a signed index in `dst`, one of the bounds in memory, the lower one first.
 fn bound<W: Word, const UPPER: bool>(cpu: &mut Cpu, op: &Op) {
     let bound = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op))).sext() as i64;
     let index = cpu.reg::<W>(op.dst).sext() as i64;
@@ -73,21 +67,20 @@ fn bound<W: Word, const UPPER: bool>(cpu: &mut Cpu, op: &Op) {
     next(cpu, op)
 }
 
-/// The bounds are two operands, each with an address of its own, which may wrap between them.
+/// The bounds are two operands: the offset may wrap between them, and nothing looks at the upper one when the
+/// index is below the lower.
 fn lower_bound(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let wide = insn.op0_register().size() == 4;
-    let handlers: [(Handler, bool); 3] = if wide {
-        [(bound_is_there::<u32>, false), (bound::<u32, true>, true), (bound::<u32, false>, false)]
+    let handlers: [(Handler, u64); 2] = if wide {
+        [(bound::<u32, false>, 0), (bound::<u32, true>, 4)]
     } else {
-        [(bound_is_there::<u16>, false), (bound::<u16, true>, true), (bound::<u16, false>, false)]
+        [(bound::<u16, false>, 0), (bound::<u16, true>, 2)]
     };
-    for (run, upper) in handlers {
+    for (run, offset) in handlers {
         let mut op = Op::new(run);
         op.dst = gpr(insn.op0_register()).unwrap_or_default();
         builder.memory(&mut op, insn);
-        if upper {
-            builder.move_address(&op, if wide { 4 } else { 2 });
-        }
+        builder.move_address(&op, offset);
         builder.push(op);
     }
     Lowered::Continues
