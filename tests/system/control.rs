@@ -59,7 +59,7 @@ fn registers() -> Vec<Case> {
         write("CR4: VMXE, not in the model", 4, old_cr4 | 1 << 13).faults(13, 0),
         write("CR4: DE, not in the model", 4, old_cr4 | 1 << 3).faults(13, 0).not_on_kvm("KVM has it"),
         write("CR4: LA57, not in the model", 4, old_cr4 | 1 << 12).faults(13, 0),
-        write("CR4: PKE, not in the model", 4, old_cr4 | 1 << 22).faults(13, 0),
+        write("CR4: PKE, not in the model", 4, old_cr4 | 1 << 22).faults(13, 0).not_on_kvm("KVM has it"),
         write("CR3: bit 63 without PCID", 3, PML4 | 1 << 63).faults(13, 0),
         write("CR3: an address beyond the physical ones", 3, PML4 | 1 << 51).faults(13, 0),
         in_cr(write("CR3: PWT, PCD are kept", 3, PML4 | 0x18), 2, PML4 | 0x18),
@@ -270,7 +270,6 @@ fn identity() -> Vec<Case> {
             .value("upper halves", 0, |o, _| (o.state.gpr[RAX] | o.state.gpr[RDX]) >> 32)
             .not_on_kvm("its value at CPL3 may be the host's")
             .incomparable(),
-        Case::kernel("VMCALL is refused").probe(|a| a.vmcall()).faults(6, None).not_on_kvm("KVM answers it"),
         in_edx(
             leaf("0x80000001: SYSCALL, NX, LM", 0x8000_0001),
             "EDX",
