@@ -462,8 +462,8 @@ fn system_calls() -> Vec<Case> {
             .with(|s| s.rflags |= IF | CF)
             .probe(|a| a.sysexitq())
             .done()
-            .selector(CS, KERNEL_CS + 32 | 3)
-            .selector(SS, KERNEL_CS + 40 | 3)
+            .selector(CS, (KERNEL_CS + 32) | 3)
+            .selector(SS, (KERNEL_CS + 40) | 3)
             .leaves(RSP, USER_STACK - 0x40)
             .flags(IF | CF, IF | CF),
         sysexit("SYSEXIT to 32 bits")
@@ -473,8 +473,8 @@ fn system_calls() -> Vec<Case> {
             .poke(USER_TARGET, [0x48, 0xe6, DONE_PORT as u8])
             .probe(|a| a.sysexit())
             .done()
-            .selector(CS, KERNEL_CS + 16 | 3)
-            .selector(SS, KERNEL_CS + 24 | 3)
+            .selector(CS, (KERNEL_CS + 16) | 3)
+            .selector(SS, (KERNEL_CS + 24) | 3)
             .leaves(RSP, USER_STACK)
             .leaves(RAX, 6),
         sysexit("SYSEXIT to an address that is not canonical")
