@@ -57,6 +57,9 @@ fn registers() -> Vec<Case> {
             .faults(13, 0)
             .not_on(Host::Pvm, "KVM's emulator does not check this"),
         write("CR4: VMXE, not in the model", 4, old_cr4 | 1 << 13).faults(13, 0),
+        write("CR4: DE, not in the model", 4, old_cr4 | 1 << 3).faults(13, 0).not_on_kvm("KVM has it"),
+        write("CR4: LA57, not in the model", 4, old_cr4 | 1 << 12).faults(13, 0),
+        write("CR4: PKE, not in the model", 4, old_cr4 | 1 << 22).faults(13, 0).not_on_kvm("KVM has it"),
         write("CR3: bit 63 without PCID", 3, PML4 | 1 << 63).faults(13, 0),
         write("CR3: an address beyond the physical ones", 3, PML4 | 1 << 51).faults(13, 0),
         in_cr(write("CR3: PWT, PCD are kept", 3, PML4 | 0x18), 2, PML4 | 0x18),
@@ -244,13 +247,29 @@ fn identity() -> Vec<Case> {
     vec![
         in_edx(leaf("1: the baseline", 1), "EDX", base, base),
         in_edx(leaf("1: no APIC, no DE", 1), "EDX", 1 << 9 | 1 << 2, 0),
-        // XSAVE, OSXSAVE, AVX, PCID, x2APIC, TSC deadline, RDRAND, MONITOR, VMX.
+        // XSAVE, OSXSAVE, AVX, PCID, x2APIC, TSC deadline, RDRAND, MONITOR, VMX, AES, PCLMULQDQ, FMA, F16C.
         in_ecx(
             leaf("1: what is not there", 1),
             "ECX",
-            1 << 26 | 1 << 27 | 1 << 28 | 1 << 17 | 1 << 21 | 1 << 24 | 1 << 30 | 1 << 3 | 1 << 5,
+            0x7f00_0000 | 1 << 17 | 1 << 21 | 1 << 3 | 1 << 5 | 1 << 1 | 1 << 12,
             0,
         ),
+        // SMEP, SMAP, IA32_TSC_ADJUST; no FSGSBASE, BMI, AVX2, INVPCID, RDSEED, ADX, SHA and the like.
+        leaf("7: what is there", 7).value("EBX", 1 << 1 | 1 << 7 | 1 << 20, |o, _| o.state.gpr[RBX]),
+        // Nor protection keys, LA57, UMIP, CET.
+        leaf("7: nothing else", 7).value("ECX and EDX", 0, |o, _| o.state.gpr[RCX] | o.state.gpr[RDX]),
+        in_ecx(leaf("0x80000001: LAHF alone", 0x8000_0001), "ECX", u64::MAX, 1),
+        Case::user("RDTSCP")
+            .with(|s| set_msr(s, 0xc000_0103, 0x1234_5678))
+            .gpr(RAX, u64::MAX)
+            .gpr(RCX, u64::MAX)
+            .gpr(RDX, u64::MAX)
+            .probe(|a| a.rdtscp())
+            .done()
+            .leaves(RCX, 0x1234_5678)
+            .value("upper halves", 0, |o, _| (o.state.gpr[RAX] | o.state.gpr[RDX]) >> 32)
+            .not_on_kvm("its value at CPL3 may be the host's")
+            .incomparable(),
         in_edx(
             leaf("0x80000001: SYSCALL, NX, LM", 0x8000_0001),
             "EDX",
@@ -295,6 +314,21 @@ fn identity() -> Vec<Case> {
             .probe(|a| a.rdtsc())
             .done()
             .incomparable(),
+        Case::user("the counter advances by one for each instruction and iteration")
+            .gpr(RDI, USER_DATA)
+            .probe(|a| {
+                a.rdtsc()?;
+                a.mov(ebx, eax)?;
+                a.mov(ecx, 5)?;
+                a.rep().stosb()?;
+                a.rdtsc()?;
+                a.sub(eax, ebx)
+            })
+            .done()
+            .leaves(RAX, 8)
+            .not_on_kvm("its time is the host's")
+            .incomparable(),
+        Case::kernel("WBINVD changes nothing").probe(|a| a.wbinvd()).done(),
         Case::user("RDPMC without CR4.PCE").probe(|a| a.rdpmc()).faults(13, 0),
         Case::user("two RDTSCs: time does not stand still, nor go back")
             .probe(|a| {

@@ -438,6 +438,51 @@ fn held_off() -> Vec<Case> {
     ]
 }
 
+/// A data breakpoint that MOV SS itself hits: the trap comes after the next instruction (SDM vol. 3, 6.8.3).
+fn late() -> Vec<Case> {
+    let case = |name: &str, code: &[u8]| {
+        let case = breakpoint(Case::kernel(name), KERNEL_DATA, ACCESS | WORD);
+        let case = case.gpr(RAX, KERNEL_DS.into()).gpr(RBX, KERNEL_DATA);
+        case.poke(KERNEL_DATA, KERNEL_DS.to_le_bytes()).bytes(code)
+    };
+    vec![
+        // mov ss, [rbx]; nop; nop
+        case("MOV SS from a watched word", &[0x8e, 0x13, 0x90, 0x90]).debug(At::Probe(2), 1).done(),
+        case("MOV SS from a watched word, with a step", &[0x8e, 0x13, 0x90, 0x90])
+            .with(|s| s.rflags |= TF)
+            .debug(At::Probe(2), 1 | BS)
+            .debug(At::Probe(3), BS),
+        // mov ss, [rbx]; mov ss, eax; nop
+        case("MOV SS from a watched word, MOV SS", &[0x8e, 0x13, 0x8e, 0xd0, 0x90])
+            .debug(At::Probe(3), 1)
+            .done(),
+        // mov ss, [rbx]; mov cx, [rbx]; nop
+        case("MOV SS and the next from a watched word", &[0x8e, 0x13, 0x66, 0x8b, 0x0b, 0x90])
+            .debug(At::Probe(2), 1)
+            .done(),
+        case("MOV SS from a watched word, and a breakpoint on the next", &[0x8e, 0x13, 0x90, 0x90])
+            .with(|s| {
+                s.dr[1] = KERNEL_CODE + 2;
+                s.dr[5] |= L0 << 2;
+            })
+            .debug(At::Probe(2), 1)
+            .done(),
+        // mov ss, [rbx]; rep stosb; nop
+        case("MOV SS from a watched word, REP STOSB", &[0x8e, 0x13, 0xf3, 0xaa, 0x90])
+            .gpr(RCX, 2)
+            .gpr(RDI, KERNEL_DATA + 8)
+            .debug(At::Probe(1), 1)
+            .rf(true)
+            .done(),
+        case("MOV DS from a watched word", &[0x8e, 0x1b, 0x90, 0x90]).debug(At::Probe(1), 1).done(),
+    ]
+}
+
+#[test]
+fn data_breakpoints_of_mov_ss_are_late() {
+    run("late", late());
+}
+
 #[test]
 fn breakpoints_wait_for_the_stack_to_be_switched() {
     run("held_off", held_off());

@@ -376,7 +376,9 @@ fn kernel_call_gate(name: &str, selector: u16) -> Case {
         .bytes(&CALL_FAR)
 }
 
-/// SYSCALL and SYSRET (SDM vol. 2; AMD APM vol. 3).
+const INTELS: &str = "SYSENTER and SYSEXIT of long mode are Intel's";
+
+/// SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM vol. 2; AMD APM vol. 3).
 fn system_calls() -> Vec<Case> {
     use crate::control::set_msr;
     let star = 0x0023_0010u64 << 32;
@@ -391,6 +393,9 @@ fn system_calls() -> Vec<Case> {
     let syscall = |a: &mut CodeAssembler| a.syscall();
     let user = |name: &str| ready(Case::user(name)).not_on(Host::Pvm, "SYSCALL stays at CPL3");
     let kernel = |name: &str| ready(Case::kernel(name)).not_on(Host::Pvm, "SYSRET is not emulated");
+    let sysexit = |name: &str| {
+        kernel_target(Case::kernel(name)).with(|s| set_msr(s, 0x174, KERNEL_CS.into())).not_on_kvm(INTELS)
+    };
     let halted = |case: Case| case.ends(Finish::Halted(TARGET + 1));
     vec![
         halted(
@@ -449,11 +454,41 @@ fn system_calls() -> Vec<Case> {
         .selector(SS, KERNEL_DS)
         .leaves(RSP, KERNEL_STACK - 0x100)
         .flags(IF | CF, CF)
-        .not_on_kvm("SYSENTER of long mode is Intel's"),
-        user("SYSENTER without a selector")
-            .probe(|a| a.sysenter())
-            .faults(13, 0)
-            .not_on_kvm("SYSENTER of long mode is Intel's"),
+        .not_on_kvm(INTELS),
+        user("SYSENTER without a selector").probe(|a| a.sysenter()).faults(13, 0).not_on_kvm(INTELS),
+        sysexit("SYSEXIT to 64 bits")
+            .gpr(RDX, USER_TARGET)
+            .gpr(RCX, USER_STACK - 0x40)
+            .with(|s| s.rflags |= IF | CF)
+            .probe(|a| a.sysexitq())
+            .done()
+            .selector(CS, (KERNEL_CS + 32) | 3)
+            .selector(SS, (KERNEL_CS + 40) | 3)
+            .leaves(RSP, USER_STACK - 0x40)
+            .flags(IF | CF, IF | CF),
+        sysexit("SYSEXIT to 32 bits")
+            .gpr(RDX, USER_TARGET | 5 << 32)
+            .gpr(RCX, USER_STACK | 5 << 32)
+            .gpr(RAX, 7)
+            .poke(USER_TARGET, [0x48, 0xe6, DONE_PORT as u8])
+            .probe(|a| a.sysexit())
+            .done()
+            .selector(CS, (KERNEL_CS + 16) | 3)
+            .selector(SS, (KERNEL_CS + 24) | 3)
+            .leaves(RSP, USER_STACK)
+            .leaves(RAX, 6),
+        sysexit("SYSEXIT to an address that is not canonical")
+            .gpr(RDX, 1 << 63)
+            .gpr(RCX, USER_STACK)
+            .probe(|a| a.sysexitq())
+            .faults(13, 0),
+        sysexit("SYSEXIT without a selector")
+            .with(|s| set_msr(s, 0x174, 0))
+            .gpr(RDX, USER_TARGET)
+            .gpr(RCX, USER_STACK)
+            .probe(|a| a.sysexitq())
+            .faults(13, 0),
+        user("SYSEXIT at CPL3").probe(|a| a.sysexitq()).faults(13, 0).not_on_kvm(INTELS),
         kernel("SYSRET to an address that is not canonical: #GP at CPL0, as Intel has it")
             .gpr(RCX, 1 << 63)
             .gpr(11, 2)

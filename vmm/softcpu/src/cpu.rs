@@ -463,7 +463,8 @@ impl Cpu {
     /// blocks: the first instruction clears them.
     #[inline(never)]
     fn run_special(&mut self, until: u64, breakpoint: bool) {
-        let awaited = self.shadow != Shadow::None && (self.window || self.interrupt.is_some());
+        let expected = self.window || self.interrupt.is_some();
+        let awaited = self.shadow == Shadow::Watched || self.shadow != Shadow::None && expected;
         if awaited || !self.answers.is_empty() || self.is_traced() || breakpoint {
             return self.run_alone();
         }

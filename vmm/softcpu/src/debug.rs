@@ -3,8 +3,9 @@
 //! While there are steps or breakpoints on instructions to look for, instructions are executed one by one. Of
 //! data breakpoints the pages are left out of the software TLB, so that every access to them comes past
 //! `watch_access`, and an instruction that hits one is executed alone. An instruction and the trap after it
-//! are one step. Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and a data
-//! breakpoint that MOV SS or POP SS hits is lost, not late.
+//! are one step. Data breakpoints that MOV SS or POP SS hit wait in DR6 for the end of the next instruction.
+//! Where reality is richer: I/O breakpoints are not offered (CR4.DE is reserved), and what waits is lost when
+//! that next instruction is INT n or ends in an exception.
 
 use crate::exception::{Exception, Kind};
 use crate::flags;
@@ -12,6 +13,8 @@ use crate::state::Shadow;
 use crate::{Cpu, Fault};
 
 const DR7_ENABLED: u64 = 0xff;
+/// DR6: breakpoints that were hit.
+const DR6_HITS: u64 = 15;
 const DR7_GD: u64 = 1 << 13;
 const DR6_BD: u64 = 1 << 13;
 const DR6_BS: u64 = 1 << 14;
@@ -101,9 +104,10 @@ impl Cpu {
     pub(crate) fn before_traced(&mut self, shadow: Shadow) -> bool {
         let resumed = self.system_flags & flags::RF != 0;
         let step = self.system_flags & flags::TF != 0;
-        self.debug = Debug { step, resumed, ..Debug::default() };
+        let hits = if shadow == Shadow::Watched { self.dr[4] & DR6_HITS } else { 0 };
+        self.debug = Debug { step, resumed, hits, ..Debug::default() };
         self.system_flags &= !flags::RF;
-        if resumed || shadow == Shadow::Stack || self.dr[5] & DR7_ENABLED == 0 {
+        if resumed || matches!(shadow, Shadow::Stack | Shadow::Watched) || self.dr[5] & DR7_ENABLED == 0 {
             return true;
         }
         let at = self.code_linear(self.rip);
@@ -125,6 +129,10 @@ impl Cpu {
     /// What comes after an instruction executed by itself.
     pub(crate) fn after_traced(&mut self) {
         let conditions = self.debug.hits | if self.debug.step { DR6_BS } else { 0 };
+        if self.debug.inhibit && self.debug.hits != 0 {
+            self.note_hits(self.debug.hits);
+            self.shadow = Shadow::Watched;
+        }
         if conditions == 0 || self.debug.inhibit {
             return;
         }
@@ -162,8 +170,12 @@ impl Cpu {
 
     /// A debug exception is delivered.
     pub(crate) fn note_debug(&mut self, conditions: u64) {
-        self.dr[4] = self.dr[4] & !15 | conditions;
+        self.note_hits(conditions);
         self.dr[5] &= !DR7_GD;
+    }
+
+    fn note_hits(&mut self, conditions: u64) {
+        self.dr[4] = self.dr[4] & !DR6_HITS | conditions;
     }
 
     /// DR7.GD guards the debug registers: #DB.

@@ -220,7 +220,9 @@ fn access(insn: &Instruction) -> u64 {
     };
     let mut operands = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Memory);
     let write = operands.find(written).is_some();
-    insn.memory_size().size().max(1) as u64 | u64::from(write) << 16
+    // The two bounds of BOUND are accesses of their own.
+    let parts = if insn.mnemonic() == iced_x86::Mnemonic::Bound { 2 } else { 1 };
+    (insn.memory_size().size() / parts).max(1) as u64 | u64::from(write) << 16
 }
 
 fn set_checked(cpu: &mut Cpu, op: &Op, offset: u64) {

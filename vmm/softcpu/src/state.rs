@@ -75,7 +75,8 @@ pub struct Msrs {
     pub sysenter_eip: u64,
 }
 
-/// What an instruction holds off for the next one (SDM vol. 3, 6.8.3), numbered as KVM numbers it.
+/// What an instruction holds off for the next one (SDM vol. 3, 6.8.3), numbered as KVM numbers it, which
+/// has no number for `Watched`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Shadow {
     /// Nothing.
@@ -85,6 +86,8 @@ pub enum Shadow {
     Stack,
     /// Interrupts: STI.
     Interrupts,
+    /// As `Stack`, after data breakpoints were hit: they are in DR6, and trap after the next instruction.
+    Watched = 5,
 }
 
 /// The x87 unit, as FXSAVE shows it (SDM vol. 1, 10.5.1).

@@ -131,6 +131,9 @@ fn attempt(form: &Form, random: &mut Random, bases: bool) -> Option<Encoded> {
         let may_lock = !matches!(form.code, Code::Mov_cr_r64 | Code::Mov_r64_cr);
         more_prefixes(&mut bytes, may_lock, random);
     }
+    if random.one_in(6) {
+        ignored_prefix(&mut bytes, at, random);
+    }
     Some(Encoded { instruction: decoded, bytes, at, shape, short })
 }
 
@@ -171,6 +174,46 @@ fn more_prefixes(bytes: &mut Vec<u8>, may_lock: bool, random: &mut Random) {
     if bytes.len() < 15 && random.one_in(4) && may_lock {
         bytes.insert(0, 0xf0);
     }
+}
+
+/// One more prefix, at any place among the others, that changes nothing: one that is there already, a REX
+/// that a legacy prefix follows, an operand or address size or a repetition that the instruction does not
+/// have.
+fn ignored_prefix(bytes: &mut Vec<u8>, at: u64, random: &mut Random) {
+    let there = prefixes(bytes);
+    let prefix = match random.below(4) {
+        0 if there > 0 => bytes[random.below(there as u64) as usize],
+        1 if there > 0 => 0x40 | random.below(16) as u8,
+        _ => random.pick(&[0x66, 0x67, 0x67, 0xf2, 0xf3]),
+    };
+    let rex = prefix & 0xf0 == 0x40;
+    let place = random.below(if rex { there } else { there + 1 } as u64) as usize;
+    let mut longer = bytes.clone();
+    longer.insert(place, prefix);
+    let [before, after] =
+        [&*bytes, &longer].map(|bytes| Decoder::with_ip(64, bytes, at, DecoderOptions::NONE).decode());
+    if longer.len() <= 15 && is_ignored(&before, &after) {
+        *bytes = longer;
+    }
+}
+
+/// Whether both do the same, but for their lengths.
+fn is_ignored(before: &Instruction, after: &Instruction) -> bool {
+    let branch = before.op0_kind() == OpKind::NearBranch64;
+    let repeats = |insn: &Instruction| (insn.has_rep_prefix(), insn.has_repne_prefix());
+    if branch || before.is_ip_rel_memory_operand() {
+        // Operand sizes of branches are each vendor's; what is relative moves with the length.
+        return false;
+    }
+    let string = before.is_string_instruction();
+    let operands = |insn: &Instruction| {
+        let operand = |n| (insn.op_kind(n), insn.op_register(n));
+        let memory = (insn.memory_base(), insn.memory_index(), insn.memory_displacement64());
+        let immediate = |n| insn.try_immediate(n).ok();
+        let all: Vec<_> = (0..insn.op_count()).map(|n| (operand(n), immediate(n))).collect();
+        (insn.code(), all, memory, insn.memory_segment())
+    };
+    operands(before) == operands(after) && (!string || repeats(before) == repeats(after))
 }
 
 fn is_memory(form: &Form, kind: OpCodeOperandKind) -> bool {

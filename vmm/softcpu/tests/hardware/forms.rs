@@ -50,7 +50,7 @@ impl Form {
 }
 
 /// The features whose instructions are tested.
-const FEATURES: [CpuidFeature; 27] = [
+pub const FEATURES: [CpuidFeature; 27] = [
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
     CpuidFeature::INTEL286,

@@ -13,7 +13,11 @@
 
 mod encode;
 mod forms;
+mod frame;
+mod guest;
 mod native;
+mod reach;
+mod refused;
 mod report;
 mod soft;
 mod state;

@@ -309,6 +309,14 @@ impl Maker<'_> {
     }
 
     fn repeat_count(&mut self, random: &mut Random) {
+        let counted = matches!(
+            self.form.code.mnemonic(),
+            M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz
+        );
+        if counted && random.one_in(2) {
+            let above = random.integer() << 32;
+            self.user.gpr[RCX] = random.pick(&[0, 1, 2, u64::MAX, above, above | 1]);
+        }
         if self.form.prefix != Prefix::None && is_string(self.form.code) {
             let count = match random.below(8) {
                 0 => random.pick(&[0, 1, 2]),
@@ -431,7 +439,12 @@ impl Maker<'_> {
         let ends = [top - 1, top, top.wrapping_sub(2), low, low.wrapping_sub(1), low + 1, 0, 1];
         let quotient = ends[random.below(ends.len() as u64) as usize];
         let size = if signed { (divisor as i128).unsigned_abs() } else { divisor };
-        let rest = u128::from(random.below(u64::try_from(size).unwrap_or(u64::MAX).max(1)));
+        let most = u64::try_from(size).unwrap_or(u64::MAX).max(1) - 1;
+        let rest = match random.below(4) {
+            0 => 0,
+            1 => most.into(),
+            _ => u128::from(random.below(most.max(1))),
+        };
         let product = quotient.wrapping_mul(divisor);
         let down = signed && (product as i128) < 0;
         let dividend = if down { product.wrapping_sub(rest) } else { product.wrapping_add(rest) };

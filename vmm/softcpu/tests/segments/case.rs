@@ -100,7 +100,7 @@ pub struct Case {
 /// Opcode, the reg field of its ModRM (8: any), bytes of its immediate.
 type Form = (&'static [u8], u8, usize);
 
-const MEMORY: [Form; 39] = [
+const MEMORY: [Form; 46] = [
     (&[0x8b], 8, 0),
     (&[0x89], 8, 0),
     (&[0x8a], 8, 0),
@@ -118,6 +118,13 @@ const MEMORY: [Form; 39] = [
     (&[0xfe], 1, 0),
     (&[0xf7], 2, 0),
     (&[0xf7], 3, 0),
+    (&[0xf6], 4, 0),
+    (&[0xf7], 5, 0),
+    (&[0xf6], 6, 0),
+    (&[0xf6], 7, 0),
+    (&[0xf7], 6, 0),
+    (&[0xf7], 7, 0),
+    (&[0x62], 8, 0),
     (&[0x87], 8, 0),
     (&[0x0f, 0xb1], 8, 0),
     (&[0x0f, 0xc1], 8, 0),
@@ -142,8 +149,9 @@ const MEMORY: [Form; 39] = [
     (&[0x0f, 0xae], 3, 0),
 ];
 
-/// Instructions on the stack and on strings, without a ModRM: bytes, and those of an immediate.
-const IMPLIED: [(&[u8], usize); 24] = [
+/// Instructions on the stack, on strings and on decimal digits, without a ModRM: bytes, and those of an
+/// immediate.
+const IMPLIED: [(&[u8], usize); 36] = [
     (&[0x50], 0),
     (&[0x53], 0),
     (&[0x58], 0),
@@ -156,6 +164,18 @@ const IMPLIED: [(&[u8], usize); 24] = [
     (&[0xc8, 0x04, 0, 1], 0),
     (&[0x9d], 0),
     (&[0x06], 0),
+    (&[0x0e], 0),
+    (&[0x16], 0),
+    (&[0x1e], 0),
+    (&[0x0f, 0xa0], 0),
+    (&[0x0f, 0xa8], 0),
+    (&[0x27], 0),
+    (&[0x2f], 0),
+    (&[0x37], 0),
+    (&[0x3f], 0),
+    (&[0xd4], 1),
+    (&[0xd5], 1),
+    (&[0xce], 0),
     (&[0xa4], 0),
     (&[0xa5], 0),
     (&[0xaa], 0),
@@ -181,6 +201,22 @@ const BRANCHES: [(&[u8], bool); 8] = [
     (&[0xe8], true),
     (&[0x0f, 0x84], true),
 ];
+
+/// Arithmetic flags that an instruction with this opcode, or reg field, leaves undefined.
+fn undefined(opcode: &[u8], reg: u8) -> u32 {
+    const CF: u32 = 1;
+    const AF: u32 = 1 << 4;
+    const OF: u32 = 1 << 11;
+    match (opcode, reg) {
+        ([0x0f, 0xa3 | 0xab | 0xba], _) => ARITHMETIC & !CF,
+        ([0xf6 | 0xf7], 4 | 5) => ARITHMETIC & !(CF | OF),
+        ([0xf6 | 0xf7], 6 | 7) => ARITHMETIC,
+        ([0x27 | 0x2f], _) => OF,
+        ([0x37 | 0x3f], _) => ARITHMETIC & !(CF | AF),
+        ([0xd4 | 0xd5], _) => OF | AF | CF,
+        _ => 0,
+    }
+}
 
 struct Maker<'a> {
     random: &'a mut Random,
@@ -318,6 +354,7 @@ impl Maker<'_> {
             0..5 => self.memory_form(chosen),
             5..8 => {
                 self.case.code.extend_from_slice(implied.0);
+                self.case.undefined = undefined(implied.0, 0);
                 let source = chosen.unwrap_or(DS);
                 self.case.gpr[6] = self.hot[source];
                 if implied.0[0] == 0xd7 {
@@ -352,9 +389,7 @@ impl Maker<'_> {
             self.short_operands = !self.case.segments[CS].big;
         }
         self.case.code.extend_from_slice(opcode);
-        if opcode == [0x0f, 0xa3] || opcode == [0x0f, 0xab] || opcode[0] == 0x0f && opcode[1] == 0xba {
-            self.case.undefined = ARITHMETIC & !1;
-        }
+        self.case.undefined = undefined(opcode, reg);
         let reg = if reg == 8 { self.random.below(8) as u8 } else { reg };
         // ModRM's base: its field, the register, whether SS is the default.
         let bases: &[(u8, usize, bool)] = if self.short_addresses {

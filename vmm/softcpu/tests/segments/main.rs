@@ -15,6 +15,11 @@
 )]
 
 mod case;
+#[path = "../hardware/frame.rs"]
+#[allow(dead_code, reason = "the test of all instructions needs more of it")]
+mod frame;
+#[path = "../hardware/guest.rs"]
+mod guest;
 mod native;
 mod soft;
 #[path = "../hardware/values.rs"]

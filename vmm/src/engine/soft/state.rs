@@ -155,6 +155,7 @@ pub fn from_engine(from: &CpuState, position: u64) -> State {
         shadow: match from.events.shadow {
             0 => Shadow::None,
             1 => Shadow::Stack,
+            5 => Shadow::Watched,
             _ => Shadow::Interrupts,
         },
         interrupt: from.events.interrupt,

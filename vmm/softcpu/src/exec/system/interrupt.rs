@@ -57,24 +57,32 @@ fn into(cpu: &mut Cpu, op: &Op) {
     if cpu.flags.of() { int(cpu, op) } else { cpu.end(op) }
 }
 
-/// BOUND: a signed index in `dst`, the two bounds in memory.
-fn bound<W: Word>(cpu: &mut Cpu, op: &Op) {
-    let at = cpu.address(op);
-    let lowest = or_abort!(cpu, op, cpu.read::<W>(at)).sext() as i64;
-    let highest = or_abort!(cpu, op, cpu.read::<W>(at.wrapping_add(W::BYTES))).sext() as i64;
+/// BOUND: a signed index in `dst`, one of the bounds in memory, the lower one first.
+fn bound<W: Word, const UPPER: bool>(cpu: &mut Cpu, op: &Op) {
+    let bound = or_abort!(cpu, op, cpu.read::<W>(cpu.address(op))).sext() as i64;
     let index = cpu.reg::<W>(op.dst).sext() as i64;
-    if index < lowest || index > highest {
+    if if UPPER { index > bound } else { index < bound } {
         return raise_at(cpu, op, Exception::fault(vector::BR));
     }
     next(cpu, op)
 }
 
+/// The bounds are two operands: the offset may wrap between them, and nothing looks at the upper one when the
+/// index is below the lower.
 fn lower_bound(builder: &mut Builder, insn: &Instruction) -> Lowered {
     let wide = insn.op0_register().size() == 4;
-    let mut op = Op::new(if wide { bound::<u32> } else { bound::<u16> });
-    op.dst = gpr(insn.op0_register()).unwrap_or_default();
-    builder.memory(&mut op, insn);
-    builder.push(op);
+    let handlers: [(Handler, u64); 2] = if wide {
+        [(bound::<u32, false>, 0), (bound::<u32, true>, 4)]
+    } else {
+        [(bound::<u16, false>, 0), (bound::<u16, true>, 2)]
+    };
+    for (run, offset) in handlers {
+        let mut op = Op::new(run);
+        op.dst = gpr(insn.op0_register()).unwrap_or_default();
+        builder.memory(&mut op, insn);
+        builder.move_address(&op, offset);
+        builder.push(op);
+    }
     Lowered::Continues
 }
 
