@@ -119,6 +119,21 @@ impl Apt {
         }
     }
 
+    /// The package that the newest version of `package` depends on and whose name begins with `prefix`.
+    pub fn dependency(&mut self, package: &str, prefix: &str) -> Result<String, AptError> {
+        let lines = self.with_lists(|apt| {
+            let mut command = apt.command("apt-cache");
+            run(command.args(["depends", "--important", package]))
+        });
+        let lines = match lines {
+            Err(AptError::Failed { .. }) => return Err(AptError::NoPackage { package: package.into() }),
+            lines => lines?,
+        };
+        let depends = lines.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let found = depends.map(str::trim).find(|name| name.starts_with(prefix));
+        found.map(String::from).ok_or_else(|| AptError::NoPackage { package: format!("{prefix}...") })
+    }
+
     /// The files of `packages` and of all that they depend on, as apt would install them on a bare system.
     pub fn closure(&mut self, packages: &[&str]) -> Result<Vec<String>, AptError> {
         let lines = self.with_lists(|apt| {

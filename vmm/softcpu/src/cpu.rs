@@ -459,8 +459,8 @@ impl Cpu {
         }
     }
 
-    /// Runs the next instruction by itself, or, when RF or a shadow that nobody waits for is all that there is,
-    /// blocks: the first instruction clears them.
+    /// Runs the next instruction by itself, or, when RF or a shadow that nobody waits for is all that there
+    /// is, blocks: the first instruction clears them.
     #[inline(never)]
     fn run_special(&mut self, until: u64, breakpoint: bool) {
         let expected = self.window || self.interrupt.is_some();

@@ -18,6 +18,7 @@
 
 mod access;
 mod breakpoint;
+mod bulk;
 mod cache;
 pub mod caches;
 mod control;

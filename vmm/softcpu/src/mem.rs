@@ -18,7 +18,7 @@ pub const READ_ENTRIES: usize = 16_384;
 /// Fewer, since all of them are looked at whenever a page becomes code or a page table.
 pub const WRITE_ENTRIES: usize = 1024;
 const EXEC_ENTRIES: usize = 512;
-const OFFSET: u64 = PAGE - 1;
+pub const OFFSET: u64 = PAGE - 1;
 const NONE: u64 = u64::MAX;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 64;
@@ -44,11 +44,11 @@ pub const ALIGNED: u64 = 1 << 11;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Entry {
+pub struct Entry {
     /// Page of the linear address, and the address space.
-    tag: u64,
+    pub tag: u64,
     /// Host address (guest physical address in `exec`) minus linear address.
-    addend: u64,
+    pub addend: u64,
 }
 
 /// The last level of the page tables for a region of 2 MiB, and what the levels above allow.
@@ -68,8 +68,8 @@ const EMPTY: Entry = Entry { tag: NONE, addend: 0 };
 
 /// Cached translations.
 pub struct Tlb {
-    read: [Entry; READ_ENTRIES],
-    write: [Entry; WRITE_ENTRIES],
+    pub(crate) read: [Entry; READ_ENTRIES],
+    pub(crate) write: [Entry; WRITE_ENTRIES],
     exec: [Entry; EXEC_ENTRIES],
     regions: [Region; REGIONS],
     /// CR3 of each address space, the first of which has the number `first`.
@@ -166,19 +166,21 @@ macro_rules! value {
 
 value!(u8, u16, u32, u64, u128);
 
+/// Where the entry of an address is, for reads.
 #[inline(always)]
-fn read_slot(address: u64) -> usize {
+pub fn read_slot(address: u64) -> usize {
     (address / PAGE) as usize % READ_ENTRIES
 }
 
+/// Where the entry of an address is, for writes.
 #[inline(always)]
-fn write_slot(address: u64) -> usize {
+pub fn write_slot(address: u64) -> usize {
     (address / PAGE) as usize % WRITE_ENTRIES
 }
 
 impl Cpu {
     #[inline(always)]
-    fn tag(&self, address: u64, size: u64) -> u64 {
+    pub(crate) fn tag(&self, address: u64, size: u64) -> u64 {
         address.wrapping_add(size - 1) & !OFFSET | self.space
     }
 
@@ -317,53 +319,6 @@ impl Cpu {
             self.write(address.wrapping_add(number as u64), *byte)?;
         }
         Ok(())
-    }
-
-    /// Up to `count` values, from the first on, copied between cached pages of RAM: as if one by one, so no
-    /// more at once than lie before an overlap. The result is how many; none if a page is not cached.
-    pub(crate) fn copy_forward<W: Value>(&mut self, from: u64, to: u64, count: u64) -> u64 {
-        let (source, target) = (&self.tlb.read[read_slot(from)], &self.tlb.write[write_slot(to)]);
-        if source.tag != self.tag(from, 1) || target.tag != self.tag(to, 1) {
-            return 0;
-        }
-        let (source, target) = (from.wrapping_add(source.addend), to.wrapping_add(target.addend));
-        let mut bytes = (PAGE - (from & OFFSET)).min(PAGE - (to & OFFSET));
-        if target > source {
-            bytes = bytes.min(target - source);
-        }
-        let done = count.min(bytes / W::BYTES);
-        let (source, target) = (source as *const u8, target as *mut u8);
-        // SAFETY: both entries map whole pages to RAM, the second may be written, and both ranges lie in
-        // them.
-        unsafe { std::ptr::copy(source, target, (done * W::BYTES) as usize) };
-        done
-    }
-
-    /// Writes `value` up to `count` times in a row into a cached page of RAM. The result is how many times;
-    /// none if the page is not cached.
-    pub(crate) fn fill<W: Value>(&mut self, to: u64, value: W, count: u64) -> u64 {
-        let entry = &self.tlb.write[write_slot(to)];
-        if entry.tag != self.tag(to, 1) {
-            return 0;
-        }
-        let target = to.wrapping_add(entry.addend) as *mut W;
-        let done = count.min((PAGE - (to & OFFSET)) / W::BYTES);
-        for number in 0..done as usize {
-            // SAFETY: the entry maps the whole page to RAM that may be written, and the values lie in it.
-            unsafe { target.wrapping_add(number).write_unaligned(value) };
-        }
-        done
-    }
-
-    /// The bytes from `address` to the end of its page, if that is a cached page of RAM; else none.
-    pub(crate) fn cached_bytes(&self, address: u64) -> &[u8] {
-        let entry = &self.tlb.read[read_slot(address)];
-        if entry.tag != self.tag(address, 1) {
-            return &[];
-        }
-        let host = address.wrapping_add(entry.addend) as *const u8;
-        // SAFETY: the entry maps the whole page to RAM, which nobody changes while the processor is borrowed.
-        unsafe { std::slice::from_raw_parts(host, (PAGE - (address & OFFSET)) as usize) }
     }
 
     /// Raises what a write of `size` bytes would raise, without writing.
@@ -572,8 +527,8 @@ impl Cpu {
         Ok(page.gpa)
     }
 
-    /// Looks for a page that translated code found no entry for. False if there is none still, or if there was
-    /// one: then the access is of a kind that only the interpreter does.
+    /// Looks for a page that translated code found no entry for. False if there is none still, or if there
+    /// was one: then the access is of a kind that only the interpreter does.
     pub(crate) fn find_page(&mut self, address: u64, size: u64, write: bool) -> bool {
         if (address & OFFSET) + size > PAGE || self.space & ALIGNED != 0 {
             return false;

@@ -19,14 +19,18 @@ enum Addend {
     Yes,
 }
 
-/// Checks the main part of a block, placed at the offset `at` of code memory, whose own calls lead to `routines`.
-pub fn audit(code: &[u8], at: u32, routines: &Routines) -> Result<(), String> {
+/// Checks the main part of a block, placed at the offset `at` of code memory, whose own calls lead to
+/// `routines`, and which can be entered at `entries`.
+pub fn audit(code: &[u8], at: u32, routines: &Routines, entries: &[usize]) -> Result<(), String> {
     let mut decoder = Decoder::with_ip(64, code, u64::from(at), DecoderOptions::NONE);
     let mut factory = InstructionInfoFactory::new();
     let (mut r14, mut slot) = (Addend::No, false);
     for insn in &mut decoder {
         if insn.is_invalid() {
             return Err(format!("not an instruction at {:#x}", insn.ip()));
+        }
+        if entries.contains(&((insn.ip() - u64::from(at)) as usize)) {
+            r14 = Addend::No;
         }
         let memory = (0..insn.op_count()).any(|number| insn.op_kind(number) == OpKind::Memory);
         if memory && insn.mnemonic() != Mnemonic::Lea && !is_allowed(&insn, r14, slot) {

@@ -268,6 +268,24 @@ fn by_mnemonic(insn: &Instruction, sse: bool) -> (Form, Producer) {
         M::Imul if insn.op_count() == 1 => copy(Producer::Multiply),
         M::Imul => copy(Producer::MultiplyTo),
         M::Crc32 => copy(Producer::None),
+        _ if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) => {
+            (Form::Repeat, Producer::None)
+        }
+        _ if crate::exec::condition::code(insn).is_some() && !insn.is_jcc_short_or_near() => {
+            if insn.op0_kind() == OpKind::Register || insn.op0_kind() == OpKind::Memory {
+                copy(Producer::None)
+            } else {
+                (Form::Interpret, Producer::None)
+            }
+        }
+        _ => irregular(insn).or_else(|| transfer(insn)).unwrap_or_else(|| vector(insn, sse)),
+    }
+}
+
+/// What is not just copied, or copied with care.
+fn irregular(insn: &Instruction) -> Option<(Form, Producer)> {
+    use Mnemonic as M;
+    Some(match insn.mnemonic() {
         M::Lea => (Form::Lea, Producer::None),
         M::Xchg => (Form::Exchange, Producer::None),
         M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt => (Form::BitScan, Producer::Scan),
@@ -276,7 +294,7 @@ fn by_mnemonic(insn: &Instruction, sse: bool) -> (Form, Producer) {
         M::Shld | M::Shrd if crate::decode::operand_bytes(insn, 0) > 2 => match insn.op2_kind() {
             OpKind::Register => (Form::Interpret, Producer::None),
             _ if masked(insn, 2) == 0 => (Form::Interpret, Producer::None),
-            _ => copy(Producer::Double),
+            _ => (Form::Copy, Producer::Double),
         },
         M::Nop
         | M::Pause
@@ -292,18 +310,8 @@ fn by_mnemonic(insn: &Instruction, sse: bool) -> (Form, Producer) {
         | M::Lfence
         | M::Sfence
         | M::Mfence => (Form::Nothing, Producer::None),
-        _ if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) => {
-            (Form::Repeat, Producer::None)
-        }
-        _ if crate::exec::condition::code(insn).is_some() && !insn.is_jcc_short_or_near() => {
-            if insn.op0_kind() == OpKind::Register || insn.op0_kind() == OpKind::Memory {
-                copy(Producer::None)
-            } else {
-                (Form::Interpret, Producer::None)
-            }
-        }
-        _ => transfer(insn).unwrap_or_else(|| vector(insn, sse)),
-    }
+        _ => return None,
+    })
 }
 
 fn divides_words(insn: &Instruction) -> bool {

@@ -65,8 +65,8 @@ pub struct Frame {
     pub carry: u64,
     /// What an overlay takes CF (and OF) from.
     pub rotated: u64,
-    /// The stack's page, and what makes an address of it one of the host. Or `none` is not zero: an RSP can have
-    /// any value, so that no `page` would say it.
+    /// The stack's page, and what makes an address of it one of the host. Or `none` is not zero: an RSP can
+    /// have any value, so that no `page` would say it.
     pub page: u64,
     pub none: u64,
     pub addend: u64,

@@ -114,7 +114,7 @@ fn enter(code: &mut Code) {
     }
     code.store(Mem::base(RDI, field!(host).disp), RSP);
     code.mov(RSP, RDI);
-    code.store(field!(value), RSI);
+    code.store(field!(argument), RSI);
     code.load(R12, field!(regs));
     for guest in 0..16u8 {
         let kept = Mem::base(R12, 8 * i32::from(guest));
@@ -131,7 +131,7 @@ fn enter(code: &mut Code) {
         code.load(R12, field!(xmm));
         vectors(code, 0x28);
     });
-    code.rm(Opcode::one(0xff, false), 4, field!(value));
+    code.rm(Opcode::one(0xff, false), 4, field!(argument));
 }
 
 fn leave(code: &mut Code) {

@@ -211,7 +211,7 @@ impl Case {
             if straight != other {
                 let from = before.map(|ended| (ended.state.rip, ended.state.segments[1].selector));
                 return format!(
-                    "{way:?} differs from straight after {steps} of {} steps, from CS and RIP {from:x?}:\n{}{}",
+                    "{way:?} differs from straight after {steps} of {}, from CS and RIP {from:x?}:\n{}{}",
                     self.steps,
                     self.trail(ram, steps),
                     differences(&straight, &other)

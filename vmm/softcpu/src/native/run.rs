@@ -1,0 +1,275 @@
+//! Running translated code, and what is done when it was left.
+
+use std::ptr;
+
+use super::frame::{NONE, exit};
+use super::{NEVER, Native, Page, RELINK, Resume, SLICE, Site, code};
+use crate::cpu::{Abort, mode};
+use crate::exception::is_canonical;
+use crate::op::{Handler, Op};
+use crate::ram::PAGE;
+use crate::state::{Seg, Shadow};
+use crate::{Cpu, exec};
+
+/// A block's header, before its first op.
+pub fn header(first: &Op) -> &Op {
+    // SAFETY: a block's first op follows its header.
+    unsafe { &*ptr::from_ref(first).wrapping_sub(1) }
+}
+
+/// The first op of every block that can be translated: counts its runs, or runs its code.
+pub fn tiered(cpu: &mut Cpu, op: &Op) {
+    let header = header(op);
+    let state = header.disp.get();
+    if state > NEVER {
+        if let Some((run, op)) = cpu.run_native(op, state) {
+            run(cpu, op)
+        }
+    } else if state < NEVER && cpu.wants_translation(op, state) {
+        // The run loop has it translated, and comes again.
+    } else {
+        (header.run)(cpu, op)
+    }
+}
+
+/// Installs `tiered` in the ops of a block that is about to be kept.
+pub fn install(ops: &mut [Op]) {
+    ops[0].run = ops[1].run;
+    ops[1].run = tiered;
+}
+
+/// What became of an exit from translated code.
+enum Next<'a> {
+    Enter(u32),
+    Interpret(Handler, &'a Op),
+    Return,
+}
+
+impl Cpu {
+    /// Runs translated code from a block's first op on. What is returned is to be run by the interpreter.
+    #[inline(never)]
+    fn run_native<'a>(&mut self, op: &'a Op, code: u64) -> Option<(Handler, &'a Op)> {
+        if exec::sse_control::traps(self) {
+            return Some((header(op).run, op));
+        }
+        let mut native = self.native.take()?;
+        self.limit = self.until.min(self.retired.saturating_add(SLICE)).max(self.limit);
+        self.prepare(&mut native);
+        let mut next = Next::Enter(native.memory.offset(code));
+        let result = loop {
+            match next {
+                Next::Enter(code) => {
+                    let start = self.retired;
+                    native.frame().left = self.limit - self.retired;
+                    let exit = native.enter(code);
+                    next = self.left_native(&mut native, exit);
+                    let done = self.retired.wrapping_sub(start);
+                    let total = &mut native.statistics.native_instructions;
+                    *total = total.wrapping_add(done);
+                }
+                Next::Interpret(run, op) => break Some((run, op)),
+                Next::Return => break None,
+            }
+        };
+        self.flags = native.frame().flags();
+        self.native = Some(native);
+        if result.is_some() {
+            self.limit = self.limit.min(self.retired.saturating_add(crate::cpu::SLICE));
+        }
+        result
+    }
+
+    /// Makes the frame complete.
+    fn prepare(&mut self, native: &mut Native) {
+        let id = native.id(self.jump_key);
+        let known = native.pages[(self.space & 3) as usize];
+        let frame = native.frame();
+        frame.set_flags(self.flags);
+        let valid = known.space == self.space && known.revision == self.tlb.revision;
+        (frame.page, frame.addend) = (known.page, known.addend);
+        frame.none = if valid { 0 } else { NONE };
+        frame.space = self.space;
+        frame.id = id;
+        frame.vectors = 0;
+        frame.relink = RELINK;
+        (frame.reads, frame.writes) = self.tlb.tables();
+        frame.bases = [self.base(Seg::Fs), self.base(Seg::Gs)];
+        frame.regs = self.regs.as_mut_ptr() as u64;
+        frame.xmm = self.xmm.as_mut_ptr() as u64;
+    }
+
+    /// What comes after translated code was left. RIP and the count are set.
+    fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
+        let frame = native.frame();
+        let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
+        self.retired = self.limit.wrapping_sub(left);
+        match why {
+            exit::LIMIT => {
+                self.rip = rip;
+                Next::Return
+            }
+            exit::LOOKUP | exit::LINK => {
+                let edge = (why == exit::LINK).then_some(argument);
+                self.go_on(native, rip, edge)
+            }
+            exit::RETURN if is_canonical(rip) => self.go_on(native, rip, None),
+            exit::RETURN => {
+                let site = &native.sites[argument];
+                self.regs[4] = self.regs[4].wrapping_sub(u64::from(site.popped));
+                self.interpret(native, argument)
+            }
+            exit::INTERPRET => self.interpret(native, argument),
+            exit::STACK => self.find_stack(native, argument),
+            exit::FLAGS => {
+                let call = find_call(native, argument as u64);
+                let call = &native.calls[call];
+                let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+                let frame = native.frame();
+                frame.vectors = u32::from(vectors);
+                frame.set_raw_flags();
+                Next::Enter(retry)
+            }
+            _ => self.access(native, why, argument as u64),
+        }
+    }
+
+    /// A branch to `rip`: by way of the interpreter's jump cache.
+    fn go_on<'a>(&mut self, native: &mut Native, rip: u64, edge: Option<usize>) -> Next<'a> {
+        native.frame().relink = RELINK;
+        self.rip = rip;
+        let Some(first) = self.cached_block(rip) else { return Next::Return };
+        let state = header(first).disp.get();
+        if state <= NEVER {
+            return Next::Interpret(first.run, first);
+        }
+        let code = native.memory.offset(state);
+        if let Some(edge) = edge {
+            native.link(edge, code);
+        }
+        native.note_jump(rip, code);
+        Next::Enter(code)
+    }
+
+    /// Has the instruction of a site interpreted, and what follows it unless that is translated.
+    fn interpret<'a>(&mut self, native: &mut Native, number: usize) -> Next<'a> {
+        let site = &native.sites[number];
+        let next = self.interpret_at(native, site);
+        let Some(Resume { ops, code, op }) = &site.resume else {
+            return match next {
+                Next::Interpret(run, op) => self.end_block(native, run, op),
+                next => next,
+            };
+        };
+        let block = &native.blocks[site.block as usize];
+        let (first, op) = (block.op(0), block.op(*op));
+        let (code, vectors, revision, limit) = (*code, block.vectors, self.tlb.revision, self.limit);
+        self.flags = native.stack.get().flags();
+        // Nothing follows by itself.
+        (self.limit, self.resumed) = (0, false);
+        (ops[0].run)(self, &ops[0]);
+        self.limit = limit;
+        if !std::mem::take(&mut self.resumed) {
+            native.frame().set_flags(self.flags);
+            return Next::Return;
+        }
+        self.prepare(native);
+        if revision != self.tlb.revision || exec::sse_control::traps(self) {
+            return Next::Interpret(op.run, op);
+        }
+        self.retired = self.retired.wrapping_add(header(first).imm);
+        native.frame().vectors = u32::from(vectors);
+        Next::Enter(code)
+    }
+
+    /// Runs the last instruction of a block, and goes on with the next block if nothing is to be looked at.
+    fn end_block<'a>(&mut self, native: &mut Native, run: Handler, op: &'a Op) -> Next<'a> {
+        self.flags = native.stack.get().flags();
+        let limit = std::mem::replace(&mut self.limit, 0);
+        run(self, op);
+        self.limit = limit;
+        native.frame().set_flags(self.flags);
+        let plain = self.abort == Abort::None
+            && self.interrupt.is_none()
+            && !self.window
+            && self.shadow == Shadow::None
+            && self.answers.is_empty()
+            && !self.is_resumed_or_traced()
+            && !self.is_watched_change()
+            && !self.breakpoints.has(self.rip);
+        if !plain || self.mode & mode::LONG == 0 {
+            return Next::Return;
+        }
+        self.prepare(native);
+        self.go_on(native, self.rip, None)
+    }
+
+    fn interpret_at<'a>(&mut self, native: &Native, site: &Site) -> Next<'a> {
+        let block = &native.blocks[site.block as usize];
+        let (first, op) = (block.op(0), block.op(site.op));
+        self.rip = block.rip;
+        // The whole block was counted.
+        self.retired = self.retired.wrapping_sub(header(first).imm);
+        let run = if site.op == 0 { header(first).run } else { op.run };
+        Next::Interpret(run, op)
+    }
+
+    /// The block of a site needs its stack's page.
+    fn find_stack<'a>(&mut self, native: &mut Native, site: usize) -> Next<'a> {
+        let number = native.sites[site].block as usize;
+        let block = &native.blocks[number];
+        let (low, high, code, first) = (block.low, block.high, block.code, block.first);
+        let address = self.regs[4].wrapping_add_signed(i64::from(low));
+        self.rip = block.rip;
+        if address % PAGE + (high - low) as u64 <= PAGE
+            && let Some(addend) = self.tlb.write_addend(address, self.space)
+        {
+            let page = address & !(PAGE - 1);
+            let (space, revision) = (self.space, self.tlb.revision);
+            native.pages[(space & 3) as usize] = Page { space, revision, page, addend };
+            let frame = native.frame();
+            (frame.page, frame.addend, frame.none) = (page, addend, 0);
+            return Next::Enter(code);
+        }
+        if let Some(apart) = block.apart {
+            return Next::Enter(apart);
+        }
+        // SAFETY: the block is alive.
+        let first = unsafe { &*first };
+        if !native.memory.is_full()
+            && let Some(twin) = self.translate_block(native, first, false)
+        {
+            let apart = native.blocks[twin as usize].code;
+            native.blocks[number].apart = Some(apart);
+            return Next::Enter(apart);
+        }
+        Next::Interpret(header(first).run, first)
+    }
+
+    /// An access found no entry in the TLB: one is made, or the instruction interpreted.
+    fn access<'a>(&mut self, native: &mut Native, why: u32, after: u64) -> Next<'a> {
+        let address = native.frame().address;
+        let call = find_call(native, after);
+        let revision = self.tlb.revision;
+        let (bytes, aligned) = if why & 7 == 5 { (16, true) } else { (1 << (why & 7), false) };
+        let right = !aligned || address.is_multiple_of(bytes);
+        let found = right && self.find_page(address, bytes, why & exit::WRITE != 0);
+        let call = &native.calls[call];
+        // What the search revoked, the block may have looked at already.
+        if !found || call.grouped && revision != self.tlb.revision {
+            return self.interpret_at(native, &call.site);
+        }
+        let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+        native.frame().vectors = u32::from(vectors);
+        Next::Enter(retry)
+    }
+}
+
+/// The call that returns to an address.
+fn find_call(native: &Native, after: u64) -> usize {
+    let after = native.memory.offset(after);
+    let mut number = native.first_calls[code::granule(after)] as usize;
+    while native.calls[number].after != after {
+        number += 1;
+    }
+    number
+}

@@ -1,0 +1,163 @@
+//! When blocks are translated, and what is kept of that.
+
+use std::ptr;
+use std::time::Instant;
+
+use super::form::Form;
+use super::plan::{self, Plan};
+use super::run::header;
+use super::translate::{Draft, Numbers, Translator};
+use super::{Block, Call, Edge, NEVER, Native, Resume, Site, code};
+use crate::Cpu;
+use crate::cpu::mode;
+use crate::op::Op;
+use crate::ram::PAGE;
+
+/// For statistics alone.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Native {
+    fn note_call(&mut self, call: Call) {
+        let first = &mut self.first_calls[code::granule(call.after)];
+        // What was there before everything was dropped is behind the last, or not of this place.
+        let known = self.calls.get(*first as usize);
+        if known.is_none_or(|known| code::granule(known.after) != code::granule(call.after)) {
+            *first = self.calls.len() as u32;
+        }
+        self.calls.push(call);
+    }
+}
+
+impl Cpu {
+    /// Counts a run; whether it is time to translate.
+    #[inline(always)]
+    pub(super) fn wants_translation(&mut self, first: &Op, runs: u64) -> bool {
+        header(first).disp.set(runs + 1);
+        let wanted = self.native.as_ref().is_some_and(|native| runs + 1 >= native.threshold);
+        if wanted {
+            self.wanted = first;
+        }
+        wanted
+    }
+
+    /// Translates the block at RIP, which asked for it.
+    #[cold]
+    pub(crate) fn translate_wanted(&mut self) {
+        let first = std::mem::replace(&mut self.wanted, ptr::null());
+        let Some(mut native) = self.native.take() else { return };
+        if native.memory.is_full() {
+            native.clear();
+            self.native = Some(native);
+            return self.drop_all_code();
+        }
+        // SAFETY: the block ran last, and nothing was dropped since.
+        let first = unsafe { &*first };
+        let state = match self.translate_block(&mut native, first, true) {
+            Some(block) => native.memory.address(native.blocks[block as usize].code),
+            None => NEVER,
+        };
+        header(first).disp.set(state);
+        self.native = Some(native);
+    }
+
+    /// Translates a block; `grouped` with one check of its accesses to the stack.
+    pub(super) fn translate_block(&mut self, native: &mut Native, first: &Op, grouped: bool) -> Option<u32> {
+        let start = now();
+        let abort = self.abort;
+        let Ok(gpa) = self.translate_code(self.rip) else {
+            self.abort = abort;
+            return None;
+        };
+        let count = header(first).imm as usize;
+        let mut page = [0; PAGE as usize];
+        let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
+        self.read_code(gpa, bytes);
+        let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
+        let plan = plan::plan(bytes, self.rip, count, sse, grouped, &mut native.factory);
+        if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
+            return None;
+        }
+        let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
+        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count).translate(&plan);
+        let block = self.keep_block(native, first, &plan, draft, bytes);
+        native.statistics.translations += 1;
+        native.statistics.translating_ns += start.elapsed().as_nanos() as u64;
+        Some(block)
+    }
+
+    /// Places a block, and notes what belongs to it.
+    fn keep_block(&self, native: &mut Native, first: &Op, plan: &Plan, draft: Draft, bytes: &[u8]) -> u32 {
+        let (hot, cold) = native.memory.next();
+        native.memory.place(&draft.hot, &draft.cold);
+        #[cfg(debug_assertions)]
+        audit_block(native, hot, &draft, &bytes[..plan.end()]);
+        let block = native.blocks.len() as u32;
+        let ops = first_ops(first, header(first).imm as usize);
+        let site = |number: u8, popped| Site { block, op: ops[usize::from(number)], popped, resume: None };
+        native.sites.extend(draft.sites.iter().map(|s| {
+            let next = ops.get(usize::from(s.number) + 1);
+            let resume = s.resume.zip(next).and_then(|(code, op)| {
+                let step = &plan.steps[usize::from(s.number)];
+                let ops =
+                    self.decode_single(&step.insn, &bytes[step.start..step.end], s.number, step.start)?;
+                Some(Resume { ops, code: hot + code as u32, op: *op })
+            });
+            Site { resume, ..site(s.number, s.popped) }
+        }));
+        for call in &draft.calls {
+            native.note_call(Call {
+                after: hot + call.after as u32,
+                retry: hot + call.retry as u32,
+                site: site(call.number, 0),
+                grouped: plan.stack.is_some(),
+            });
+        }
+        native.edges.extend(draft.edges.iter().map(|edge| {
+            let (in_cold, at) = edge.jump;
+            let guard = edge.guard.map(|(a, b, c)| (cold + a as u32, cold + b as u32, cold + c as u32));
+            Edge { jump: if in_cold { cold } else { hot } + at as u32, guard }
+        }));
+        let (low, high) = plan.stack.unwrap_or((0, 0));
+        let (rip, vectors) = (self.rip, plan.vectors);
+        native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors });
+        block
+    }
+
+    /// Drops all decoded and translated code.
+    pub(crate) fn drop_all_code(&mut self) {
+        for page in 0..self.ram.pages() as u64 {
+            if self.ram.flags(page * PAGE) & crate::ram::CODE != 0 {
+                self.drop_code(page * PAGE);
+            }
+        }
+    }
+}
+
+/// Refuses a block that could reach beyond guest memory.
+#[cfg(debug_assertions)]
+fn audit_block(native: &Native, hot: u32, draft: &Draft, guest: &[u8]) {
+    let resumed = draft.sites.iter().filter_map(|site| site.resume);
+    let entries: Vec<usize> = draft.calls.iter().map(|call| call.retry).chain(resumed).collect();
+    let code = native.memory.bytes(hot, draft.hot.here());
+    if let Err(what) = super::audit::audit(code, hot, &native.routines, &entries) {
+        panic!("translated code reaches anywhere: {what}, of {guest:x?}");
+    }
+}
+
+/// The place, from the first op on, of each instruction's first op.
+fn first_ops(first: &Op, count: usize) -> Vec<u16> {
+    let mut places = Vec::with_capacity(count);
+    let mut op = first;
+    let mut place = 0;
+    while usize::from(op.number) < count {
+        if usize::from(op.number) == places.len() {
+            places.push(place);
+        }
+        op = op.following();
+        place += 1;
+    }
+    places
+}

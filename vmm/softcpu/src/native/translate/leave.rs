@@ -1,0 +1,196 @@
+//! Ways out of a block.
+
+use super::operands::Value;
+use super::{Edge, Translator};
+use crate::exec::condition;
+use crate::native::emit::{Opcode, R12, R13, R14, Target, cc};
+use crate::native::form::Form;
+use crate::native::frame::exit;
+use crate::native::plan::Step;
+use crate::native::routines::{field, look_up};
+use crate::ram::PAGE;
+
+impl Translator<'_> {
+    /// Steps that are not taken.
+    pub(super) fn give_back(&mut self, steps: usize) {
+        self.out.hot.advance(R13, steps as i32);
+    }
+
+    pub(super) fn conditional(&mut self, step: &Step) {
+        self.flush();
+        self.bring_flags(step.reads, false);
+        let Some(condition) = condition::code(&step.insn) else { return self.interpret(None) };
+        let target = step.insn.near_branch_target();
+        let left = self.count - self.number - 1;
+        if left == 0 && self.is_near(target) {
+            let number = self.edge_number();
+            let place = self.out.hot.here() + 2;
+            let to = self.near_target(target, number);
+            self.out.hot.jcc(condition, to);
+            self.out.edges.push(Edge { jump: (false, place), guard: None });
+            return;
+        }
+        let stub = self.out.cold.here();
+        self.out.hot.jcc(condition, Target::Cold(stub));
+        self.out.cold.advance(R13, left as i32);
+        self.go_cold(target);
+    }
+
+    pub(super) fn jump(&mut self, step: &Step) {
+        let target = step.insn.near_branch_target();
+        if step.form == Form::Call {
+            let back = self.rip.wrapping_add(step.end as u64);
+            let to = self.stack(step, -8, true);
+            let hot = &mut self.out.hot;
+            match i32::try_from(back as i64) {
+                Ok(short) => hot.store_constant(to, short),
+                Err(_) => {
+                    hot.constant(R12, back);
+                    hot.store(to, R12);
+                }
+            }
+            self.move_stack(step, -8);
+        }
+        self.flush();
+        self.go(target);
+        self.ended = true;
+    }
+
+    pub(super) fn indirect(&mut self, step: &Step) {
+        let call = step.form == Form::CallIndirect;
+        let memory = self.access(step);
+        let target = self.value(step, 0, memory);
+        self.valid = 0;
+        self.addend = false;
+        let hot = &mut self.out.hot;
+        match target {
+            Value::Register(from) => hot.mov(R14, from),
+            Value::Memory(from) => hot.load(R14, from),
+            _ => {}
+        }
+        if call {
+            hot.store(field!(value), R14);
+            // Canonical?
+            hot.shift(7, true, R14, 47);
+            hot.advance(R14, 1);
+            hot.arithmetic(7, true, R14, 1);
+            self.interpret(Some(cc::A));
+            let back = self.rip.wrapping_add(step.end as u64);
+            let to = self.stack(step, -8, true);
+            let hot = &mut self.out.hot;
+            hot.constant(R12, back);
+            hot.store(to, R12);
+            self.move_stack(step, -8);
+            self.out.hot.load(R14, field!(value));
+        }
+        self.finish_indirect(0);
+    }
+
+    pub(super) fn ret(&mut self, step: &Step) {
+        let popped = step.insn.stack_pointer_increment();
+        let from = self.stack(step, 0, false);
+        self.out.hot.load(R14, from);
+        self.addend = false;
+        self.rsp += popped;
+        self.finish_indirect(popped as u32);
+    }
+
+    pub(super) fn finish_indirect(&mut self, popped: u32) {
+        self.flush();
+        look_up(&mut self.out.hot);
+        let stub = self.out.cold.here();
+        self.out.hot.jmp(Target::Cold(stub));
+        let site = self.site_number(popped);
+        let leave = self.routines.leave;
+        let cold = &mut self.out.cold;
+        cold.store_constant(field!(argument), site as i32);
+        cold.store32_constant(field!(exit), exit::RETURN as i32);
+        cold.jmp(Target::Code(leave));
+        self.ended = true;
+    }
+
+    /// Whether a target lies in the block's page.
+    pub(super) fn is_near(&self, target: u64) -> bool {
+        target / PAGE == self.rip / PAGE
+    }
+
+    pub(super) fn edge_number(&self) -> usize {
+        self.numbers.edges + self.out.edges.len()
+    }
+
+    /// Where a branch to the same page leads until it is linked.
+    pub(super) fn near_target(&mut self, target: u64, number: usize) -> Target {
+        if target == self.rip {
+            return Target::Hot(0);
+        }
+        Target::Cold(self.link_stub(target, number))
+    }
+
+    pub(super) fn link_stub(&mut self, target: u64, number: usize) -> usize {
+        let leave = self.routines.leave;
+        let cold = &mut self.out.cold;
+        let stub = cold.here();
+        cold.constant(R14, target);
+        cold.store(field!(rip), R14);
+        cold.store_constant(field!(argument), number as i32);
+        cold.store32_constant(field!(exit), exit::LINK as i32);
+        cold.jmp(Target::Code(leave));
+        stub
+    }
+
+    /// Goes to the block at `target`.
+    pub(super) fn go(&mut self, target: u64) {
+        if !self.is_near(target) {
+            let stub = self.out.cold.here();
+            self.out.hot.jmp(Target::Cold(stub));
+            return self.go_cold(target);
+        }
+        let number = self.edge_number();
+        let place = self.out.hot.here() + 1;
+        let to = self.near_target(target, number);
+        self.out.hot.jmp(to);
+        self.out.edges.push(Edge { jump: (false, place), guard: None });
+    }
+
+    /// The same, from the cold part.
+    pub(super) fn go_cold(&mut self, target: u64) {
+        let number = self.edge_number();
+        if self.is_near(target) {
+            let place = self.out.cold.here() + 1;
+            if target == self.rip {
+                self.out.cold.jmp(Target::Hot(0));
+            } else {
+                let next = place + 4;
+                self.out.cold.jmp(Target::Cold(next));
+                self.link_stub(target, number);
+            }
+            self.out.edges.push(Edge { jump: (true, place), guard: None });
+            return;
+        }
+        let cold = &mut self.out.cold;
+        // cmp dword [id], 0: no block's
+        cold.rm(Opcode::one(0x81, false), 7, field!(id));
+        let id = cold.here();
+        cold.dword(0);
+        let differs = cold.here() + 2;
+        cold.jcc(cc::NE, Target::Cold(0));
+        let jump = cold.here() + 1;
+        cold.jmp(Target::Cold(0));
+        let stub = self.link_stub(target, number);
+        let cold = &mut self.out.cold;
+        let find = cold.here();
+        // sub dword [relink], 1: now and then it is linked anew
+        cold.rm(Opcode::one(0x83, false), 5, field!(relink));
+        cold.byte(1);
+        cold.jcc(cc::B, Target::Cold(stub));
+        cold.constant(R14, target);
+        look_up(cold);
+        cold.jmp(Target::Cold(stub));
+        for (place, target) in &mut cold.fixups {
+            if *place == differs || *place == jump {
+                *target = Target::Cold(stub);
+            }
+        }
+        self.out.edges.push(Edge { jump: (true, jump), guard: Some((id, differs, find)) });
+    }
+}
