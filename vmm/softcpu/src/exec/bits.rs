@@ -144,7 +144,7 @@ trait Unary {
     fn apply<W: Word>(flags: &mut Lazy, source: W) -> Option<W>;
 }
 
-/// The number of a bit, if there is one; of the flags only ZF is defined, and the others are cleared. Else the
+/// The number of a bit, if there is one; of the flags only ZF is defined, the others are cleared. Else the
 /// whole destination stays, also the upper half of a register with a 32-bit operand.
 #[inline(always)]
 fn found<W: Word>(flags: &mut Lazy, source: W, bit: u32) -> Option<W> {
