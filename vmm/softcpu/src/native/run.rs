@@ -259,7 +259,12 @@ impl Cpu {
             return self.interpret_at(native, &call.site);
         }
         let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
-        native.frame().vectors = u32::from(vectors);
+        let frame = native.frame();
+        frame.vectors = u32::from(vectors);
+        if revision != self.tlb.revision {
+            // The walk may have made a page table of the stack's page.
+            frame.none = NONE;
+        }
         Next::Enter(retry)
     }
 }
