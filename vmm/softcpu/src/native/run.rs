@@ -53,6 +53,9 @@ impl Cpu {
             return Some((header(op).run, op));
         }
         let mut native = self.native.take()?;
+        // Handlers that are not left by a jump take of the host's stack until the run loop is back: what is
+        // interpreted in between stays within one slice, however often translated code is entered.
+        let rest = self.limit.saturating_sub(self.retired);
         self.limit = self.until.min(self.retired.saturating_add(SLICE)).max(self.limit);
         self.prepare(&mut native);
         let mut next = Next::Enter(native.memory.offset(code));
@@ -74,7 +77,7 @@ impl Cpu {
         self.flags = native.frame().flags();
         self.native = Some(native);
         if result.is_some() {
-            self.limit = self.limit.min(self.retired.saturating_add(crate::cpu::SLICE));
+            self.limit = self.limit.min(self.retired.saturating_add(rest));
         }
         result
     }

@@ -7,7 +7,11 @@
 //! |---|---|
 //! | `LOCKSTEP_LONG_STEPS` | steps of the long runs (200000) |
 
+mod flags;
 mod guest;
+mod interrupts;
+mod long;
 mod memory;
+mod privilege;
 mod run;
 mod stack;
