@@ -158,6 +158,12 @@ impl CodeCache {
         self.next_epoch();
     }
 
+    /// Keeps the ops of a page that is about to be dropped: a planted mistake goes on to use them.
+    #[cfg(feature = "planted-faults")]
+    fn leak_page(&mut self, gpa: u64) {
+        std::mem::forget(self.pages[(gpa / PAGE) as usize].take());
+    }
+
     fn find(&self, gpa: u64, rip: u64, mode: u32) -> Option<*const Op> {
         let page = self.pages[(gpa / PAGE) as usize].as_ref()?;
         let mut number = page.at[(gpa % PAGE) as usize];
@@ -322,6 +328,10 @@ impl Cpu {
     /// Drops the decoded code of the page of `gpa`. The privilege of the access under way stays.
     pub(crate) fn drop_code(&mut self, gpa: u64) {
         let space = self.space;
+        #[cfg(feature = "planted-faults")]
+        if self.makes(crate::planted::Mistake::StaleEdge) {
+            self.cache.leak_page(gpa);
+        }
         self.cache.drop_page(gpa);
         #[cfg(feature = "planted-faults")]
         self.stale.forget(gpa);

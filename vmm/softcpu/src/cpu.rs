@@ -138,6 +138,8 @@ pub struct Cpu {
     kick: Arc<AtomicBool>,
     #[cfg(feature = "planted-faults")]
     pub(crate) stale: crate::planted::StaleCode,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) mistake: Option<(crate::planted::Mistake, u64)>,
 }
 
 // SAFETY: the pointers inside lead to RAM, whose owner keeps others away during `run`, and to blocks that
@@ -217,6 +219,8 @@ impl Cpu {
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
             stale: crate::planted::StaleCode::default(),
+            #[cfg(feature = "planted-faults")]
+            mistake: None,
         });
         cpu.set_state(&State::default());
         cpu

@@ -48,6 +48,8 @@ pub use cpu::{Cpu, Kicker};
 pub use jit::Jit;
 pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
+#[cfg(feature = "planted-faults")]
+pub use planted::Mistake;
 pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};
 pub use statistics::Statistics;
 

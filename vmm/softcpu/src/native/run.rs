@@ -7,6 +7,8 @@ use super::{NEVER, Native, Page, RELINK, Resume, SLICE, Site, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
+#[cfg(feature = "planted-faults")]
+use crate::planted::Mistake;
 use crate::ram::PAGE;
 use crate::state::{Seg, Shadow};
 use crate::{Cpu, exec};
@@ -84,11 +86,18 @@ impl Cpu {
 
     /// Makes the frame complete.
     fn prepare(&mut self, native: &mut Native) {
-        let id = native.id(self.jump_key);
+        let key = self.jump_key;
+        #[cfg(feature = "planted-faults")]
+        let key = if self.makes(Mistake::StaleEdge) { key & 0xffff_ffff } else { key };
+        let id = native.id(key);
         let known = native.pages[(self.space & 3) as usize];
         let frame = native.frame();
         frame.set_flags(self.flags);
         let valid = known.space == self.space && known.revision == self.tlb.revision;
+        #[cfg(feature = "planted-faults")]
+        let valid = valid
+            || self.makes(Mistake::StaleStackPage) && known.space == self.space && known.addend != 0
+            || self.makes(Mistake::StackKeptOverAc) && known.space == self.space & !crate::mem::ALIGNED;
         (frame.page, frame.addend) = (known.page, known.addend);
         frame.none = if valid { 0 } else { NONE };
         frame.space = self.space;
@@ -223,6 +232,10 @@ impl Cpu {
         let (low, high, code, first) = (block.low, block.high, block.code, block.first);
         let address = self.regs[4].wrapping_add_signed(i64::from(low));
         self.rip = block.rip;
+        #[cfg(feature = "planted-faults")]
+        if self.makes(Mistake::WalkingCheck) {
+            self.find_page(address, 1, true);
+        }
         if address % PAGE + (high - low) as u64 <= PAGE
             && let Some(addend) = self.tlb.write_addend(address, self.space)
         {

@@ -77,15 +77,30 @@ impl Cpu {
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
         let plan = plan::plan(bytes, self.rip, count, sse, grouped, &mut native.factory);
+        #[cfg(feature = "planted-faults")]
+        let plan = self.plant_in(plan);
         if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
-        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count).translate(&plan);
+        let translator = Translator::new(&native.routines, numbers, bytes, self.rip, count);
+        #[cfg(feature = "planted-faults")]
+        let translator = translator.planted(self.mistake.filter(|(mistake, _)| self.makes(*mistake)));
+        let draft = translator.translate(&plan);
         let block = self.keep_block(native, first, &plan, draft, bytes);
         native.statistics.translations += 1;
         native.statistics.translating_ns += start.elapsed().as_nanos() as u64;
         Some(block)
+    }
+
+    /// What a planted mistake makes of a plan.
+    #[cfg(feature = "planted-faults")]
+    fn plant_in(&self, mut plan: Plan) -> Plan {
+        if self.makes(crate::planted::Mistake::LostClflush) {
+            let flushes = |step: &&mut plan::Step| step.insn.mnemonic() == iced_x86::Mnemonic::Clflush;
+            plan.steps.iter_mut().filter(flushes).for_each(|step| step.form = Form::Nothing);
+        }
+        plan
     }
 
     /// Places a block, and notes what belongs to it.

@@ -12,6 +12,7 @@ mod guest;
 mod interrupts;
 mod long;
 mod memory;
+mod planted;
 mod privilege;
 mod run;
 mod stack;

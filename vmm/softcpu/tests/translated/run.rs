@@ -1,6 +1,8 @@
 //! Ways to run a guest, and their comparison.
 
-use softcpu::{Cpu, Exit, State};
+use std::cell::Cell;
+
+use softcpu::{Cpu, Exit, Mistake, State};
 
 use crate::guest::{Guest, PAGE, RAM};
 
@@ -26,6 +28,11 @@ pub struct Way {
 pub const INTERPRETED: Way = Way { translation: None, stride: 0, asked: false };
 pub const TRANSLATED: Way = Way { translation: Some(1), stride: 0, asked: false };
 
+thread_local! {
+    /// What the translators of this thread's processors do wrong.
+    pub static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
+}
+
 /// A processor and its RAM.
 pub struct Machine {
     pub ram: Box<[u8]>,
@@ -49,6 +56,9 @@ impl Machine {
         let mut cpu = unsafe { Cpu::new(ram.as_mut_ptr(), RAM) };
         cpu.set_state(&guest.state);
         assert!(cpu.set_translation(translation), "the host lets code be executed");
+        if let Some(mistake) = PLANTED.get() {
+            cpu.plant(mistake, 0);
+        }
         Self { ram, cpu, exits: Vec::new() }
     }
 

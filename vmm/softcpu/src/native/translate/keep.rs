@@ -79,6 +79,8 @@ impl Translator<'_> {
         let width = bytes.trailing_zeros();
         let of = match step.producer {
             P::None | P::Double | P::RotateCl | P::ShiftCl(_) => return,
+            #[cfg(feature = "planted-faults")]
+            P::Sub if self.mistake == Some(crate::planted::Mistake::LostFlag) => return,
             P::Sub | P::Neg | P::CompareExchange => kind::SUB | width,
             P::Add => kind::ADD | width,
             P::Adc => kind::ADC | width,

@@ -12,6 +12,8 @@ use super::form::Form;
 use super::frame::exit;
 use super::plan::{Plan, Step};
 use super::routines::{Routines, field};
+#[cfg(feature = "planted-faults")]
+use crate::planted::Mistake;
 use crate::ram::PAGE;
 
 /// Where translated code can be left for the interpreter.
@@ -83,6 +85,8 @@ pub struct Translator<'a> {
     number: usize,
     ended: bool,
     site: Option<usize>,
+    #[cfg(feature = "planted-faults")]
+    mistake: Option<Mistake>,
 }
 
 impl<'a> Translator<'a> {
@@ -103,7 +107,15 @@ impl<'a> Translator<'a> {
             number: 0,
             ended: false,
             site: None,
+            #[cfg(feature = "planted-faults")]
+            mistake: None,
         }
+    }
+
+    /// It makes a mistake.
+    #[cfg(feature = "planted-faults")]
+    pub fn planted(self, mistake: Option<(Mistake, u64)>) -> Self {
+        Self { mistake: mistake.map(|(mistake, _)| mistake), ..self }
     }
 
     /// Makes the block's code.
