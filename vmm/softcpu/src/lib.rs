@@ -45,7 +45,7 @@ mod watch;
 mod word;
 
 pub use cpu::{Cpu, Kicker};
-pub use jit::Jit;
+pub use jit::{Jit, untranslatable};
 pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
 pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};

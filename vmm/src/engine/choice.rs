@@ -95,7 +95,7 @@ impl EngineKind {
     pub fn create_with(self, ram: &Ram, options: EngineOptions) -> Result<AnyEngine, EngineError> {
         match self {
             EngineKind::Kvm => Ok(Box::new(KvmEngine::new(ram)?)),
-            EngineKind::Soft => Ok(Box::new(SoftEngine::with(ram, options))),
+            EngineKind::Soft => Ok(Box::new(SoftEngine::with(ram, options)?)),
         }
     }
 }

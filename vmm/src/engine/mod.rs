@@ -163,6 +163,12 @@ pub enum EngineError {
     /// A debugger wants the guest to be where it was before: only the driver of a replay can bring it there.
     #[error("a debugger wants to go back, and this run has no recording")]
     Rewind,
+    /// No memory for the processor that checks the translator.
+    #[error("--jit check needs the guest's memory twice: {0}")]
+    Memory(#[source] crate::memory::MemoryError),
+    /// The translator and the interpreter of the software CPU disagree.
+    #[error("internal error: translated code does not what the interpreter does: {0}")]
+    Differs(String),
     /// KVM ended a run in a way that neither guest nor monitor can answer.
     #[error("KVM stopped the vCPU: {0}")]
     Failed(String),

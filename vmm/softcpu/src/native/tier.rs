@@ -122,6 +122,10 @@ impl Cpu {
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors) = (self.rip, plan.vectors);
+        if let Some(map) = &native.perf_map {
+            map.note(native.memory.address(hot), draft.hot.here(), rip, "");
+            map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
+        }
         native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors });
         block
     }
