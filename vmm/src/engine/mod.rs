@@ -174,6 +174,15 @@ pub enum EngineError {
     Failed(String),
 }
 
+/// How an engine executes, as far as there is a choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// As it was told.
+    pub jit: softcpu::Jit,
+    /// Why it interprets what it was told to translate.
+    pub untranslated: Option<String>,
+}
+
 /// Stops a vCPU from another thread: its `run` returns `Kicked`, or is not disturbed at all.
 pub type Kick = Box<dyn Fn() + Send + Sync>;
 
@@ -309,6 +318,10 @@ pub trait Engine {
     }
     /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
+    /// How it executes, where there is a choice.
+    fn execution(&self) -> Option<Execution> {
+        None
+    }
     /// What its translator did, if it has one.
     fn statistics(&self) -> Option<softcpu::Statistics> {
         None

@@ -46,7 +46,8 @@ impl PerfMap {
     pub fn note(&self, address: u64, bytes: usize, rip: u64, part: &str) {
         if bytes > 0 {
             // Nothing depends on it.
-            let _ = (&self.0.file).write_all(format!("{address:x} {bytes:x} guest {rip:#x}{part}\n").as_bytes());
+            let _ =
+                (&self.0.file).write_all(format!("{address:x} {bytes:x} guest {rip:#x}{part}\n").as_bytes());
         }
     }
 
@@ -68,10 +69,7 @@ mod tests {
         two.note(0x7f00_0000_2000, 0, 1, "");
         two.note(0x7f00_0000_2000, 1, 0x40_0000, " slow");
         let listed = fs::read_to_string(&path).expect("it is there");
-        assert_eq!(
-            listed,
-            "7f0000001000 2a guest 0xffffffff81000000\n7f0000002000 1 guest 0x400000 slow\n"
-        );
+        assert_eq!(listed, "7f0000001000 2a guest 0xffffffff81000000\n7f0000002000 1 guest 0x400000 slow\n");
         one.clear();
         drop(one);
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "");

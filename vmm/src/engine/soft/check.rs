@@ -64,6 +64,11 @@ impl Checker {
         &mut self.cpu
     }
 
+    #[cfg(test)]
+    pub fn ram_for_tests(&mut self) -> &mut Ram {
+        &mut self.ram
+    }
+
     /// A page of the first one's memory.
     fn their_page(&self, number: usize) -> &[u8] {
         assert!(number < self.ram.pages());

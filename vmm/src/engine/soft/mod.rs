@@ -17,8 +17,8 @@ use softcpu::{Cpu, Exit, Jit, Statistics};
 
 use self::check::Checker;
 use crate::engine::{
-    CpuState, DebugRun, DebugStop, Engine, EngineError, EngineOptions, Kick, PositionClock, StopPrecision,
-    VmEntry, VmExit, run_by_steps,
+    CpuState, DebugRun, DebugStop, Engine, EngineError, EngineOptions, Execution, Kick, PositionClock,
+    StopPrecision, VmEntry, VmExit, run_by_steps,
 };
 use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
 
@@ -307,6 +307,11 @@ impl Engine for SoftEngine {
             None => Ok(self.cpu.take_dirty()),
             Some(checker) => checker.take_dirty(&mut self.cpu),
         }
+    }
+
+    fn execution(&self) -> Option<Execution> {
+        let untranslated = self.cpu.untranslated().map(str::to_owned);
+        Some(Execution { jit: self.cpu.jit(), untranslated })
     }
 
     fn statistics(&self) -> Option<Statistics> {
