@@ -10,6 +10,7 @@ mod kernels;
 mod power;
 mod programs;
 mod reboot;
+mod seccomp;
 mod translator;
 
 use std::collections::BTreeMap;

@@ -1,13 +1,13 @@
 //! The translator under Linux: the same run with it, without it, and checked; what `status` says of it; hosts
 //! that give it no memory to execute.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::guest::{Guest, PROGRAM, World};
+use crate::seccomp::refuse_memory_files;
 
 /// What a boot that switches itself off does: processes, pipes, numbers.
 const LINE: &str = "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet \
@@ -90,30 +90,6 @@ fn the_numbers_of_the_translator_are_in_status_and_its_code_is_listed() {
     guest.type_in("exit\n");
     guest.ends("the guest switched itself off, status 0");
     assert!(!Path::new(&listed).exists(), "{listed} is left");
-}
-
-/// Has the process that `command` starts refused memory files, as some hosts refuse those that can be executed.
-fn refuse_memory_files(command: &mut Command) {
-    let filter = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let refuse = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
-    let program = [
-        filter((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
-        filter((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, libc::SYS_memfd_create as u32),
-        filter((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, refuse(libc::EACCES)),
-        filter((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let install = move || {
-        let mut program = program;
-        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: the program is alive during the calls, and nothing else is pointed to.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
-        };
-        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: it makes two system calls and allocates nothing.
-    unsafe { command.pre_exec(install) };
 }
 
 #[test]

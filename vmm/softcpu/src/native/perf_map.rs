@@ -1,5 +1,5 @@
-//! Names of translated code for `perf report`, where it looks for them: /tmp/perf-PID.map, with a line for each
-//! piece of code (address, size and name; the kernel's tools/perf/Documentation/jit-interface.txt).
+//! Names of translated code for `perf report`, where it looks for them: /tmp/perf-PID.map, with a line for
+//! each piece of code (address, size and name; the kernel's tools/perf/Documentation/jit-interface.txt).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Registers are compared after each block at first, and after each of the first blocks that follow a
-//! translation; else after up to 65,536 instructions, as are the pages that either wrote. A page that a device
-//! writes is copied whole, so a difference in it that was not compared before is not seen.
+//! translation; else after up to 65,536 instructions, as are the pages that either wrote. A page that a
+//! device writes is copied whole, so a difference in it that was not compared before is not seen.
 
 use logchannel::Position;
 use softcpu::{Cpu, Exit};
