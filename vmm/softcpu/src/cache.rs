@@ -153,6 +153,13 @@ impl CodeCache {
         page.is_some_and(|page| page.covered & pieces(gpa % PAGE, size) != 0)
     }
 
+    /// Translated code of the page's blocks, as their headers have it.
+    pub(crate) fn translated(&self, gpa: u64) -> impl Iterator<Item = u64> {
+        let blocks = self.pages[(gpa / PAGE) as usize].iter().flat_map(|page| &page.blocks);
+        // SAFETY: the block is alive, and its first op follows its header.
+        blocks.map(|block| unsafe { (*block.first().wrapping_sub(1)).disp.get() })
+    }
+
     pub(crate) fn drop_page(&mut self, gpa: u64) {
         self.pages[(gpa / PAGE) as usize] = None;
         self.next_epoch();
@@ -236,6 +243,13 @@ impl Cpu {
             return Some(unsafe { &*jump.first });
         }
         None
+    }
+
+    /// Instructions in the block at RIP, if it is decoded.
+    pub fn known_block(&self) -> Option<u64> {
+        let jump = &self.cache.jumps[slot(self.rip)];
+        let known = jump.rip == self.rip && jump.key == self.jump_key;
+        known.then(|| self.cache.count(jump.first))
     }
 
     /// Goes to the target of a branch in the same page. `op` remembers where it leads: blocks of a page are
@@ -331,6 +345,9 @@ impl Cpu {
         #[cfg(feature = "planted-faults")]
         if self.makes(crate::planted::Mistake::StaleEdge) {
             self.cache.leak_page(gpa);
+        }
+        if let Some(native) = &mut self.native {
+            native.note_dropped(self.cache.translated(gpa));
         }
         self.cache.drop_page(gpa);
         #[cfg(feature = "planted-faults")]

@@ -45,7 +45,7 @@ mod watch;
 mod word;
 
 pub use cpu::{Cpu, Kicker};
-pub use jit::Jit;
+pub use jit::{Jit, untranslatable};
 pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
 #[cfg(feature = "planted-faults")]

@@ -65,13 +65,9 @@ impl Cpu {
         let result = loop {
             match next {
                 Next::Enter(code) => {
-                    let start = self.retired;
                     native.frame().left = self.limit - self.retired;
                     let exit = native.enter(code);
                     next = self.left_native(&mut native, exit);
-                    let done = self.retired.wrapping_sub(start);
-                    let total = &mut native.statistics.native_instructions;
-                    *total = total.wrapping_add(done);
                 }
                 Next::Interpret(run, op) => break Some((run, op)),
                 Next::Return => break None,
@@ -115,7 +111,8 @@ impl Cpu {
     fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
         let frame = native.frame();
         let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
-        self.retired = self.limit.wrapping_sub(left);
+        let before = std::mem::replace(&mut self.retired, self.limit.wrapping_sub(left));
+        native.count(self.retired.wrapping_sub(before));
         match why {
             exit::LIMIT => {
                 self.rip = rip;
@@ -191,6 +188,7 @@ impl Cpu {
             return Next::Interpret(op.run, op);
         }
         self.retired = self.retired.wrapping_add(header(first).imm);
+        native.count(header(first).imm - u64::from(op.number));
         native.frame().vectors = u32::from(vectors);
         Next::Enter(code)
     }
@@ -223,6 +221,7 @@ impl Cpu {
         self.rip = block.rip;
         // The whole block was counted.
         self.retired = self.retired.wrapping_sub(header(first).imm);
+        native.count(u64::from(op.number).wrapping_sub(header(first).imm));
         let run = if site.op == 0 { header(first).run } else { op.run };
         Next::Interpret(run, op)
     }

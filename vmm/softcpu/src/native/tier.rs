@@ -92,7 +92,9 @@ impl Cpu {
             let again = &mut native.blocks[again as usize];
             again.heat = HOT;
             let code = again.code;
-            native.blocks[number].heat = HOT;
+            let replaced = &mut native.blocks[number];
+            replaced.heat = HOT;
+            native.gone += 1 + u64::from(replaced.apart.is_some());
             native.memory.replace(old, code);
             header(first).disp.set(native.memory.address(code));
         }
@@ -172,6 +174,10 @@ impl Cpu {
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors) = (self.rip, plan.vectors);
+        if let Some(map) = &native.perf_map {
+            map.note(native.memory.address(hot), draft.hot.here(), rip, "");
+            map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
+        }
         native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors, heat: 0 });
         block
     }
