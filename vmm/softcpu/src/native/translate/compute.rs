@@ -1,6 +1,6 @@
 //! Instructions that stay in their block.
 
-use iced_x86::{MandatoryPrefix, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, MandatoryPrefix, Mnemonic, OpKind, Register};
 
 use super::Translator;
 use super::operands::{Address, Value, gpr, load_sized, register, sized};
@@ -20,15 +20,33 @@ struct Encoding {
 }
 
 /// What an instruction's fields have on the host.
-#[derive(Default)]
 struct Fields {
     has_modrm: bool,
     reg: Reg,
     rm: Option<Reg>,
     memory: Option<Mem>,
     opcode: Option<Reg>,
+    /// For an operand in the r/m field that the host has no register for.
+    scratch: Reg,
+    /// Such an operand may be worked on where it is.
+    in_place: bool,
     /// Results of registers that the host has no register for, and where they are.
     stores: [Option<(u8, Reg)>; 2],
+}
+
+impl Fields {
+    fn new() -> Self {
+        Self {
+            has_modrm: false,
+            reg: 0,
+            rm: None,
+            memory: None,
+            opcode: None,
+            scratch: R12,
+            in_place: false,
+            stores: [None; 2],
+        }
+    }
 }
 
 impl Translator<'_> {
@@ -67,6 +85,7 @@ impl Translator<'_> {
             self.before(step, memory);
         }
         self.emit(step, memory, None);
+        self.loaded = false;
         // The register of RSP has moved with it.
         let by = moves(step).unwrap_or(0);
         self.rsp = self.rsp.wrapping_add(by);
@@ -126,10 +145,27 @@ impl Translator<'_> {
         if let Some(opcode) = opcode {
             encoding.opcode = Opcode { wide: encoding.opcode.wide, ..opcode };
         }
+        let turned = turns(step, &encoding.opcode);
+        if turned {
+            encoding.opcode.bytes[0] ^= 2;
+        }
         let mut op = encoding.opcode;
-        let mut fields = Fields { reg: encoding.digit, memory, ..Fields::default() };
+        let mut fields = Fields { reg: encoding.digit, memory, ..Fields::new() };
+        if self.loaded {
+            (fields.rm, fields.scratch) = (Some(R12), R14);
+        }
+        let place = |number: u32| match place(insn, number) {
+            Place::Reg if turned => Place::Rm,
+            Place::Rm if turned => Place::Reg,
+            at => at,
+        };
+        let in_reg = (0..insn.op_count()).find(|number| place(*number) == Place::Reg);
+        if in_reg.is_some_and(|number| is_spilled(insn, number)) {
+            fields.scratch = R14;
+        }
+        fields.in_place = op.length == 1 && step.producer != Producer::Bit;
         for number in 0..insn.op_count() {
-            let at = place(insn, number);
+            let at = place(number);
             if at == Place::Other {
                 continue;
             }
@@ -165,19 +201,23 @@ impl Translator<'_> {
             host = match HOST[usize::from(guest)] {
                 _ if is_high(register) => guest + 4,
                 Some(host) => host,
-                // In memory, a bit's number would reach beyond the operand.
-                None if at == Place::Rm && !written && step.producer != Producer::Bit => {
+                // In memory, a bit's number would reach beyond the operand; and a result of 32 bits clears what
+                // is above it.
+                None if at == Place::Rm
+                    && (!written && step.producer != Producer::Bit
+                        || fields.in_place && register.size() != 4) =>
+                {
                     fields.memory = Some(spilled(guest));
                     return false;
                 }
                 None => {
-                    let scratch = if at == Place::Rm { R14 } else { R12 };
+                    let scratch = if at == Place::Rm { fields.scratch } else { R12 };
                     if read || register.size() < 4 {
                         self.out.hot.load(scratch, spilled(guest));
                     }
                     self.addend &= scratch != R14;
                     if written {
-                        fields.stores[usize::from(scratch == R14)] = Some((guest, scratch));
+                        fields.stores[usize::from(at == Place::Rm)] = Some((guest, scratch));
                     }
                     scratch
                 }
@@ -401,6 +441,20 @@ impl Translator<'_> {
         hot.mov(RBP, R12);
         self.flushed = self.rsp;
     }
+}
+
+/// Whether an operand is a register that the host has none for.
+fn is_spilled(insn: &Instruction, number: u32) -> bool {
+    insn.op_kind(number) == OpKind::Register
+        && gpr(insn.op_register(number)).is_some_and(|guest| HOST[usize::from(guest)].is_none())
+}
+
+/// Whether an operation on two registers is encoded the other way round (opcodes 00 to 3B, 88 and 89), so that
+/// a source which is in memory can be taken from there.
+fn turns(step: &Step, opcode: &Opcode) -> bool {
+    let byte = opcode.bytes[0];
+    let has_both = byte < 0x40 && byte & 7 < 2 || byte & 0xfe == 0x88;
+    opcode.length == 1 && has_both && step.insn.op0_kind() == OpKind::Register && is_spilled(&step.insn, 1)
 }
 
 /// Takes an instruction's bytes apart. Prefixes become those that its form asks for.

@@ -1,7 +1,9 @@
 //! The status flags: what is kept of them for whoever may look, and how they are brought back.
 
+use iced_x86::OpKind;
+
 use super::Translator;
-use super::operands::Value;
+use super::operands::{Value, load_sized};
 use crate::decode::operand_bytes;
 use crate::flags::STATUS;
 use crate::native::emit::{Mem, Opcode, R12, RAX, cc};
@@ -37,9 +39,7 @@ impl Translator<'_> {
         let bytes = operand_bytes(&step.insn, 0);
         match step.producer {
             P::Sub | P::Add | P::Adc | P::Sbb | P::Test => {
-                let (a, b) = (self.value(step, 0, memory), self.value(step, 1, memory));
-                self.keep(field!(a), &a, bytes);
-                self.keep(field!(b), &b, bytes);
+                self.keep_operands(step, memory, bytes);
                 if matches!(step.producer, P::Adc | P::Sbb) {
                     self.set_carry(field!(carry));
                 }
@@ -64,6 +64,28 @@ impl Translator<'_> {
                 self.keep(field!(b), &b, bytes);
             }
             _ => {}
+        }
+    }
+
+    /// Both operands. One in memory is loaded once, to R12, where the instruction finds it.
+    fn keep_operands(&mut self, step: &Step, memory: Option<Mem>, bytes: usize) {
+        let in_memory = u32::from(step.insn.op0_kind() != OpKind::Memory);
+        let source = memory.filter(|_| step.written >> in_memory & 1 == 0 && step.access.is_some());
+        let other = self.value(step, 1 - in_memory, memory);
+        let fields = [field!(a), field!(b)];
+        let (of_memory, of_other) = (fields[in_memory as usize], fields[1 - in_memory as usize]);
+        match (source, &other) {
+            (Some(source), Value::Register(_) | Value::Constant(_)) => {
+                load_sized(&mut self.out.hot, R12, source, bytes);
+                self.out.hot.store(of_memory, R12);
+                self.keep(of_other, &other, bytes);
+                self.loaded = true;
+            }
+            _ => {
+                let (a, b) = (self.value(step, 0, memory), self.value(step, 1, memory));
+                self.keep(field!(a), &a, bytes);
+                self.keep(field!(b), &b, bytes);
+            }
         }
     }
 
@@ -131,7 +153,9 @@ impl Translator<'_> {
                 return self.lay_over(overlay::CARRY);
             }
         };
-        self.out.hot.store_constant(field!(kind), of as i32);
+        if self.kept != Some(of) {
+            self.out.hot.store_constant(field!(kind), of as i32);
+        }
         self.kept = Some(of);
     }
 

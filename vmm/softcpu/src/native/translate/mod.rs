@@ -82,6 +82,8 @@ pub struct Translator<'a> {
     retry: usize,
     number: usize,
     ended: bool,
+    /// The operand in memory is in R12.
+    loaded: bool,
     site: Option<usize>,
 }
 
@@ -102,6 +104,7 @@ impl<'a> Translator<'a> {
             retry: 0,
             number: 0,
             ended: false,
+            loaded: false,
             site: None,
         }
     }
