@@ -19,12 +19,24 @@ enum Addend {
     Yes,
 }
 
+/// What R12 has the address of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    No,
+    /// Of the jump cache.
+    Jump,
+    /// Of the TLB, not compared yet.
+    Entry,
+    /// Of the TLB, which was compared with the access's page.
+    Hit,
+}
+
 /// Checks the main part of a block, placed at the offset `at` of code memory, whose own calls lead to
 /// `routines`, and which can be entered at `entries`.
 pub fn audit(code: &[u8], at: u32, routines: &Routines, entries: &[usize]) -> Result<(), String> {
     let mut decoder = Decoder::with_ip(64, code, u64::from(at), DecoderOptions::NONE);
     let mut factory = InstructionInfoFactory::new();
-    let (mut r14, mut slot) = (Addend::No, false);
+    let (mut r14, mut slot) = (Addend::No, Slot::No);
     for insn in &mut decoder {
         if insn.is_invalid() {
             return Err(format!("not an instruction at {:#x}", insn.ip()));
@@ -48,15 +60,16 @@ pub fn audit(code: &[u8], at: u32, routines: &Routines, entries: &[usize]) -> Re
             let target = insn.near_branch_target() as u32;
             let checks = routines.reads.iter().chain(&routines.writes);
             r14 = if checks.into_iter().any(|check| *check == target) { Addend::Yes } else { Addend::No };
-            slot = false;
+            slot = Slot::No;
             continue;
         }
-        // add r12, [jumps]
         if writes(&mut factory, &insn, Register::R12) {
-            slot = insn.mnemonic() == Mnemonic::Add && insn.memory_displacement64() == offset(field!(jumps));
+            slot = slot_after(&insn);
+        } else if slot == Slot::Entry && insn.code() == Code::Jne_rel32_64 {
+            slot = Slot::Hit;
         }
         if writes(&mut factory, &insn, Register::R14) {
-            r14 = after(&insn, r14);
+            r14 = after(&insn, r14, slot);
         }
     }
     Ok(())
@@ -64,6 +77,17 @@ pub fn audit(code: &[u8], at: u32, routines: &Routines, entries: &[usize]) -> Re
 
 fn offset(field: super::emit::Mem) -> u64 {
     field.disp as u64
+}
+
+/// What R12 has after an instruction that writes it: `add r12, [table]` ends the search for a slot.
+fn slot_after(insn: &Instruction) -> Slot {
+    let field = insn.memory_displacement64();
+    match insn.mnemonic() {
+        Mnemonic::Add if insn.memory_base() != Register::RSP => Slot::No,
+        Mnemonic::Add if field == offset(field!(jumps)) => Slot::Jump,
+        Mnemonic::Add if field == offset(field!(reads)) || field == offset(field!(writes)) => Slot::Entry,
+        _ => Slot::No,
+    }
 }
 
 fn writes(factory: &mut InstructionInfoFactory, insn: &Instruction, register: Register) -> bool {
@@ -75,10 +99,11 @@ fn writes(factory: &mut InstructionInfoFactory, insn: &Instruction, register: Re
 }
 
 /// What R14 has after an instruction that writes it.
-fn after(insn: &Instruction, before: Addend) -> Addend {
+fn after(insn: &Instruction, before: Addend, slot: Slot) -> Addend {
     let of_frame = insn.memory_base() == Register::RSP && insn.memory_index() == Register::None;
     match insn.mnemonic() {
         Mnemonic::Mov if of_frame && insn.memory_displacement64() == offset(field!(addend)) => Addend::Yes,
+        Mnemonic::Mov if insn.memory_base() == Register::R12 && slot == Slot::Hit => Addend::Yes,
         // The rest of the address.
         Mnemonic::Add if insn.op0_register() == Register::R14 => before,
         Mnemonic::Lea if insn.memory_base() == Register::R14 => before,
@@ -86,7 +111,7 @@ fn after(insn: &Instruction, before: Addend) -> Addend {
     }
 }
 
-fn is_allowed(insn: &Instruction, r14: Addend, slot: bool) -> bool {
+fn is_allowed(insn: &Instruction, r14: Addend, slot: Slot) -> bool {
     let (base, index) = (insn.memory_base(), insn.memory_index());
     let reach = insn.memory_displacement64() as i64;
     let bits = matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
@@ -99,7 +124,13 @@ fn is_allowed(insn: &Instruction, r14: Addend, slot: bool) -> bool {
         return reach >= 0 && end <= size_of::<Frame>() as i64;
     }
     if base == Register::R12 && index == Register::None {
-        return slot && (0..16).contains(&reach);
+        let compares = insn.mnemonic() == Mnemonic::Cmp;
+        return match slot {
+            Slot::No => false,
+            Slot::Jump => (0..16).contains(&reach),
+            Slot::Entry => compares && reach == 0,
+            Slot::Hit => reach == 8,
+        };
     }
     let addend = base == Register::R14 || index == Register::R14 && insn.memory_index_scale() == 1;
     addend && r14 == Addend::Yes

@@ -11,11 +11,11 @@ const PART: usize = 32 << 20;
 /// Room that must be left for a block.
 const ROOM: usize = 64 << 10;
 
-/// Pieces of the main part, in which few calls fit.
+/// Pieces of code memory, in which few calls fit.
 const GRANULE: usize = 16;
-pub const GRANULES: usize = PART / GRANULE;
+pub const GRANULES: usize = 2 * PART / GRANULE;
 
-/// The piece of an offset in the main part.
+/// The piece of an offset.
 pub fn granule(offset: u32) -> usize {
     offset as usize / GRANULE
 }
@@ -112,6 +112,15 @@ impl CodeMemory {
     /// Makes the 32-bit displacement at `place` lead to `target`.
     pub fn point(&mut self, place: u32, target: u32) {
         self.set(place, target.wrapping_sub(place + 4));
+    }
+
+    /// Code at `old` goes to `new` at once: five bytes change, which none but `old` itself are entered at.
+    pub fn replace(&mut self, old: u32, new: u32) {
+        let to = self.write.start().wrapping_add(old as usize);
+        assert!(old as usize + 5 <= 2 * PART);
+        // SAFETY: the byte is in the mapping.
+        unsafe { to.write(0xe9) };
+        self.point(old + 1, new);
     }
 
     /// Changes 32 bits of code.

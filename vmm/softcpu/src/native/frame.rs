@@ -8,7 +8,7 @@ use crate::flags::Lazy;
 
 /// Why translated code was left.
 pub mod exit {
-    /// The block does not fit below the limit: `rip` is its start.
+    /// The block of site `argument` does not fit below the limit: `rip` is its start.
     pub const LIMIT: u32 = 0;
     /// A branch to `rip`, which was not found.
     pub const LOOKUP: u32 = 1;

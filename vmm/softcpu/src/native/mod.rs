@@ -56,7 +56,11 @@ struct Block {
     low: i32,
     high: i32,
     vectors: bool,
+    /// How often a slice ended at it, or `HOT` once it was translated again for that.
+    heat: u32,
 }
+
+const HOT: u32 = u32::MAX;
 
 impl Block {
     /// An op, counted from the first.
@@ -114,7 +118,7 @@ pub struct Native {
     blocks: Vec<Block>,
     sites: Vec<Site>,
     calls: Vec<Call>,
-    /// Number of the first call that returns to piece (`code::granule`) of the main part.
+    /// Number of the first call that returns to piece (`code::granule`) of code memory.
     first_calls: Vec<u32>,
     edges: Vec<Edge>,
     jumps: Box<[Jump]>,
@@ -124,6 +128,8 @@ pub struct Native {
     pages: [Page; 4],
     factory: InstructionInfoFactory,
     threshold: u64,
+    /// Slices that end at a block before it is translated as one that takes the guest's time.
+    hot: u32,
     statistics: Statistics,
 }
 
@@ -153,6 +159,7 @@ impl Native {
             pages: [Page { space: 0, revision: u64::MAX, page: 0, addend: 0 }; 4],
             factory: InstructionInfoFactory::new(),
             threshold: u64::from(threshold.max(1)),
+            hot: threshold.clamp(1, 3),
             statistics: Statistics::default(),
         });
         let (jumps, code) = (native.jumps.as_ptr() as u64, native.memory.address(0));

@@ -232,13 +232,17 @@ pub fn probe(code: &mut Code, bytes: u32, write: bool, field: impl Fn(Mem) -> Me
     code.rm(Opcode::one(0x3b, true), R14, Mem::base(R12, 0));
 }
 
+/// Whether R12 is a multiple of 16: as ZF.
+pub fn test_alignment(code: &mut Code) {
+    code.rr(Opcode { rex: true, ..Opcode::one(0xf6, false) }, 0, R12);
+    code.byte(15);
+}
+
 fn check(code: &mut Code, bytes: u32, aligned: bool, write: bool, leave: u32) {
     code.store(called(field!(address)), R12);
     let mut misaligned = None;
     if aligned {
-        // test r12b, 15
-        code.rr(Opcode { rex: true, ..Opcode::one(0xf6, false) }, 0, R12);
-        code.byte(15);
+        test_alignment(code);
         misaligned = Some(code.skip(cc::NE));
     }
     probe(code, bytes, write, called);

@@ -3,6 +3,7 @@
 use std::ptr;
 
 use super::frame::{NONE, exit};
+use super::tier::Way;
 use super::{NEVER, Native, Page, RELINK, Resume, SLICE, Site, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
@@ -106,6 +107,7 @@ impl Cpu {
         match why {
             exit::LIMIT => {
                 self.rip = rip;
+                self.heat(native, argument);
                 Next::Return
             }
             exit::LOOKUP | exit::LINK => {
@@ -236,7 +238,7 @@ impl Cpu {
         // SAFETY: the block is alive.
         let first = unsafe { &*first };
         if !native.memory.is_full()
-            && let Some(twin) = self.translate_block(native, first, false)
+            && let Some(twin) = self.translate_block(native, first, Way::Apart)
         {
             let apart = native.blocks[twin as usize].code;
             native.blocks[number].apart = Some(apart);

@@ -7,7 +7,7 @@ use super::form::Form;
 use super::plan::{self, Plan};
 use super::run::header;
 use super::translate::{Draft, Numbers, Translator};
-use super::{Block, Call, Edge, NEVER, Native, Resume, Site, code};
+use super::{Block, Call, Edge, HOT, NEVER, Native, Resume, Site, code};
 use crate::Cpu;
 use crate::cpu::mode;
 use crate::op::Op;
@@ -17,6 +17,17 @@ use crate::ram::PAGE;
 #[allow(clippy::disallowed_methods)]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// How a block is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// With one check of its accesses to the stack, and calls for other accesses.
+    Usual,
+    /// With checks of its own for each access.
+    Hot,
+    /// As usual, but accesses to the stack are checked each by itself.
+    Apart,
 }
 
 impl Native {
@@ -55,7 +66,7 @@ impl Cpu {
         }
         // SAFETY: the block ran last, and nothing was dropped since.
         let first = unsafe { &*first };
-        let state = match self.translate_block(&mut native, first, true) {
+        let state = match self.translate_block(&mut native, first, Way::Usual) {
             Some(block) => native.memory.address(native.blocks[block as usize].code),
             None => NEVER,
         };
@@ -63,8 +74,32 @@ impl Cpu {
         self.native = Some(native);
     }
 
-    /// Translates a block; `grouped` with one check of its accesses to the stack.
-    pub(super) fn translate_block(&mut self, native: &mut Native, first: &Op, grouped: bool) -> Option<u32> {
+    /// A slice ended at the block of a site, at RIP: those at which many do take most of the time, and are
+    /// translated again.
+    #[cold]
+    pub(super) fn heat(&mut self, native: &mut Native, site: usize) {
+        let number = native.sites[site].block as usize;
+        let block = &mut native.blocks[number];
+        if block.heat == HOT {
+            return;
+        }
+        block.heat += 1;
+        let (first, old) = (block.op(0), block.code);
+        if block.heat < native.hot || native.memory.is_full() {
+            return;
+        }
+        if let Some(again) = self.translate_block(native, first, Way::Hot) {
+            let again = &mut native.blocks[again as usize];
+            again.heat = HOT;
+            let code = again.code;
+            native.blocks[number].heat = HOT;
+            native.memory.replace(old, code);
+            header(first).disp.set(native.memory.address(code));
+        }
+    }
+
+    /// Translates a block.
+    pub(super) fn translate_block(&mut self, native: &mut Native, first: &Op, way: Way) -> Option<u32> {
         let start = now();
         let abort = self.abort;
         let Ok(gpa) = self.translate_code(self.rip) else {
@@ -76,12 +111,13 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
-        let plan = plan::plan(bytes, self.rip, count, sse, grouped, &mut native.factory);
+        let plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
         if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
-        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count).translate(&plan);
+        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count, way == Way::Hot);
+        let draft = draft.translate(&plan);
         let block = self.keep_block(native, first, &plan, draft, bytes);
         native.statistics.translations += 1;
         native.statistics.translating_ns += start.elapsed().as_nanos() as u64;
@@ -109,7 +145,7 @@ impl Cpu {
         }));
         for call in &draft.calls {
             native.note_call(Call {
-                after: hot + call.after as u32,
+                after: if call.after.0 { cold } else { hot } + call.after.1 as u32,
                 retry: hot + call.retry as u32,
                 site: site(call.number, 0),
                 grouped: plan.stack.is_some(),
@@ -122,7 +158,7 @@ impl Cpu {
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors) = (self.rip, plan.vectors);
-        native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors });
+        native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors, heat: 0 });
         block
     }
 

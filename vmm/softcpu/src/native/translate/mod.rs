@@ -28,8 +28,9 @@ pub struct Site {
 /// A call of a routine that can leave.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// Offset in the main part of what follows the call, and of where the instruction begins.
-    pub after: usize,
+    /// Offset of what follows the call, and whether that is in the cold part.
+    pub after: (bool, usize),
+    /// Offset in the main part of where the instruction is tried again.
     pub retry: usize,
     pub number: u8,
 }
@@ -82,13 +83,23 @@ pub struct Translator<'a> {
     retry: usize,
     number: usize,
     ended: bool,
+    /// Checks of accesses are part of the block.
+    inline: bool,
     /// The operand in memory is in R12.
     loaded: bool,
     site: Option<usize>,
 }
 
 impl<'a> Translator<'a> {
-    pub fn new(routines: &'a Routines, numbers: Numbers, bytes: &'a [u8], rip: u64, count: usize) -> Self {
+    /// `hot` code is longer, and faster where the host has it in its caches.
+    pub fn new(
+        routines: &'a Routines,
+        numbers: Numbers,
+        bytes: &'a [u8],
+        rip: u64,
+        count: usize,
+        hot: bool,
+    ) -> Self {
         Self {
             out: Draft::default(),
             numbers,
@@ -104,6 +115,7 @@ impl<'a> Translator<'a> {
             retry: 0,
             number: 0,
             ended: false,
+            inline: hot,
             loaded: false,
             site: None,
         }
@@ -138,8 +150,10 @@ impl<'a> Translator<'a> {
         let stub = self.out.cold.here();
         self.out.hot.jcc(cc::B, Target::Cold(stub));
         let (rip, leave) = (self.rip, self.routines.leave);
+        let site = self.site_number(0);
         let cold = &mut self.out.cold;
         cold.advance(R13, count);
+        cold.store_constant(field!(argument), site as i32);
         cold.constant(R14, rip);
         cold.store(field!(rip), R14);
         cold.store32_constant(field!(exit), exit::LIMIT as i32);

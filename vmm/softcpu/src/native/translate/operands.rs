@@ -3,10 +3,10 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::{Call, Translator};
-use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, Reg, Target};
+use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, Reg, Target, cc};
 use crate::native::form::is_high;
 use crate::native::plan::Step;
-use crate::native::routines::{HOST, access_number, field, spilled};
+use crate::native::routines::{HOST, access_number, field, probe, spilled, test_alignment};
 
 /// Operands of an instruction as the host has them.
 pub enum Value {
@@ -110,15 +110,35 @@ impl Translator<'_> {
     pub(super) fn check(&mut self, bytes: u32, aligned: bool, write: bool) {
         let number = access_number(bytes, aligned);
         let routine = if write { self.routines.writes[number] } else { self.routines.reads[number] };
-        self.call(routine);
         self.addend = false;
         self.valid = 0;
+        if !self.inline {
+            return self.call(routine);
+        }
+        // A miss tries again from its address on, by the routine.
+        let stub = Target::Cold(self.out.cold.here());
+        let hot = &mut self.out.hot;
+        hot.store(field!(address), R12);
+        if aligned {
+            test_alignment(hot);
+            hot.jcc(cc::NE, stub);
+        }
+        probe(hot, bytes, write, |field| field);
+        hot.jcc(cc::NE, stub);
+        hot.load(R14, Mem::base(R12, 8));
+        let back = hot.here();
+        let cold = &mut self.out.cold;
+        cold.load(R12, field!(address));
+        cold.call(Target::Code(routine));
+        let (after, retry) = (cold.here(), self.retry);
+        cold.jmp(Target::Hot(back));
+        self.out.calls.push(Call { after: (true, after), retry, number: self.number as u8 });
     }
 
     pub(super) fn call(&mut self, routine: u32) {
         self.out.hot.call(Target::Code(routine));
         let (after, retry) = (self.out.hot.here(), self.retry);
-        self.out.calls.push(Call { after, retry, number: self.number as u8 });
+        self.out.calls.push(Call { after: (false, after), retry, number: self.number as u8 });
     }
 
     /// The explicit memory operand, once it may be accessed.
