@@ -8,6 +8,7 @@
 //!   redis_tools  Debian's redis-cli and redis-benchmark, across a failover
 //!   nginx        Linux with nginx, loaded by ab, wrk and curl across a failover
 //!   session      a shell on a TCP connection, across a failover
+//!   tiers        one half translates, the other interprets
 //!   restart      everything killed at once and started again on the same disk
 //! ```
 //!
@@ -45,4 +46,5 @@ mod session;
 mod spin;
 mod summary;
 mod support;
+mod tiers;
 mod tools;

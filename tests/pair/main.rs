@@ -37,3 +37,4 @@ mod stalled_disk;
 mod start;
 mod starting;
 mod strangers;
+mod tiers;

@@ -6,7 +6,8 @@
 //!   FILE ──▶ `lockstep replay | verify | log | diverge`, and sessions in this process
 //! ```
 //!
-//! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer.
+//! LOCKSTEP_TEST_SCALE=10 makes the randomised tests so much longer, LOCKSTEP_TIER_STOPS=1000 those across
+//! tiers.
 
 mod backup;
 #[path = "../pair/client.rs"]
@@ -24,4 +25,5 @@ mod parting;
 mod reboot;
 mod recorded;
 mod sessions;
+mod tiers;
 mod virtual_time;

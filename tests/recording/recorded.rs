@@ -17,15 +17,30 @@ const COMMANDS: usize = 600;
 
 /// Starts an unreplicated machine that is recorded into `path`; None where there is no KVM.
 pub fn start(test: &str, path: &Path, every: &str, engine: &str) -> Option<Pair> {
+    start_with(test, path, every, &["--disk-size", "16", "--memory", "32", "--engine", engine])
+}
+
+/// The same of any machine.
+pub fn start_with(test: &str, path: &Path, every: &str, machine: &[&str]) -> Option<Pair> {
     let record = path.display().to_string();
     let mut pair = Pair::services(test, |options| {
         options.replicated = false;
-        let words = ["--record", &record, "--checkpoint-every", every, "--digest-ms", "50", "--memory", "32"];
-        options.vm_options.extend(words.iter().chain(&["--engine", engine]).map(|word| word.to_string()));
+        let words = ["--record", &record, "--checkpoint-every", every, "--digest-ms", "50"];
+        options.vm_options = words.iter().chain(machine).map(|word| word.to_string()).collect();
     })?;
     pair.start_primary().expect("the machine");
     pair.wait_for_guest().expect("the guest answers");
     Some(pair)
+}
+
+/// Whether an image of Linux is there; that it is not is said.
+pub fn has_guest(name: &str) -> bool {
+    let guests = String::from_utf8_lossy(&lockstep(&["guest", "list"]).stdout).into_owned();
+    let has = guests.contains(name);
+    if !has {
+        eprintln!("SKIPPED Linux in a recording: no guest, make it with `lockstep guest build {name}`");
+    }
+    has
 }
 
 /// Writes and reads through a connection.

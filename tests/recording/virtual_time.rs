@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::harness::{Pair, scale, wait_until};
-use crate::recorded::{json, lockstep, succeeds};
+use crate::recorded::{has_guest, json};
+use crate::tiers;
 
 /// The recording of a boot on an empty disk that is powered off when it has `booted`, and its log. There is
 /// no network: frames would be inputs of their own moments.
@@ -58,25 +59,27 @@ fn boots_of_minikv_are_identical_in_virtual_time() {
     }
 }
 
+/// The tiers of the software processor are one machine: one boot is translated, the other interpreted.
 #[test]
 fn boots_of_linux_are_identical_in_virtual_time_and_stop_anywhere() {
-    let guests = String::from_utf8_lossy(&lockstep(&["guest", "list"]).stdout).into_owned();
-    if !guests.contains("busybox") {
-        eprintln!("SKIPPED Linux in virtual time: no guest, make it with `lockstep guest build busybox`");
+    if !has_guest("busybox") {
         return;
     }
     let directory = TempDir::new().expect("a directory");
-    let options = ["--engine", "soft", "--guest", "busybox", "--checkpoint-every", "1"];
     let booted = |pair: &Pair| pair.log_text(Part::Primary).contains("Enter 'help'");
-    let Some((one, _)) = boot(&directory, "one.lkr", &options, booted) else { return };
-    let (other, recording) = boot(&directory, "other.lkr", &options, booted).expect("as before");
+    let boot = |tier| {
+        let options = ["--engine", "soft", "--guest", "busybox", "--checkpoint-every", "1", "--jit", tier];
+        boot(&directory, &format!("{tier}.lkr"), &options, booted)
+    };
+    let Some((one, translated)) = boot("on") else { return };
+    let (other, interpreted) = boot("off").expect("as before");
     // They were powered off at a moment of the host's: but for what then was logged, they are one.
     let shorter = one.len().min(other.len()) - 2;
     assert!(shorter > 10, "{shorter} entries");
     let differs = one[..shorter].iter().zip(&other).find(|(a, b)| a != b);
     assert_eq!(differs, None);
     assert!(one.iter().any(|entry| matches!(entry.event, Event::Digest(_))));
-    let name = recording.path().to_str().expect("a name in UTF-8");
     let stops = (50 * scale()).to_string();
-    assert!(succeeds(&["verify", name, "-n", "1", "--stops", &stops, "--seed", "3"]).contains("all equal"));
+    tiers::verify(translated.path(), "off", "1", &stops);
+    tiers::verify(interpreted.path(), "on", "1", &stops);
 }
