@@ -62,6 +62,16 @@ impl Machine {
         Self { ram, cpu, exits: Vec::new() }
     }
 
+    /// The guest's start again, with nothing decoded.
+    fn reset(&mut self, guest: &Guest) {
+        self.ram.copy_from_slice(&guest.ram);
+        self.cpu.ram_written(0, RAM);
+        self.cpu.request_window(false);
+        self.cpu.set_state(&guest.state);
+        self.cpu.set_retired(0);
+        self.exits.clear();
+    }
+
     /// Runs to a position, over exits; false if it halted or broke down before.
     pub fn run(&mut self, until: u64) -> bool {
         loop {
@@ -114,7 +124,11 @@ impl Machine {
 
 /// Runs a guest at most `steps` steps.
 pub fn run(guest: &Guest, way: Way, steps: u64, events: &[(u64, Event)]) -> Ended {
-    let mut machine = Machine::new(guest, way.translation);
+    run_on(&mut Machine::new(guest, way.translation), guest, way, steps, events)
+}
+
+/// The same on a processor that was reset.
+fn run_on(machine: &mut Machine, guest: &Guest, way: Way, steps: u64, events: &[(u64, Event)]) -> Ended {
     let mut told = guest.ram.clone();
     let mut events = events.iter().peekable();
     loop {
@@ -186,15 +200,21 @@ pub fn check(name: &str, guest: &Guest) -> Ended {
 pub fn check_at_every_count(name: &str, guest: &Guest, events: &[Event]) {
     let count = check(name, guest).retired;
     let mut stepped = Machine::new(guest, None);
+    let mut machines = [INTERPRETED, TRANSLATED].map(|way| (way, Machine::new(guest, way.translation)));
     for at in 0..=count {
         stepped.run(at);
-        let stopped = run(guest, TRANSLATED, at, &[]);
+        let (way, translated) = &mut machines[1];
+        translated.reset(guest);
+        let stopped = run_on(translated, guest, *way, at, &[]);
         if let Some(text) = difference(&stepped.ended(), &stopped) {
             panic!("{name}: stop at {at}: {text}");
         }
         for event in events {
-            let expected = run(guest, INTERPRETED, MOST, &[(at, *event)]);
-            let found = run(guest, TRANSLATED, MOST, &[(at, *event)]);
+            let [expected, found] = [0, 1].map(|number| {
+                let (way, machine) = &mut machines[number];
+                machine.reset(guest);
+                run_on(machine, guest, *way, MOST, &[(at, *event)])
+            });
             if let Some(text) = difference(&expected, &found) {
                 panic!("{name}: {event:?} at {at}: {text}");
             }

@@ -28,6 +28,8 @@ impl Translator<'_> {
             let routine = self.routines.restore;
             self.call(routine);
             self.addend = false;
+            // They may be kept in another way now.
+            self.kept = None;
         }
         self.valid = STATUS;
         true
