@@ -15,12 +15,13 @@ use std::sync::OnceLock;
 
 use devices::{Devices, Planted};
 use logchannel::Position;
-use softcpu::{Cpu, Mistake};
+use softcpu::{Cpu, Jit, Mistake};
 
 use crate::io::clock::HostClock;
 use crate::memory::Ram;
 
 const VARIABLE: &str = "LOCKSTEP_PLANTED";
+const TRANSLATE_FROM: &str = "LOCKSTEP_TRANSLATE_FROM";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -83,8 +84,15 @@ pub fn in_memory(ram: &mut Ram, at: Position) {
     }
 }
 
-/// Plants it in a processor.
+/// Plants it in a processor. And one that translates does so from the run of a block on that
+/// `LOCKSTEP_TRANSLATE_FROM` says.
 pub fn in_processor(mut cpu: Box<Cpu>) -> Box<Cpu> {
+    if let Ok(runs) = std::env::var(TRANSLATE_FROM)
+        && cpu.jit() != Jit::Off
+    {
+        let runs = runs.parse().unwrap_or_else(|_| panic!("{TRANSLATE_FROM}={runs:?}: not a number"));
+        assert!(cpu.set_translation(Some(runs)), "the host lets code be executed");
+    }
     match fault() {
         Some(Fault { kind: Kind::LostInvalidation, from }) => cpu.lose_invalidations_from(from),
         Some(Fault { kind: Kind::Translator(mistake), from }) => cpu.plant(mistake, from),
