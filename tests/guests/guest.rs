@@ -104,11 +104,22 @@ pub struct Guest {
 impl Guest {
     /// Starts one, its console input from here.
     pub fn start(world: &World, image: &str, options: &[&str]) -> Self {
+        Self::start_as(world, image, options, |_| {})
+    }
+
+    /// The same; `prepare` changes how the process is started.
+    pub fn start_as(
+        world: &World,
+        image: &str,
+        options: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut command = Command::new(PROGRAM);
         command.args(["run", "--engine", "soft", "--guest", image, "--console-input", "stdin"]);
         command.args(["--disk-server", world.cluster.disk_address(), "--net", &world.cluster.network()]);
         command.args(options).env(DIE_WITH_PARENT, "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        prepare(&mut command);
         let mut child = command.spawn().expect("lockstep starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         listen(child.stdout.take().expect("piped"), said.clone());

@@ -10,6 +10,8 @@ mod kernels;
 mod power;
 mod programs;
 mod reboot;
+mod seccomp;
+mod translator;
 
 use std::collections::BTreeMap;
 

@@ -108,7 +108,7 @@ fn crafted_differences(pair: &mut Pair) {
         ("host CPU", |c| c.host_cpu = "AuthenticAMD 25/17/1".into(), "AuthenticAMD 25/17/1", &ours.host_cpu),
         ("engine", |c| c.engine = "other".into(), "other", &ours.engine),
         ("position clock", |c| c.clock = "branches".into(), "branches", &ours.clock),
-        ("CPU model", |c| c.cpu_model = "x86-64-v2".into(), "x86-64-v2", &ours.cpu_model),
+        ("CPU model", |c| c.cpu_model = "x86-64-v2/2".into(), "x86-64-v2/2", &ours.cpu_model),
         ("machine model", |c| c.machine_model = "pc-9".into(), "pc-9", &ours.machine_model),
     ];
     for (field, change, theirs, ours) in cases {

@@ -152,6 +152,7 @@ impl<E: Engine> Machine<E> {
 
     /// Has `meter` told where the guest is, from now on.
     pub fn set_meter(&mut self, meter: Arc<Meter>) {
+        meter.set_execution(self.engine.execution());
         meter.moved_to(self.engine.position().count);
         self.meter = meter;
     }

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use softcpu::Statistics;
+use softcpu::{Jit, Statistics};
 
-use crate::engine::PositionClock;
+use crate::engine::{Execution, PositionClock};
 use crate::io::clock::HostClock;
 
 /// Between two looks.
@@ -39,6 +39,11 @@ pub struct GuestStatus {
 /// Numbers of a translator, since this process has the machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TranslatorStatus {
+    /// What `--jit` says: `on`, `off` or `check`.
+    pub jit: &'static str,
+    /// Why the guest's code is interpreted although it was to be translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untranslated: Option<String>,
     /// Translated blocks that there are.
     pub blocks: u64,
     /// Bytes of their code.
@@ -54,11 +59,17 @@ pub struct TranslatorStatus {
 }
 
 impl TranslatorStatus {
-    fn new(statistics: Statistics, executed: u64) -> Self {
+    fn new(execution: &Execution, statistics: Statistics, executed: u64) -> Self {
         let Statistics { blocks, bytes, translations, invalidations, translating_ns, native_instructions } =
             statistics;
         let native_share = native_instructions as f64 / executed.max(1) as f64;
-        Self { blocks, bytes, translations, invalidations, translating_ns, native_share }
+        let jit = match execution.jit {
+            Jit::On => "on",
+            Jit::Off => "off",
+            Jit::Check => "check",
+        };
+        let untranslated = execution.untranslated.clone();
+        Self { jit, untranslated, blocks, bytes, translations, invalidations, translating_ns, native_share }
     }
 }
 
@@ -67,6 +78,7 @@ struct Inner {
     /// Host time and position, oldest first.
     looks: VecDeque<(u64, u64)>,
     statistics: Option<Statistics>,
+    execution: Option<Execution>,
     /// Where the guest was put last, and what it had executed here before that.
     from: u64,
     executed: u64,
@@ -113,6 +125,11 @@ impl Meter {
         inner.looks.clear();
     }
 
+    /// How its engine executes.
+    pub fn set_execution(&self, execution: Option<Execution>) {
+        self.lock().execution = execution;
+    }
+
     fn look(&self, now_ns: u64) {
         let mut inner = self.lock();
         self.asked.store(true, Ordering::Relaxed);
@@ -150,7 +167,9 @@ impl Meter {
             clock: clock.name(),
             per_second,
             mips: (clock == PositionClock::Instructions).then_some(per_second / 1e6),
-            translator: inner.statistics.map(|statistics| TranslatorStatus::new(statistics, executed)),
+            translator: inner.execution.as_ref().map(|execution| {
+                TranslatorStatus::new(execution, inner.statistics.unwrap_or_default(), executed)
+            }),
         })
     }
 }

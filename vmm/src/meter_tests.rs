@@ -34,6 +34,7 @@ fn the_rate_is_that_of_the_last_second() {
 #[test]
 fn a_jump_is_no_speed_and_nothing_that_was_executed() {
     let meter = Meter::default();
+    meter.set_execution(Some(Execution { jit: Jit::Check, untranslated: None }));
     meter.moved_to(0);
     run(&meter, 0..10, 1);
     meter.moved_to(1 << 40);
@@ -41,7 +42,9 @@ fn a_jump_is_no_speed_and_nothing_that_was_executed() {
     let moved = status(&meter, 1001);
     assert_eq!((moved.position, moved.per_second), (1 << 40, 0.0));
     run(&meter, 11..15, 1);
-    let share = status(&meter, 1500).translator.expect("statistics").native_share;
+    let translator = status(&meter, 1500).translator.expect("statistics");
+    let share = translator.native_share;
+    assert_eq!((translator.jit, translator.untranslated), ("check", None));
     assert!((share - 0.5).abs() < 1e-9, "7 of the 14 that ran: {share}");
 }
 

@@ -9,12 +9,13 @@
 //! | `stale-dma` | the last sector of what a disk read brings does not reach the guest's buffer |
 //! | `stale-memory` | a reset leaves a byte of the guest's memory as it was not at power-on |
 //! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
+//! | the names of `softcpu::Mistake` | the translator makes the mistake |
 
 use std::sync::OnceLock;
 
 use devices::{Devices, Planted};
 use logchannel::Position;
-use softcpu::Cpu;
+use softcpu::{Cpu, Mistake};
 
 use crate::io::clock::HostClock;
 use crate::memory::Ram;
@@ -27,6 +28,7 @@ enum Kind {
     StaleDma,
     StaleMemory,
     LostInvalidation,
+    Translator(Mistake),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +44,7 @@ fn parse(text: &str) -> Option<Fault> {
         "stale-dma" => Kind::StaleDma,
         "stale-memory" => Kind::StaleMemory,
         "lost-invalidation" => Kind::LostInvalidation,
-        _ => return None,
+        name => Kind::Translator(Mistake::named(name)?),
     };
     Some(Fault { kind, from: from.parse().ok()? })
 }
@@ -83,8 +85,10 @@ pub fn in_memory(ram: &mut Ram, at: Position) {
 
 /// Plants it in a processor.
 pub fn in_processor(mut cpu: Box<Cpu>) -> Box<Cpu> {
-    if let Some(Fault { kind: Kind::LostInvalidation, from }) = fault() {
-        cpu.lose_invalidations_from(from);
+    match fault() {
+        Some(Fault { kind: Kind::LostInvalidation, from }) => cpu.lose_invalidations_from(from),
+        Some(Fault { kind: Kind::Translator(mistake), from }) => cpu.plant(mistake, from),
+        _ => {}
     }
     cpu
 }

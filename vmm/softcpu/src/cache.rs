@@ -153,9 +153,22 @@ impl CodeCache {
         page.is_some_and(|page| page.covered & pieces(gpa % PAGE, size) != 0)
     }
 
+    /// Translated code of the page's blocks, as their headers have it.
+    pub(crate) fn translated(&self, gpa: u64) -> impl Iterator<Item = u64> {
+        let blocks = self.pages[(gpa / PAGE) as usize].iter().flat_map(|page| &page.blocks);
+        // SAFETY: the block is alive, and its first op follows its header.
+        blocks.map(|block| unsafe { (*block.first().wrapping_sub(1)).disp.get() })
+    }
+
     pub(crate) fn drop_page(&mut self, gpa: u64) {
         self.pages[(gpa / PAGE) as usize] = None;
         self.next_epoch();
+    }
+
+    /// Keeps the ops of a page that is about to be dropped: a planted mistake goes on to use them.
+    #[cfg(feature = "planted-faults")]
+    fn leak_page(&mut self, gpa: u64) {
+        std::mem::forget(self.pages[(gpa / PAGE) as usize].take());
     }
 
     fn find(&self, gpa: u64, rip: u64, mode: u32) -> Option<*const Op> {
@@ -230,6 +243,13 @@ impl Cpu {
             return Some(unsafe { &*jump.first });
         }
         None
+    }
+
+    /// Instructions in the block at RIP, if it is decoded.
+    pub fn known_block(&self) -> Option<u64> {
+        let jump = &self.cache.jumps[slot(self.rip)];
+        let known = jump.rip == self.rip && jump.key == self.jump_key;
+        known.then(|| self.cache.count(jump.first))
     }
 
     /// Goes to the target of a branch in the same page. `op` remembers where it leads: blocks of a page are
@@ -322,6 +342,13 @@ impl Cpu {
     /// Drops the decoded code of the page of `gpa`. The privilege of the access under way stays.
     pub(crate) fn drop_code(&mut self, gpa: u64) {
         let space = self.space;
+        #[cfg(feature = "planted-faults")]
+        if self.makes(crate::planted::Mistake::StaleEdge) {
+            self.cache.leak_page(gpa);
+        }
+        if let Some(native) = &mut self.native {
+            native.note_dropped(self.cache.translated(gpa));
+        }
         self.cache.drop_page(gpa);
         #[cfg(feature = "planted-faults")]
         self.stale.forget(gpa);

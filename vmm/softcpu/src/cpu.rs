@@ -125,6 +125,8 @@ pub struct Cpu {
     pub(crate) watch: Watch,
     pub(crate) jit: Jit,
     pub(crate) perf_map: bool,
+    /// Why nothing is translated although it should be.
+    pub(crate) untranslated: Option<String>,
     /// The translator, when it is on.
     pub(crate) native: Option<Box<Native>>,
     /// First op of a block that asks to be translated, or null.
@@ -138,6 +140,8 @@ pub struct Cpu {
     kick: Arc<AtomicBool>,
     #[cfg(feature = "planted-faults")]
     pub(crate) stale: crate::planted::StaleCode,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) mistake: Option<(crate::planted::Mistake, u64)>,
 }
 
 // SAFETY: the pointers inside lead to RAM, whose owner keeps others away during `run`, and to blocks that
@@ -209,6 +213,7 @@ impl Cpu {
             watch: Watch::default(),
             jit: Jit::Off,
             perf_map: false,
+            untranslated: None,
             native: None,
             wanted: std::ptr::null(),
             resumed: false,
@@ -217,6 +222,8 @@ impl Cpu {
             kick: Arc::default(),
             #[cfg(feature = "planted-faults")]
             stale: crate::planted::StaleCode::default(),
+            #[cfg(feature = "planted-faults")]
+            mistake: None,
         });
         cpu.set_state(&State::default());
         cpu
@@ -292,14 +299,6 @@ impl Cpu {
     /// The time-stamp counter goes on by `ns` although nothing retires.
     pub fn skip_time(&mut self, ns: u64) {
         self.tsc_offset = self.tsc_offset.wrapping_add_unsigned(ns);
-    }
-
-    /// Blocks are translated to code of the host from their run number `runs` on; `None`: never. False where
-    /// the host does not let them.
-    pub fn set_translation(&mut self, runs: Option<u32>) -> bool {
-        self.native = runs.and_then(Native::new);
-        self.drop_all_code();
-        self.native.is_some() || runs.is_none()
     }
 
     /// A handle to stop `run` from another thread.

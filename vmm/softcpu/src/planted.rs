@@ -1,4 +1,5 @@
-//! A mistake that tests plant: decoded code that outlives a write to its bytes.
+//! Mistakes that tests plant: decoded code that outlives a write to its bytes, and those of a translator that
+//! differs from the interpreter.
 
 use std::collections::BTreeMap;
 
@@ -54,5 +55,57 @@ impl Cpu {
             page
         });
         true
+    }
+}
+
+/// A mistake of the translator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// Edges to other pages stay linked when the code there is dropped.
+    StaleEdge,
+    /// The stack's page stays at hand when it may not be written any more without a look.
+    StaleStackPage,
+    /// SUB and CMP do not keep their flags.
+    LostFlag,
+    /// A branch that is taken out of the middle of a block counts one step too few.
+    MiscountedEdge,
+    /// CLFLUSH does nothing, not even fault.
+    LostClflush,
+    /// The check of the stack walks the page tables, for accesses that may not happen.
+    WalkingCheck,
+    /// The stack's page stays at hand when user code asks for aligned accesses.
+    StackKeptOverAc,
+    /// CALL pushes before it looks at its target.
+    EarlyPush,
+}
+
+impl Mistake {
+    /// All, with their names.
+    pub const ALL: [(&str, Self); 8] = [
+        ("stale-edge", Self::StaleEdge),
+        ("stale-stack-page", Self::StaleStackPage),
+        ("lost-flag", Self::LostFlag),
+        ("miscounted-edge", Self::MiscountedEdge),
+        ("lost-clflush", Self::LostClflush),
+        ("walking-check", Self::WalkingCheck),
+        ("stack-kept-over-ac", Self::StackKeptOverAc),
+        ("early-push", Self::EarlyPush),
+    ];
+
+    /// The mistake of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, mistake)| *mistake)
+    }
+}
+
+impl Cpu {
+    /// Plants it: the translator makes the mistake in what it does from a position on.
+    pub fn plant(&mut self, mistake: Mistake, from: u64) {
+        self.mistake = Some((mistake, from));
+    }
+
+    /// Whether the translator makes a mistake now.
+    pub(crate) fn makes(&self, mistake: Mistake) -> bool {
+        self.mistake.is_some_and(|(planted, from)| planted == mistake && self.retired >= from)
     }
 }

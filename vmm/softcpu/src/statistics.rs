@@ -11,7 +11,7 @@ pub struct Statistics {
     pub bytes: u64,
     /// Blocks translated.
     pub translations: u64,
-    /// Blocks dropped, because their code changed or to make room.
+    /// Blocks dropped, because their code changed, to make room, or as they were translated anew.
     pub invalidations: u64,
     /// Time spent translating, nanoseconds.
     pub translating_ns: u64,

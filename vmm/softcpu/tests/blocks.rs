@@ -1,6 +1,6 @@
 //! Blocks against single steps: what is fused, linked, left out or done many at once must not show, at any
-//! count. Each program is run in one go to every count of steps, and step by step from a fresh state each
-//! time, which decodes each instruction by itself.
+//! count. Each program is run in one go to every count of steps, interpreted and translated, and step by step
+//! from a fresh state each time, which decodes each instruction by itself.
 
 use iced_x86::code_asm::*;
 use softcpu::{Cpu, Exit, State};
@@ -9,6 +9,9 @@ const RAM: usize = 1 << 20;
 const CODE: u64 = 0x1f80;
 const DATA: u64 = 0x8000;
 
+/// What may not be told from single steps: interpreted blocks, and blocks translated at their first run.
+const TRANSLATIONS: [Option<u32>; 2] = [None, Some(1)];
+
 struct Machine {
     ram: Vec<u64>,
     cpu: Box<Cpu>,
@@ -16,16 +19,14 @@ struct Machine {
 
 impl Machine {
     /// 64-bit code without paging; `bits` 32 for compatibility mode, in a code segment at `base`.
-    fn new(code: &[u8], bits: u32, base: u64) -> Self {
+    fn new(code: &[u8], bits: u32, base: u64, translation: Option<u32>) -> Self {
         let mut ram: Vec<u64> = (0..RAM as u64 / 8).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
         let host = ram.as_mut_ptr().cast::<u8>();
         // SAFETY: the code is shorter than RAM from there on.
         unsafe { code.as_ptr().copy_to_nonoverlapping(host.wrapping_add(CODE as usize), code.len()) };
         // SAFETY: the vector outlives the processor and is not touched while it runs.
         let mut cpu = unsafe { Cpu::new(host, RAM) };
-        if let Ok(runs) = std::env::var("NATIVE") {
-            assert!(cpu.set_translation(Some(runs.parse().expect("a number"))));
-        }
+        assert!(cpu.set_translation(translation), "the host lets code be executed");
         let mut state = State { rip: CODE, cr0: 0x33, cr4: 0x620, efer: 0x500, ..State::default() };
         for segment in &mut state.segments[..6] {
             (segment.access, segment.limit) = (0xc093, u32::MAX);
@@ -53,8 +54,8 @@ fn check(bits: u32, every: u64, build: impl Fn(&mut CodeAssembler) -> Result<(),
 
 /// The same of code in a segment at `base`.
 fn check_at(bits: u32, base: u64, every: u64, code: &[u8]) -> State {
-    let mut stepped = Machine::new(code, bits, base);
-    let mut whole = Machine::new(code, bits, base);
+    let mut stepped = Machine::new(code, bits, base, None);
+    let mut whole = TRANSLATIONS.map(|translation| Machine::new(code, bits, base, translation));
     loop {
         let state = stepped.cpu.state();
         stepped.cpu.set_state(&state);
@@ -62,13 +63,16 @@ fn check_at(bits: u32, base: u64, every: u64, code: &[u8]) -> State {
         let count = stepped.cpu.retired();
         assert!(matches!(exit, Exit::Reached | Exit::Hlt), "{exit:?} after {count}: {:x?}", state);
         if exit == Exit::Hlt || count.is_multiple_of(every) {
-            let mut once = Machine::new(code, bits, base);
-            once.cpu.run(count);
-            assert_eq!(once.cpu.state(), stepped.cpu.state(), "after {count} steps in one go");
-            whole.cpu.run(count);
-            assert_eq!(whole.cpu.state(), stepped.cpu.state(), "after {count} steps in {every}s");
-            assert_eq!(once.digest(), stepped.digest(), "RAM after {count} steps in one go");
-            assert_eq!(whole.digest(), stepped.digest(), "RAM after {count} steps in {every}s");
+            for (translation, whole) in TRANSLATIONS.into_iter().zip(&mut whole) {
+                let place = format!("{count} steps, translation {translation:?}");
+                let mut once = Machine::new(code, bits, base, translation);
+                once.cpu.run(count);
+                assert_eq!(once.cpu.state(), stepped.cpu.state(), "after {place}, in one go");
+                whole.cpu.run(count);
+                assert_eq!(whole.cpu.state(), stepped.cpu.state(), "after {place}, in {every}s");
+                assert_eq!(once.digest(), stepped.digest(), "RAM after {place}, in one go");
+                assert_eq!(whole.digest(), stepped.digest(), "RAM after {place}, in {every}s");
+            }
         }
         if exit == Exit::Hlt {
             return stepped.cpu.state();
@@ -270,7 +274,7 @@ fn eip_has_32_bits() {
 fn code_segments_without_number() {
     // MOV EAX, imm; JMP +0; HLT: what is decoded depends on the base alone.
     let code = [0xb8, 7, 0, 0, 0, 0xeb, 0, 0xe8, 0, 0, 0, 0, 0xf4];
-    let mut machine = Machine::new(&code, 32, 0);
+    let mut machine = Machine::new(&code, 32, 0, None);
     let start = machine.cpu.state();
     for round in 0..3 {
         for base in 0..400 {
@@ -292,7 +296,7 @@ fn code_segments_without_number() {
 fn code_ends_at_the_limit() {
     let code = [0x43, 0x43, 0x43, 0x43, 0x43, 0x43];
     for limit in 0..5u64 {
-        let mut machine = Machine::new(&code, 32, 0);
+        let mut machine = Machine::new(&code, 32, 0, None);
         let mut state = machine.cpu.state();
         state.segments[1].limit = (CODE + limit) as u32;
         machine.cpu.set_state(&state);

@@ -42,6 +42,8 @@ pub struct Report {
     pub hlt_exit_us: Option<f64>,
     /// Nanoseconds of an ordinary instruction at CPL0; far above 1 where KVM emulates CPL0.
     pub cpl0_instruction_ns: Option<f64>,
+    /// Why the software engine interprets here and does not translate, if so.
+    pub untranslatable: Option<String>,
     /// Whether TAP devices can be made (else `lockstep lan`).
     pub tap: bool,
     /// Whether the KVM engine works here.
@@ -69,11 +71,15 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
 pub fn examine() -> Report {
     let mut report = examine_kvm();
     report.verdict = if report.kvm_usable { EngineKind::Kvm } else { EngineKind::Soft }.to_string();
-    report.reasons.push(
-        "the software engine counts every instruction, so any guest is exact on it, Linux too; it \
-         interprets: servers take about forty times the host's time, programs 12 to 76 times"
-            .into(),
-    );
+    report
+        .reasons
+        .push("the software engine counts every instruction, so any guest is exact on it, Linux too".into());
+    if let Some(why) = &report.untranslatable {
+        report.reasons.push(format!(
+            "the software engine cannot translate here, and interprets: {why}; servers take about forty \
+             times the host's time, programs 12 to 76 times"
+        ));
+    }
     if !report.tap {
         report.reasons.push("no TAP devices for this user: use `lockstep lan` as the network".into());
     }
@@ -91,6 +97,7 @@ fn examine_kvm() -> Report {
         pio_exit_us: None,
         hlt_exit_us: None,
         cpl0_instruction_ns: None,
+        untranslatable: softcpu::untranslatable(),
         tap: std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok(),
         kvm_usable: false,
         verdict: String::new(),
@@ -273,6 +280,7 @@ fn print(report: &Report) {
         println!("CPL0 instruction    {ns:.1} ns");
     }
     println!("branch counter      {}", yes(report.branch_counter));
+    println!("soft translates     {}", yes(report.untranslatable.is_none()));
     println!("TAP networking      {}", yes(report.tap));
     println!(
         "--engine auto       {} for minikv; {} for every other guest",

@@ -32,8 +32,8 @@ use softcpu::Statistics;
 
 use crate::cli::headings::DEBUGGING;
 use crate::engine::{
-    AnyEngine, BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock,
-    StopPrecision, VmEntry, VmExit,
+    AnyEngine, BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Execution, Kick,
+    PositionClock, StopPrecision, VmEntry, VmExit,
 };
 use crate::memory::Ram;
 use debugger::Debugger;
@@ -269,6 +269,10 @@ impl Engine for Debugged {
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         self.target.engine.take_dirty_pages()
+    }
+
+    fn execution(&self) -> Option<Execution> {
+        self.target.engine.execution()
     }
 
     fn statistics(&self) -> Option<Statistics> {

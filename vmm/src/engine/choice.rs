@@ -7,8 +7,8 @@ use softcpu::{Jit, Statistics};
 use crate::engine::kvm::{self, CPU_MODEL, KvmEngine, host_cpu};
 use crate::engine::soft::{self, SoftEngine};
 use crate::engine::{
-    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Kick, PositionClock, StopPrecision,
-    VmEntry, VmExit,
+    BreakpointStyle, CpuState, DebugRun, DebugStop, Engine, EngineError, Execution, Kick, PositionClock,
+    StopPrecision, VmEntry, VmExit,
 };
 use crate::memory::Ram;
 
@@ -95,7 +95,7 @@ impl EngineKind {
     pub fn create_with(self, ram: &Ram, options: EngineOptions) -> Result<AnyEngine, EngineError> {
         match self {
             EngineKind::Kvm => Ok(Box::new(KvmEngine::new(ram)?)),
-            EngineKind::Soft => Ok(Box::new(SoftEngine::with(ram, options))),
+            EngineKind::Soft => Ok(Box::new(SoftEngine::with(ram, options)?)),
         }
     }
 }
@@ -210,6 +210,10 @@ impl Engine for AnyEngine {
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
         (**self).take_dirty_pages()
+    }
+
+    fn execution(&self) -> Option<Execution> {
+        (**self).execution()
     }
 
     fn statistics(&self) -> Option<Statistics> {

@@ -163,9 +163,24 @@ pub enum EngineError {
     /// A debugger wants the guest to be where it was before: only the driver of a replay can bring it there.
     #[error("a debugger wants to go back, and this run has no recording")]
     Rewind,
+    /// No memory for the processor that checks the translator.
+    #[error("--jit check needs the guest's memory twice: {0}")]
+    Memory(#[source] crate::memory::MemoryError),
+    /// The translator and the interpreter of the software CPU disagree.
+    #[error("internal error: translated code does not what the interpreter does: {0}")]
+    Differs(String),
     /// KVM ended a run in a way that neither guest nor monitor can answer.
     #[error("KVM stopped the vCPU: {0}")]
     Failed(String),
+}
+
+/// How an engine executes, as far as there is a choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// As it was told.
+    pub jit: softcpu::Jit,
+    /// Why it interprets what it was told to translate.
+    pub untranslated: Option<String>,
 }
 
 /// Stops a vCPU from another thread: its `run` returns `Kicked`, or is not disturbed at all.
@@ -303,6 +318,10 @@ pub trait Engine {
     }
     /// Pages of RAM that the guest wrote since the last call, a bit each. Only while tracking.
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError>;
+    /// How it executes, where there is a choice.
+    fn execution(&self) -> Option<Execution> {
+        None
+    }
     /// What its translator did, if it has one.
     fn statistics(&self) -> Option<softcpu::Statistics> {
         None

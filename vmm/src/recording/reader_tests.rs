@@ -324,3 +324,15 @@ fn a_sample_of_the_version_before_is_refused_by_number() {
     );
     assert!(error.contains(&told), "{error}");
 }
+
+/// The engine defined undefined flags otherwise when it was made.
+#[test]
+fn a_recording_of_the_cpu_model_before_is_refused_by_name() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recording/fixtures/cpu-model-2.lkr");
+    let recording = Recording::open(&path).expect("it can be read");
+    assert_eq!(recording.header().machine.cpu_model, "x86-64-v2/2");
+    let error = crate::recording::Session::open(&path).map(|_| ()).expect_err("another CPU").to_string();
+    let told = r#"recorded with CPU model "x86-64-v2/2", here it is "x86-64-v2/3": use the lockstep that"#;
+    assert!(error.starts_with(told), "{error}");
+}

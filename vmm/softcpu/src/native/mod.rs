@@ -21,16 +21,21 @@ mod flags;
 mod form;
 mod frame;
 mod mapping;
+mod perf_map;
 mod plan;
 mod routines;
 mod run;
 mod tier;
 mod translate;
 
+use std::cell::Cell;
+use std::io;
+
 use iced_x86::InstructionInfoFactory;
 
 use self::code::CodeMemory;
 use self::frame::{Frame, JUMP_BITS, Jump, Stack, jump_slot};
+use self::perf_map::PerfMap;
 use self::routines::Routines;
 pub use self::run::install;
 use crate::Statistics;
@@ -131,6 +136,11 @@ pub struct Native {
     /// Slices that end at a block before it is translated as one that takes the guest's time.
     hot: u32,
     statistics: Statistics,
+    /// Instructions executed here.
+    executed: Cell<u64>,
+    /// Blocks since everything was dropped last that were dropped.
+    gone: u64,
+    perf_map: Option<PerfMap>,
 }
 
 // SAFETY: the pointers lead to blocks of the processor that it belongs to.
@@ -139,10 +149,11 @@ unsafe impl Send for Native {}
 const NO_JUMP: Jump = Jump { rip: 0, code: 0, id: 0 };
 
 impl Native {
-    /// `None` where the host has no executable memory for it.
-    pub fn new(threshold: u32) -> Option<Box<Self>> {
-        let mut memory = CodeMemory::new()?;
-        let stack = Stack::new()?;
+    /// Fails, and says why, where the host has no executable memory for it.
+    pub fn new(threshold: u32) -> Result<Box<Self>, String> {
+        let refused = || format!("the host gives no executable memory: {}", io::Error::last_os_error());
+        let mut memory = CodeMemory::new().ok_or_else(refused)?;
+        let stack = Stack::new().ok_or_else(refused)?;
         let routines = Routines::new(&mut memory);
         let mut native = Box::new(Self {
             memory,
@@ -161,11 +172,14 @@ impl Native {
             threshold: u64::from(threshold.max(1)),
             hot: threshold.clamp(1, 3),
             statistics: Statistics::default(),
+            executed: Cell::new(0),
+            gone: 0,
+            perf_map: None,
         });
         let (jumps, code) = (native.jumps.as_ptr() as u64, native.memory.address(0));
         let frame = native.frame();
         (frame.jumps, frame.code) = (jumps, code);
-        Some(native)
+        Ok(native)
     }
 
     fn frame(&mut self) -> &mut Frame {
@@ -174,7 +188,38 @@ impl Native {
 
     /// What was done so far.
     pub fn statistics(&self) -> Statistics {
-        Statistics { blocks: self.blocks.len() as u64, bytes: self.memory.used(), ..self.statistics }
+        let blocks = self.blocks.len() as u64 - self.gone;
+        let invalidations = self.statistics.invalidations + self.gone;
+        let native_instructions = self.executed.get();
+        Statistics {
+            blocks,
+            bytes: self.memory.used(),
+            invalidations,
+            native_instructions,
+            ..self.statistics
+        }
+    }
+
+    /// Counts instructions that were executed, or (modulo 2^64) those of a block that were not after all.
+    fn count(&self, instructions: u64) {
+        self.executed.set(self.executed.get().wrapping_add(instructions));
+    }
+
+    /// Code at these addresses, as blocks' headers have them, is reached no more.
+    pub fn note_dropped(&mut self, codes: impl Iterator<Item = u64>) {
+        let start = self.memory.address(0);
+        for code in codes.filter(|code| *code > NEVER) {
+            let code = code.wrapping_sub(start);
+            // Blocks are placed one behind the other.
+            if let Ok(number) = self.blocks.binary_search_by_key(&code, |block| u64::from(block.code)) {
+                self.gone += 1 + u64::from(self.blocks[number].apart.is_some());
+            }
+        }
+    }
+
+    /// Sets whether blocks translated from now on are listed for `perf`.
+    pub fn set_perf_map(&mut self, on: bool) {
+        self.perf_map = on.then(PerfMap::open).flatten();
     }
 
     /// What links made now are valid for.
@@ -201,6 +246,10 @@ impl Native {
     /// Forgets everything that was translated.
     fn clear(&mut self) {
         self.statistics.invalidations += self.blocks.len() as u64;
+        self.gone = 0;
+        if let Some(map) = &self.perf_map {
+            map.clear();
+        }
         self.memory.clear();
         self.blocks.clear();
         self.sites.clear();

@@ -8,6 +8,8 @@ use super::{NEVER, Native, Page, RELINK, Resume, SLICE, Site, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
+#[cfg(feature = "planted-faults")]
+use crate::planted::Mistake;
 use crate::ram::PAGE;
 use crate::state::{Seg, Shadow};
 use crate::{Cpu, exec};
@@ -54,19 +56,18 @@ impl Cpu {
             return Some((header(op).run, op));
         }
         let mut native = self.native.take()?;
+        // Handlers that are not left by a jump take of the host's stack until the run loop is back: what is
+        // interpreted in between stays within one slice, however often translated code is entered.
+        let rest = self.limit.saturating_sub(self.retired);
         self.limit = self.until.min(self.retired.saturating_add(SLICE)).max(self.limit);
         self.prepare(&mut native);
         let mut next = Next::Enter(native.memory.offset(code));
         let result = loop {
             match next {
                 Next::Enter(code) => {
-                    let start = self.retired;
                     native.frame().left = self.limit - self.retired;
                     let exit = native.enter(code);
                     next = self.left_native(&mut native, exit);
-                    let done = self.retired.wrapping_sub(start);
-                    let total = &mut native.statistics.native_instructions;
-                    *total = total.wrapping_add(done);
                 }
                 Next::Interpret(run, op) => break Some((run, op)),
                 Next::Return => break None,
@@ -75,18 +76,25 @@ impl Cpu {
         self.flags = native.frame().flags();
         self.native = Some(native);
         if result.is_some() {
-            self.limit = self.limit.min(self.retired.saturating_add(crate::cpu::SLICE));
+            self.limit = self.limit.min(self.retired.saturating_add(rest));
         }
         result
     }
 
     /// Makes the frame complete.
     fn prepare(&mut self, native: &mut Native) {
-        let id = native.id(self.jump_key);
+        let key = self.jump_key;
+        #[cfg(feature = "planted-faults")]
+        let key = if self.makes(Mistake::StaleEdge) { key & 0xffff_ffff } else { key };
+        let id = native.id(key);
         let known = native.pages[(self.space & 3) as usize];
         let frame = native.frame();
         frame.set_flags(self.flags);
         let valid = known.space == self.space && known.revision == self.tlb.revision;
+        #[cfg(feature = "planted-faults")]
+        let valid = valid
+            || self.makes(Mistake::StaleStackPage) && known.space == self.space && known.addend != 0
+            || self.makes(Mistake::StackKeptOverAc) && known.space == self.space & !crate::mem::ALIGNED;
         (frame.page, frame.addend) = (known.page, known.addend);
         frame.none = if valid { 0 } else { NONE };
         frame.space = self.space;
@@ -103,7 +111,8 @@ impl Cpu {
     fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
         let frame = native.frame();
         let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
-        self.retired = self.limit.wrapping_sub(left);
+        let before = std::mem::replace(&mut self.retired, self.limit.wrapping_sub(left));
+        native.count(self.retired.wrapping_sub(before));
         match why {
             exit::LIMIT => {
                 self.rip = rip;
@@ -179,6 +188,7 @@ impl Cpu {
             return Next::Interpret(op.run, op);
         }
         self.retired = self.retired.wrapping_add(header(first).imm);
+        native.count(header(first).imm - u64::from(op.number));
         native.frame().vectors = u32::from(vectors);
         Next::Enter(code)
     }
@@ -211,6 +221,7 @@ impl Cpu {
         self.rip = block.rip;
         // The whole block was counted.
         self.retired = self.retired.wrapping_sub(header(first).imm);
+        native.count(u64::from(op.number).wrapping_sub(header(first).imm));
         let run = if site.op == 0 { header(first).run } else { op.run };
         Next::Interpret(run, op)
     }
@@ -222,6 +233,10 @@ impl Cpu {
         let (low, high, code, first) = (block.low, block.high, block.code, block.first);
         let address = self.regs[4].wrapping_add_signed(i64::from(low));
         self.rip = block.rip;
+        #[cfg(feature = "planted-faults")]
+        if self.makes(Mistake::WalkingCheck) {
+            self.find_page(address, 1, true);
+        }
         if address % PAGE + (high - low) as u64 <= PAGE
             && let Some(addend) = self.tlb.write_addend(address, self.space)
         {
@@ -261,7 +276,12 @@ impl Cpu {
             return self.interpret_at(native, &call.site);
         }
         let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
-        native.frame().vectors = u32::from(vectors);
+        let frame = native.frame();
+        frame.vectors = u32::from(vectors);
+        if revision != self.tlb.revision {
+            // The walk may have made a page table of the stack's page.
+            frame.none = NONE;
+        }
         Next::Enter(retry)
     }
 }

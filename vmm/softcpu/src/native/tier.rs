@@ -92,7 +92,9 @@ impl Cpu {
             let again = &mut native.blocks[again as usize];
             again.heat = HOT;
             let code = again.code;
-            native.blocks[number].heat = HOT;
+            let replaced = &mut native.blocks[number];
+            replaced.heat = HOT;
+            native.gone += 1 + u64::from(replaced.apart.is_some());
             native.memory.replace(old, code);
             header(first).disp.set(native.memory.address(code));
         }
@@ -112,16 +114,30 @@ impl Cpu {
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
         let plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
+        #[cfg(feature = "planted-faults")]
+        let plan = self.plant_in(plan);
         if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
         let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count, way == Way::Hot);
+        #[cfg(feature = "planted-faults")]
+        let draft = draft.planted(self.mistake.filter(|(mistake, _)| self.makes(*mistake)));
         let draft = draft.translate(&plan);
         let block = self.keep_block(native, first, &plan, draft, bytes);
         native.statistics.translations += 1;
         native.statistics.translating_ns += start.elapsed().as_nanos() as u64;
         Some(block)
+    }
+
+    /// What a planted mistake makes of a plan.
+    #[cfg(feature = "planted-faults")]
+    fn plant_in(&self, mut plan: Plan) -> Plan {
+        if self.makes(crate::planted::Mistake::LostClflush) {
+            let flushes = |step: &&mut plan::Step| step.insn.mnemonic() == iced_x86::Mnemonic::Clflush;
+            plan.steps.iter_mut().filter(flushes).for_each(|step| step.form = Form::Nothing);
+        }
+        plan
     }
 
     /// Places a block, and notes what belongs to it.
@@ -158,6 +174,10 @@ impl Cpu {
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors) = (self.rip, plan.vectors);
+        if let Some(map) = &native.perf_map {
+            map.note(native.memory.address(hot), draft.hot.here(), rip, "");
+            map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
+        }
         native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors, heat: 0 });
         block
     }

@@ -5,6 +5,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `LOCKSTEP_VECTORS` | vectors of each form (200) |
+//! | `LOCKSTEP_TRANSLATED` | how many of them are translated as well, by themselves and before others (50) |
 //! | `LOCKSTEP_FORM` | only forms with this name, or with this in their name |
 //! | `LOCKSTEP_SEED` | only the vector of this seed |
 //! | `LOCKSTEP_REPORT` | a file for the whole report |
@@ -21,6 +22,7 @@ mod refused;
 mod report;
 mod soft;
 mod state;
+mod translated;
 mod undefined;
 mod values;
 mod vector;
@@ -35,6 +37,7 @@ use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use translated::Both;
 use values::Random;
 
 /// Mismatches of a form that are kept in full.
@@ -53,11 +56,20 @@ fn number(name: &str) -> Option<u64> {
     Some(value.unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
+/// What is done with a vector beside the comparison.
+struct How {
+    /// The host runs it twice.
+    twice: bool,
+    /// It is translated as well.
+    translated: bool,
+}
+
 /// Both CPUs with the same data pages.
 struct Pair {
     base: Vec<u8>,
     native: Native,
     soft: Soft,
+    both: Both,
 }
 
 impl Pair {
@@ -69,11 +81,12 @@ impl Pair {
         base[slot * PAGE as usize..][..PAGE as usize].iter_mut().for_each(|byte| *byte &= !2);
         let native = Native::new(&base);
         let soft = Soft::new(&base, native.selectors());
-        Self { base, native, soft }
+        let both = Both::new(&base, native.selectors());
+        Self { base, native, soft, both }
     }
 
     /// Runs a vector on both; what differs, if anything does.
-    fn compare(&mut self, form: &Form, seed: u64, twice: bool) -> (Outcome, End, Option<String>) {
+    fn compare(&mut self, form: &Form, seed: u64, how: How) -> (Outcome, End, Option<String>) {
         let (encoded, vector) = vector::make(form, seed, self.native.bases);
         let host = self.native.run(&vector);
         CAUGHT.store(true, Ordering::Relaxed);
@@ -94,8 +107,13 @@ impl Pair {
         }
         self.soft.restore();
         let mut found = found;
-        if twice {
+        if how.twice {
             found += &self.host_again(&vector, &host);
+        }
+        if how.translated
+            && let Err((interpreted, translated)) = self.both.agree(&vector, seed)
+        {
+            let _ = writeln!(found, "    interpreted {interpreted:x?}, translated {translated:x?}");
         }
         self.native.restore();
         let text = (!found.is_empty()).then(|| {
@@ -161,6 +179,7 @@ fn work(first: usize, of: usize) {
     }));
     let mut pair = Pair::new();
     let vectors = number("LOCKSTEP_VECTORS").unwrap_or(200);
+    let translated = number("LOCKSTEP_TRANSLATED").unwrap_or(50);
     let only = number("LOCKSTEP_SEED");
     for form in chosen().iter().skip(first).step_by(of) {
         let mut tally = Tally { group: report::group(form).into(), ..Tally::default() };
@@ -168,7 +187,8 @@ fn work(first: usize, of: usize) {
         let count = if only.is_some() { 1 } else { vectors };
         println!("next\t{}", form.name());
         for n in 0..count {
-            let (host, soft, text) = pair.compare(form, from + n, n < TWICE);
+            let how = How { twice: n < TWICE, translated: n < translated };
+            let (host, soft, text) = pair.compare(form, from + n, how);
             tally.vectors += 1;
             tally.faults += u64::from(host.end != End::Retired);
             let refused = matches!(soft, End::Fault { vector: 6, .. }) && host.end != soft;
@@ -182,6 +202,8 @@ fn work(first: usize, of: usize) {
         }
         print!("{}", report::lines(&form.name(), &tally));
     }
+    let whole = std::env::var("LOCKSTEP_FORM").is_err() && translated > 0;
+    assert!(!whole || pair.both.translations() > 0, "nothing was translated");
 }
 
 /// Starts the workers and collects what they print.

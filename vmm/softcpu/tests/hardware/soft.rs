@@ -45,6 +45,16 @@ impl Soft {
         Self { guest, base: base.to_vec(), data: vec![0; DATA_BYTES] }
     }
 
+    /// Every block is translated before it runs.
+    pub fn translate(&mut self) {
+        assert!(self.guest.cpu.set_translation(Some(1)), "the host lets code be executed");
+    }
+
+    /// How many blocks were translated.
+    pub fn translations(&self) -> u64 {
+        self.guest.cpu.statistics().translations
+    }
+
     /// Runs `vector`; the data bytes stay as it leaves them until `restore`.
     pub fn run(&mut self, vector: &Vector) -> Outcome {
         let mut code = vector.code.clone();

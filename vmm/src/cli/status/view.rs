@@ -220,6 +220,10 @@ fn guest(status: &Value, lines: &mut Vec<String>) {
             float(status, "/guest/translator/bytes") / f64::from(1 << 20),
             100.0 * float(status, "/guest/translator/native_share"),
         )));
+    } else if has(status, "/guest/translator/untranslated") {
+        lines.push(fit(&format!("  interpreted: {}", text(status, "/guest/translator/untranslated"))));
+    } else if text(status, "/guest/translator/jit") == "off" {
+        lines.push("  interpreted (--jit off)".into());
     }
 }
 

@@ -93,5 +93,9 @@ fn a_guest_is_somewhere_and_has_a_speed() {
     translated["translator"] =
         json!({ "blocks": 9, "bytes": 3 << 19, "translations": 10, "native_share": 0.987 });
     let line = "  translated: 9 blocks, 1.5 MiB, 98.7 % of what was executed".to_string();
-    assert!(lines(translated).contains(&line));
+    assert!(lines(translated.clone()).contains(&line));
+    translated["translator"] = json!({ "jit": "on", "translations": 0, "untranslated": "no POPCNT" });
+    assert!(lines(translated.clone()).contains(&"  interpreted: no POPCNT".to_string()));
+    translated["translator"] = json!({ "jit": "off", "translations": 0 });
+    assert!(lines(translated).contains(&"  interpreted (--jit off)".to_string()));
 }

@@ -13,8 +13,9 @@ use twox_hash::XxHash3_64;
 
 use crate::engine::EngineError;
 
-/// Name and version of the CPU model in configuration and handshake. Version 2 has caches.
-pub const CPU_MODEL: &str = "x86-64-v1/2";
+/// Name and version of the CPU model in configuration and handshake. Version 2 has caches; version 3
+/// is that of the software CPU, which changed what it defines.
+pub const CPU_MODEL: &str = "x86-64-v1/3";
 
 /// Leaf 1 EDX: FPU, PSE, TSC, MSR, PAE, MCE, CX8, PGE, MCA, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR, SSE, SSE2.
 const LEAF1_EDX: u32 = 0x0783_e17b | 1 << 24 | 1 << 25 | 1 << 26;

@@ -7,25 +7,31 @@
 //! for nothing is completed before it is handed out.
 
 mod arithmetic;
+mod check;
 mod state;
 
-use logchannel::Position;
-use softcpu::{Cpu, Exit, Statistics};
+use std::sync::Once;
 
+use logchannel::Position;
+use softcpu::{Cpu, Exit, Jit, Statistics};
+
+use self::check::Checker;
 use crate::engine::{
-    CpuState, DebugRun, DebugStop, Engine, EngineError, EngineOptions, Kick, PositionClock, StopPrecision,
-    VmEntry, VmExit, run_by_steps,
+    CpuState, DebugRun, DebugStop, Engine, EngineError, EngineOptions, Execution, Kick, PositionClock,
+    StopPrecision, VmEntry, VmExit, run_by_steps,
 };
 use crate::memory::{DeviceWrites, PAGE_BYTES, Ram};
 
 pub use arithmetic::host_arithmetic;
 
-/// The CPU that its guests see.
-pub const CPU_MODEL: &str = "x86-64-v2/2";
+/// The CPU that its guests see. Version 3 has other definitions of flags that the manuals leave undefined.
+pub const CPU_MODEL: &str = "x86-64-v2/3";
 
 /// One software processor.
 pub struct SoftEngine {
     cpu: Box<Cpu>,
+    /// With `Jit::Check`.
+    checker: Option<Box<Checker>>,
     writes: DeviceWrites,
     ram_bytes: usize,
     /// The instruction at RIP waits for the answer to its exit.
@@ -69,21 +75,35 @@ impl SoftEngine {
     ///
     /// `ram` must outlive the engine: the machine that owns both drops the engine first.
     pub fn new(ram: &Ram) -> Self {
-        Self::with(ram, EngineOptions::default())
+        Self::with(ram, EngineOptions::default()).expect("nothing to check needs no memory")
     }
 
     /// The same, with options.
-    pub fn with(ram: &Ram, options: EngineOptions) -> Self {
+    pub fn with(ram: &Ram, options: EngineOptions) -> Result<Self, EngineError> {
         let bytes = ram.bytes() as usize;
         // SAFETY: the mapping is that long and outlives the engine (see above); devices and digests access it
         // only between runs, on the thread that runs.
         let mut cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
         cpu.set_jit(options.jit);
         cpu.set_perf_map(options.perf_map);
+        if let Some(why) = cpu.untranslated() {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::warn!("the guest's code is interpreted, not translated: {why}"));
+        }
+        let checks = options.jit == Jit::Check && cpu.untranslated().is_none();
+        let checker = checks.then(|| Checker::new(ram)).transpose()?.map(Box::new);
         #[cfg(feature = "planted-faults")]
         let cpu = crate::planted::in_processor(cpu);
         let writes = ram.device_writes();
-        Self { cpu, writes, ram_bytes: bytes, asked: false, next: None }
+        Ok(Self { cpu, checker, writes, ram_bytes: bytes, asked: false, next: None })
+    }
+
+    /// Tells the processor something, and the one that checks it.
+    fn tell(&mut self, tell: impl Fn(&mut Cpu)) {
+        tell(&mut self.cpu);
+        if let Some(checker) = &mut self.checker {
+            tell(checker.cpu());
+        }
     }
 
     fn answer(&mut self, entry: VmEntry) {
@@ -91,44 +111,53 @@ impl SoftEngine {
             return;
         }
         match entry {
-            VmEntry::Value(value) | VmEntry::Msr(Some(value)) => self.cpu.answer(value),
-            VmEntry::Msr(None) => self.cpu.refuse(),
-            VmEntry::Resume | VmEntry::Bytes(_) => self.cpu.answer(0),
+            VmEntry::Value(value) | VmEntry::Msr(Some(value)) => self.tell(|cpu| cpu.answer(value)),
+            VmEntry::Msr(None) => self.tell(Cpu::refuse),
+            VmEntry::Resume | VmEntry::Bytes(_) => self.tell(|cpu| cpu.answer(0)),
         }
     }
 
     /// Runs to `until`, with what devices wrote made known.
-    fn execute(&mut self, until: u64) -> VmExit {
-        let exit = vm_exit(self.execute_raw(until));
+    fn execute(&mut self, until: u64) -> Result<VmExit, EngineError> {
+        let exit = vm_exit(self.execute_raw(until)?);
         self.asked = is_question(&exit);
-        exit
+        Ok(exit)
     }
 
-    fn execute_raw(&mut self, until: u64) -> Exit {
-        let cpu = &mut self.cpu;
-        self.writes.take_fresh(|page| cpu.ram_written((page * PAGE_BYTES) as u64, PAGE_BYTES));
-        cpu.run(until)
+    fn execute_raw(&mut self, until: u64) -> Result<Exit, EngineError> {
+        let (cpu, checker) = (&mut self.cpu, &mut self.checker);
+        self.writes.take_fresh(|page| {
+            let address = (page * PAGE_BYTES) as u64;
+            cpu.ram_written(address, PAGE_BYTES);
+            if let Some(checker) = checker {
+                checker.ram_written(address, PAGE_BYTES);
+            }
+        });
+        match checker {
+            None => Ok(cpu.run(until)),
+            Some(checker) => checker.run(cpu, until),
+        }
     }
 
     /// An exit as it is handed out: one that asks for nothing is completed.
-    fn hand_out(&mut self, exit: VmExit) -> VmExit {
+    fn hand_out(&mut self, exit: VmExit) -> Result<VmExit, EngineError> {
         if matches!(exit, VmExit::PioWrite { .. } | VmExit::MmioWrite { .. }) {
-            self.finish(VmEntry::Resume);
+            self.finish(VmEntry::Resume)?;
         }
-        exit
+        Ok(exit)
     }
 
     /// Executes the instruction that was asked about, and nothing more.
-    fn finish(&mut self, entry: VmEntry) {
+    fn finish(&mut self, entry: VmEntry) -> Result<(), EngineError> {
         if self.next.is_some() || !self.asked {
-            return;
+            return Ok(());
         }
         self.answer(entry);
         let end = self.cpu.retired() + 1;
         // What stops other runs must not come between an answer and its instruction.
-        self.cpu.request_window(false);
+        self.tell(|cpu| cpu.request_window(false));
         while self.cpu.retired() < end {
-            match self.execute(end) {
+            match self.execute(end)? {
                 VmExit::Reached | VmExit::Kicked | VmExit::Window => {}
                 further => {
                     self.next = Some(further);
@@ -136,6 +165,7 @@ impl SoftEngine {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -161,10 +191,10 @@ impl Engine for SoftEngine {
             Some(exit) => exit,
             None => {
                 self.answer(entry);
-                self.execute(until.map_or(u64::MAX, |until| until.count))
+                self.execute(until.map_or(u64::MAX, |until| until.count))?
             }
         };
-        Ok(self.hand_out(exit))
+        self.hand_out(exit)
     }
 
     fn run_debug(
@@ -187,13 +217,13 @@ impl Engine for SoftEngine {
         let exit = self.execute_raw(until.map_or(u64::MAX, |until| until.count));
         self.cpu.obey_breakpoints(false);
         self.cpu.obey_watched(false);
-        let exit = match exit {
+        let exit = match exit? {
             Exit::Breakpoint => return Ok(DebugStop::Breakpoint),
             Exit::Watched => return Ok(DebugStop::Watched),
             exit => vm_exit(exit),
         };
         self.asked = is_question(&exit);
-        Ok(DebugStop::Exit(self.hand_out(exit)))
+        Ok(DebugStop::Exit(self.hand_out(exit)?))
     }
 
     fn rip(&mut self) -> Result<u64, EngineError> {
@@ -209,16 +239,16 @@ impl Engine for SoftEngine {
     }
 
     fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
-        self.cpu.inject(vector);
+        self.tell(|cpu| cpu.inject(vector));
         Ok(())
     }
 
     fn request_window(&mut self, on: bool) {
-        self.cpu.request_window(on);
+        self.tell(|cpu| cpu.request_window(on));
     }
 
     fn skip_time(&mut self, ns: u64) {
-        self.cpu.skip_time(ns);
+        self.tell(|cpu| cpu.skip_time(ns));
     }
 
     fn kicker(&self) -> Option<Kick> {
@@ -228,11 +258,13 @@ impl Engine for SoftEngine {
 
     fn ram_written(&mut self, address: u64, bytes: usize) {
         self.cpu.ram_written(address, bytes);
+        if let Some(checker) = &mut self.checker {
+            checker.ram_written(address, bytes);
+        }
     }
 
     fn complete(&mut self, entry: VmEntry) -> Result<(), EngineError> {
-        self.finish(entry);
-        Ok(())
+        self.finish(entry)
     }
 
     fn between_instructions(&self) -> bool {
@@ -246,7 +278,11 @@ impl Engine for SoftEngine {
     fn restore(&mut self, state: &CpuState, position: Position) -> Result<(), EngineError> {
         self.cpu.ram_written(0, self.ram_bytes);
         self.cpu.set_retired(position.count);
-        self.cpu.set_state(&state::from_engine(state, position.count));
+        let state = state::from_engine(state, position.count);
+        self.cpu.set_state(&state);
+        if let Some(checker) = &mut self.checker {
+            checker.restore(&state, position);
+        }
         (self.asked, self.next) = (false, None);
         Ok(())
     }
@@ -257,7 +293,7 @@ impl Engine for SoftEngine {
 
     fn track_dirty_pages(&mut self, on: bool) -> Result<(), EngineError> {
         if on {
-            self.cpu.take_dirty();
+            self.take_dirty_pages()?;
         }
         Ok(())
     }
@@ -267,7 +303,15 @@ impl Engine for SoftEngine {
     }
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
-        Ok(self.cpu.take_dirty())
+        match &mut self.checker {
+            None => Ok(self.cpu.take_dirty()),
+            Some(checker) => checker.take_dirty(&mut self.cpu),
+        }
+    }
+
+    fn execution(&self) -> Option<Execution> {
+        let untranslated = self.cpu.untranslated().map(str::to_owned);
+        Some(Execution { jit: self.cpu.jit(), untranslated })
     }
 
     fn statistics(&self) -> Option<Statistics> {

@@ -1,4 +1,4 @@
-//! CPUID: the CPU model `x86-64-v2`, version 2. A bit is set exactly when the thing is implemented.
+//! CPUID: the CPU model `x86-64-v2`, version 3. A bit is set exactly when the thing is implemented.
 //!
 //! Vendor, family, model and stepping are those of an Intel processor that executes in order and speculates
 //! on nothing, as this one does: so a kernel leaves its mitigations out, and takes the frequency of the

@@ -28,6 +28,8 @@ impl Translator<'_> {
             let routine = self.routines.restore;
             self.call(routine);
             self.addend = false;
+            // They may be kept in another way now.
+            self.kept = None;
         }
         self.valid = STATUS;
         true
@@ -101,6 +103,8 @@ impl Translator<'_> {
         let width = bytes.trailing_zeros();
         let of = match step.producer {
             P::None | P::Double | P::RotateCl | P::ShiftCl(_) => return,
+            #[cfg(feature = "planted-faults")]
+            P::Sub if self.mistake == Some(crate::planted::Mistake::LostFlag) => return,
             P::Sub | P::Neg | P::CompareExchange => kind::SUB | width,
             P::Add => kind::ADD | width,
             P::Adc => kind::ADC | width,

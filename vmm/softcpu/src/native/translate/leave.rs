@@ -32,6 +32,8 @@ impl Translator<'_> {
         }
         let stub = self.out.cold.here();
         self.out.hot.jcc(condition, Target::Cold(stub));
+        #[cfg(feature = "planted-faults")]
+        let left = left + usize::from(self.mistake == Some(crate::planted::Mistake::MiscountedEdge));
         self.out.cold.advance(R13, left as i32);
         self.go_cold(target);
     }
@@ -70,6 +72,14 @@ impl Translator<'_> {
         }
         if call {
             hot.store(field!(value), R14);
+            #[cfg(feature = "planted-faults")]
+            if self.mistake == Some(crate::planted::Mistake::EarlyPush) {
+                let to = self.stack(step, -8, true);
+                self.out.hot.store(to, R13);
+                self.out.hot.load(R14, field!(value));
+                self.addend = false;
+            }
+            let hot = &mut self.out.hot;
             // Canonical?
             hot.shift(7, true, R14, 47);
             hot.advance(R14, 1);

@@ -12,6 +12,8 @@ use super::form::Form;
 use super::frame::exit;
 use super::plan::{Plan, Step};
 use super::routines::{Routines, field};
+#[cfg(feature = "planted-faults")]
+use crate::planted::Mistake;
 use crate::ram::PAGE;
 
 /// Where translated code can be left for the interpreter.
@@ -88,6 +90,8 @@ pub struct Translator<'a> {
     /// The operand in memory is in R12.
     loaded: bool,
     site: Option<usize>,
+    #[cfg(feature = "planted-faults")]
+    mistake: Option<Mistake>,
 }
 
 impl<'a> Translator<'a> {
@@ -118,7 +122,15 @@ impl<'a> Translator<'a> {
             inline: hot,
             loaded: false,
             site: None,
+            #[cfg(feature = "planted-faults")]
+            mistake: None,
         }
+    }
+
+    /// It makes a mistake.
+    #[cfg(feature = "planted-faults")]
+    pub fn planted(self, mistake: Option<(Mistake, u64)>) -> Self {
+        Self { mistake: mistake.map(|(mistake, _)| mistake), ..self }
     }
 
     /// Makes the block's code.
