@@ -100,6 +100,7 @@ pub struct Plan {
     pub vectors: bool,
 }
 
+#[cfg(debug_assertions)]
 impl Plan {
     /// Bytes up to the end of its last instruction.
     pub fn end(&self) -> usize {
