@@ -25,3 +25,21 @@ mod segments;
 mod strings;
 mod tlb;
 mod transfers;
+
+/// Every case again, with each block translated before it runs.
+#[test]
+fn the_software_cpu_does_the_same_translated() {
+    const VARIABLE: &str = "LOCKSTEP_TRANSLATE_FROM";
+    if std::env::var(VARIABLE).is_ok() {
+        return;
+    }
+    let program = std::env::current_exe().expect("the path of this test");
+    let output = std::process::Command::new(program)
+        .env(VARIABLE, "1")
+        .env("LOCKSTEP_SYSTEM_ENGINE", "soft")
+        .output()
+        .expect("the same tests");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("test result: ok"), "{text}");
+}

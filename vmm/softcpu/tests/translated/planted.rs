@@ -23,7 +23,7 @@ fn vary(a: &mut CodeAssembler, number: u32) -> Result<(), IcedError> {
 /// Code of another page that the guest rewrites after some rounds.
 fn rewritten(number: u32) -> Guest {
     let target = CODE + PAGE + 0x100 + u64::from(number) * 8;
-    let mut guest = Guest::new(if number % 2 == 0 { 3 } else { 0 }, &|a| {
+    let mut guest = Guest::new(if number.is_multiple_of(2) { 3 } else { 0 }, &|a| {
         let (mut top, mut back) = (a.create_label(), a.create_label());
         vary(a, number)?;
         a.mov(ecx, 12)?;
@@ -48,7 +48,7 @@ fn rewritten(number: u32) -> Guest {
 
 /// Code that is pushed, executed and pushed again.
 fn pushed_code(number: u32) -> Guest {
-    Guest::new(if number % 2 == 0 { 0 } else { 3 }, &|a| {
+    Guest::new(if number.is_multiple_of(2) { 0 } else { 3 }, &|a| {
         let (mut top, mut back) = (a.create_label(), a.create_label());
         vary(a, number)?;
         a.mov(ecx, 10 + number)?;
@@ -95,7 +95,7 @@ fn compared(number: u32) -> Guest {
 
 /// Branches out of the middle of blocks.
 fn branches(number: u32) -> Guest {
-    Guest::new(if number % 2 == 0 { 3 } else { 0 }, &|a| {
+    Guest::new(if number.is_multiple_of(2) { 3 } else { 0 }, &|a| {
         let (mut top, mut out) = (a.create_label(), a.create_label());
         vary(a, number)?;
         a.mov(ecx, 20 + number)?;
@@ -113,7 +113,7 @@ fn branches(number: u32) -> Guest {
 }
 
 fn flushed(number: u32) -> Guest {
-    Guest::new(if number % 2 == 0 { 3 } else { 0 }, &|a| {
+    Guest::new(if number.is_multiple_of(2) { 3 } else { 0 }, &|a| {
         vary(a, number)?;
         may_fault!(a,
             a.clflush(byte_ptr(rbx + number * 64));

@@ -52,7 +52,7 @@ fn one_page_at_two_addresses() {
         for case in 0..96u64 {
             let cpl = [0, 1, 3][case as usize % 3];
             guest.set_privilege(cpl);
-            let bit = |number: u64, value: u64| if case / 3 >> number & 1 != 0 { value } else { 0 };
+            let bit = |number: u64, value: u64| if (case / 3) >> number & 1 != 0 { value } else { 0 };
             let mut state = guest.state.clone();
             state.rip = if round == 0 { CODE } else { OTHER };
             state.rip = if bit(0, 1) != 0 { OTHER } else { state.rip };
