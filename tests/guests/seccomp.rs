@@ -17,11 +17,11 @@ pub fn refuse_memory_files(command: &mut Command) {
     let install = move || {
         let mut program = program;
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: the program is alive during the calls, and nothing else is pointed to.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
-        };
+        // SAFETY: a number is all that it is given.
+        let bound = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == 0;
+        let mode = libc::SECCOMP_MODE_FILTER;
+        // SAFETY: the program is alive during the call, and nothing else is pointed to.
+        let done = bound && unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) } == 0;
         if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     };
     // SAFETY: it makes two system calls and allocates nothing.
