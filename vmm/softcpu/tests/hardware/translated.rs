@@ -1,5 +1,5 @@
-//! The software CPU's translated code against its interpreter: the instruction alone, so that the fault behind
-//! it sees its flags; and before others that read the flags, or overwrite them without a look.
+//! The software CPU's translated code against its interpreter: the instruction alone, so that the fault
+//! behind it sees its flags; and before others that read the flags, or overwrite them without a look.
 
 use crate::soft::Soft;
 use crate::state::{End, Stop, Vector};

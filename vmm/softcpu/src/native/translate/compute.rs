@@ -189,8 +189,8 @@ impl Translator<'_> {
         }
     }
 
-    /// Says which register of the host an operand has, and loads it there if need be. The result is whether it
-    /// is a low byte that only a REX prefix names.
+    /// Says which register of the host an operand has, and loads it there if need be. The result is whether
+    /// it is a low byte that only a REX prefix names.
     fn assign(&mut self, step: &Step, number: u32, at: Place, fields: &mut Fields) -> bool {
         let register = step.insn.op_register(number);
         let (read, written) = (step.read >> number & 1 != 0, step.written >> number & 1 != 0);
@@ -201,8 +201,8 @@ impl Translator<'_> {
             host = match HOST[usize::from(guest)] {
                 _ if is_high(register) => guest + 4,
                 Some(host) => host,
-                // In memory, a bit's number would reach beyond the operand; and a result of 32 bits clears what
-                // is above it.
+                // In memory, a bit's number would reach beyond the operand; and a result of 32 bits clears
+                // what is above it.
                 None if at == Place::Rm
                     && (!written && step.producer != Producer::Bit
                         || fields.in_place && register.size() != 4) =>
@@ -449,8 +449,8 @@ fn is_spilled(insn: &Instruction, number: u32) -> bool {
         && gpr(insn.op_register(number)).is_some_and(|guest| HOST[usize::from(guest)].is_none())
 }
 
-/// Whether an operation on two registers is encoded the other way round (opcodes 00 to 3B, 88 and 89), so that
-/// a source which is in memory can be taken from there.
+/// Whether an operation on two registers is encoded the other way round (opcodes 00 to 3B, 88 and 89), so
+/// that a source which is in memory can be taken from there.
 fn turns(step: &Step, opcode: &Opcode) -> bool {
     let byte = opcode.bytes[0];
     let has_both = byte < 0x40 && byte & 7 < 2 || byte & 0xfe == 0x88;
