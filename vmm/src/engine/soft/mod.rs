@@ -125,6 +125,15 @@ impl SoftEngine {
     }
 
     fn execute_raw(&mut self, until: u64) -> Result<Exit, EngineError> {
+        self.take_device_writes();
+        match &mut self.checker {
+            None => Ok(self.cpu.run(until)),
+            Some(checker) => checker.run(&mut self.cpu, until),
+        }
+    }
+
+    /// Makes known what devices wrote.
+    fn take_device_writes(&mut self) {
         let (cpu, checker) = (&mut self.cpu, &mut self.checker);
         self.writes.take_fresh(|page| {
             let address = (page * PAGE_BYTES) as u64;
@@ -133,10 +142,6 @@ impl SoftEngine {
                 checker.ram_written(address, PAGE_BYTES);
             }
         });
-        match checker {
-            None => Ok(cpu.run(until)),
-            Some(checker) => checker.run(cpu, until),
-        }
     }
 
     /// An exit as it is handed out: one that asks for nothing is completed.
@@ -303,6 +308,9 @@ impl Engine for SoftEngine {
     }
 
     fn take_dirty_pages(&mut self) -> Result<Vec<u64>, EngineError> {
+        if self.checker.is_some() {
+            self.take_device_writes();
+        }
         match &mut self.checker {
             None => Ok(self.cpu.take_dirty()),
             Some(checker) => checker.take_dirty(&mut self.cpu),

@@ -141,6 +141,10 @@ fn a_checked_processor_takes_all_inputs_twice() {
     assert!(engine.statistics().expect("a translator").native_instructions > 300_000);
     let pages = engine.take_dirty_pages().expect("it tracks");
     assert_eq!(pages[0], 1 << 9 | 6, "the page and two page tables, of two processors");
+    // A device writes what the guest wrote as well, and somebody asks for pages before the guest goes on.
+    assert_eq!(run(&mut engine, VmEntry::Resume, 401_000), VmExit::Reached);
+    ram.write(0x9008, &[1; 16]);
+    assert_eq!(engine.take_dirty_pages().expect("they agree")[0], 1 << 9);
     // A device writes data, then code; then the data is a device's.
     ram.write(0x8000, &[7]);
     assert_eq!(run(&mut engine, VmEntry::Resume, 500_000), VmExit::Reached);
