@@ -63,7 +63,13 @@ struct Block {
     vectors: bool,
     /// How often a slice ended at it, or `HOT` once it was translated again for that.
     heat: u32,
+    /// How often its stack's page could not be had.
+    misses: u32,
 }
+
+/// Of `Block::misses`, before the block checks its accesses to the stack apart for good: one that only reads
+/// there may never find a page that may be written.
+const PATIENCE: u32 = 32;
 
 const HOT: u32 = u32::MAX;
 

@@ -4,7 +4,7 @@ use std::ptr;
 
 use super::frame::{NONE, exit};
 use super::tier::Way;
-use super::{NEVER, Native, Page, RELINK, Resume, SLICE, Site, code};
+use super::{HOT, NEVER, Native, PATIENCE, Page, RELINK, Resume, SLICE, Site, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -248,6 +248,11 @@ impl Cpu {
             return Next::Enter(code);
         }
         if let Some(apart) = block.apart {
+            let misses = &mut native.blocks[number].misses;
+            *misses += 1;
+            if *misses == PATIENCE {
+                native.memory.replace(code, apart);
+            }
             return Next::Enter(apart);
         }
         // SAFETY: the block is alive.
@@ -257,6 +262,8 @@ impl Cpu {
         {
             let apart = native.blocks[twin as usize].code;
             native.blocks[number].apart = Some(apart);
+            // With one check again it would not find the page either.
+            native.blocks[twin as usize].heat = HOT;
             return Next::Enter(apart);
         }
         Next::Interpret(header(first).run, first)

@@ -178,7 +178,17 @@ impl Cpu {
             map.note(native.memory.address(hot), draft.hot.here(), rip, "");
             map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
         }
-        native.blocks.push(Block { first, rip, code: hot, apart: None, low, high, vectors, heat: 0 });
+        native.blocks.push(Block {
+            first,
+            rip,
+            code: hot,
+            apart: None,
+            low,
+            high,
+            vectors,
+            heat: 0,
+            misses: 0,
+        });
         block
     }
 
