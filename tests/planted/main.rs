@@ -18,6 +18,8 @@ mod client;
 #[allow(dead_code)]
 mod harness;
 
+use std::io::Read;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,23 +31,26 @@ use serde_json::Value;
 
 use crate::harness::{DIVERGED, PROGRAM, Pair, wait_until};
 
-/// What the guest does: a disk that holds something, time from the ACPI timer; then reads of the disk,
-/// processes that come and go, and a switch that makes the kernel rewrite its own code.
+/// What the guest does: a disk that holds something, time from the ACPI timer; then, from one connection of a
+/// client to the next, reads of the disk, processes that come and go, and a switch that makes the kernel
+/// rewrite its own code. It stands still in between.
 const WORK: &str = "\
     echo acpi_pm >/sys/devices/system/clocksource/clocksource0/current_clocksource; \
-    dd if=/bin/busybox of=/dev/vda bs=64k 2>/dev/null; echo works-$((40 + 2)); \
-    while :; do for switch in 1 0; do echo $switch >/proc/sys/kernel/sched_schedstats; \
+    dd if=/bin/busybox of=/dev/vda bs=64k 2>/dev/null; \
+    called() { echo called | nc -l -p 6379; }; \
+    while called; do rm -f /called; (called; touch /called) & while [ ! -e /called ]; do \
+    for switch in 1 0; do echo $switch >/proc/sys/kernel/sched_schedstats; \
     dd if=/dev/vda of=/dev/null bs=4k count=1 2>/dev/null; i=0; \
-    while [ $i -lt 1000 ]; do i=$((i+1)); done; done; done";
+    while [ $i -lt 1000 ]; do i=$((i+1)); done; done; done; done";
 const MEMORY_MIB: &str = "96";
 /// Recordings of the primary, and of a backup.
 const OF_PRIMARY: &str = "primary.lkr";
 const OF_BACKUP: &str = "backup.lkr";
-/// Where the first fault may act: after the boot, which takes 550 million instructions.
-const BOOTED: u64 = 900_000_000;
-/// Positions from the moment at which another backup is started to the one at which its fault may act: time
-/// to join and to compare a digest.
-const HEAD_START: u64 = 300_000_000;
+/// Where the first fault may act: after the boot, which takes 700 million instructions.
+const BOOTED: u64 = 1_500_000_000;
+/// Positions from the moment at which another backup is started to the one at which its fault may act: more
+/// than a guest that stands still gets through while a backup joins and compares a digest.
+const HEAD_START: u64 = 200_000_000;
 /// A busy host may keep a process waiting for that long.
 const TIMEOUT_MS: &str = "20000";
 
@@ -150,9 +155,22 @@ fn replicate(pair: &mut Pair, recording: &Path, fault: &Fault) -> String {
     planted
 }
 
-/// Waits until the backup has gone astray, and looks at what that did to the pair.
+/// Calls the guest, which begins to work, or ends it.
+fn call(pair: &Pair) {
+    wait_until("the guest to answer", || {
+        let mut answer = String::new();
+        let stream = TcpStream::connect(("127.0.0.1", pair.port()));
+        stream.and_then(|mut stream| stream.read_to_string(&mut answer)).is_ok() && answer == "called\n"
+    });
+}
+
+/// Waits until the backup has compared a digest, has the guest work until the backup has gone astray, and
+/// looks at what that did to the pair.
 fn catch(pair: &mut Pair, fault: &Fault, planted: String, generation: u64) -> Caught {
     let log = pair.log(Part::Backup);
+    let compared = |pair: &Pair| pair.status(Part::Backup).ok()?["backup"]["digests"].as_u64();
+    wait_until("a digest to be compared", || compared(pair) > Some(0));
+    call(pair);
     assert_eq!(pair.exit_code(Part::Backup), DIVERGED, "{}: {}", fault.kind, pair.log_tail(Part::Backup));
     let said = std::fs::read_to_string(log).expect("its log");
     assert!(said.contains("a fault is planted here") && !said.contains("is live here"), "{said}");
@@ -161,6 +179,7 @@ fn catch(pair: &mut Pair, fault: &Fault, planted: String, generation: u64) -> Ca
     let appended = |pair: &Pair| pair.status(Part::Primary).expect("status")["live"]["appended"].as_u64();
     let before = appended(pair);
     wait_until("the guest to go on", || appended(pair) > before);
+    call(pair);
     let report = take_report(pair.directory());
     let at = number_after(&report, "diverged at entry ");
     let agreed = number_after(&report, "the state agreed last at entry ");
@@ -238,7 +257,9 @@ fn planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named() {
         eprintln!("SKIPPED {name}: {error:#}");
         return;
     }
-    let line = format!("console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet run=\"{WORK}\"");
+    let line = format!(
+        "console=ttyS0 panic=-1 reboot=t cryptomgr.notests quiet ip=10.77.0.2/24 gw=10.77.0.1 run=\"{WORK}\""
+    );
     let options = ["--guest", "busybox", "--engine", "soft", "--memory", MEMORY_MIB, "--cmdline", &line];
     let mut pair = Pair::services(name, |cluster| {
         cluster.vm_options.extend(options.map(String::from));
@@ -248,7 +269,6 @@ fn planted_faults_in_a_backup_of_linux_are_caught_at_once_and_named() {
     let recording = pair.directory().join(OF_PRIMARY);
     let mut planted = start_backup(&mut pair, &FAULTS[0], BOOTED);
     recorded(&mut pair, OF_PRIMARY, "0.5", |pair| pair.start_primary().expect("the primary"));
-    wait_until("the guest to work", || pair.log_text(Part::Primary).contains("works-42"));
     let mut caught = Vec::new();
     for (number, fault) in FAULTS.iter().enumerate() {
         if number > 0 {
