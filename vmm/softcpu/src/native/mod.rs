@@ -34,6 +34,7 @@ use std::io;
 use iced_x86::InstructionInfoFactory;
 
 use self::code::CodeMemory;
+use self::flags::Recipe;
 use self::frame::{Frame, JUMP_BITS, Jump, Stack, jump_slot};
 use self::perf_map::PerfMap;
 use self::routines::Routines;
@@ -82,9 +83,16 @@ impl Block {
 }
 
 /// Where the interpreter goes on.
-struct Site {
+#[derive(Clone, Copy)]
+struct Place {
     block: u32,
     op: u16,
+    /// Flags that the frame does not have yet.
+    flags: Option<Recipe>,
+}
+
+struct Site {
+    place: Place,
     popped: u32,
     /// How to go on behind the instruction.
     resume: Option<Resume>,
@@ -102,7 +110,7 @@ struct Resume {
 struct Call {
     after: u32,
     retry: u32,
-    site: Site,
+    place: Place,
     /// Its block checked the stack.
     grouped: bool,
 }

@@ -44,6 +44,10 @@ pub struct Step {
     pub stack: Option<i32>,
     /// Somebody could see the flags that it leaves.
     pub seen: bool,
+    /// Somebody could see the flags that there are after it, its own or earlier ones.
+    pub live: bool,
+    /// General registers that it may write, a bit each.
+    pub changes: u16,
     /// Somebody in the block reads them.
     pub used: bool,
 }
@@ -139,6 +143,8 @@ pub fn plan(
             operand: None,
             stack: None,
             seen: false,
+            live: true,
+            changes: 0,
             used: false,
         };
         if form == Form::Repeat {
@@ -186,6 +192,7 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
     {
         step.read |= 3;
     }
+    step.changes = changes(step);
     if matches!(step.form, Form::Lea | Form::Nothing | Form::Interpret) {
         return;
     }
@@ -193,6 +200,32 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
         let bytes = insn.memory_size().size() as u32;
         Access { bytes, write, aligned: bytes == 16 && !may_be_misaligned(insn) }
     });
+}
+
+/// General registers that an instruction may write.
+fn changes(step: &Step) -> u16 {
+    use iced_x86::Mnemonic as M;
+    const RAX: u16 = 1;
+    const RCX: u16 = 2;
+    const RDX: u16 = 4;
+    const RBP: u16 = 32;
+    let insn = &step.insn;
+    let mut changes = match insn.mnemonic() {
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg => RAX,
+        M::Pcmpistri | M::Pcmpestri => RCX,
+        M::Leave => RBP,
+        _ => 0,
+    };
+    for number in 0..insn.op_count() {
+        if step.written >> number & 1 != 0 && insn.op_kind(number) == OpKind::Register {
+            let register = insn.op_register(number).full_register();
+            if register.is_gpr64() {
+                changes |= 1 << register.number();
+            }
+        }
+    }
+    changes
 }
 
 /// How far an instruction moves RSP, if that is known.
@@ -313,6 +346,7 @@ fn backward(steps: &mut [Step], unmet: &[bool]) {
     let mut seen = true;
     for (step, unmet) in steps.iter_mut().zip(unmet).rev() {
         step.seen = false;
+        step.live = seen;
         if step.producer != Producer::None {
             step.seen = seen;
             if step.producer.is_full() {

@@ -294,6 +294,16 @@ pub fn restore_kind(code: &mut Code, of: u32, field: impl Fn(Mem) -> Mem) -> boo
             code.load(R12, a);
             code.rm(sized(0x02), R12, b);
         }
+        kind::SUM => {
+            code.load(R12, a);
+            code.rm(sized(0x2a), R12, b);
+            code.rm(sized(0x02), R12, b);
+        }
+        kind::DIFFERENCE => {
+            code.load(R12, a);
+            code.rm(sized(0x02), R12, b);
+            code.rm(sized(0x2a), R12, b);
+        }
         kind::LOGIC => {
             code.load(R12, a);
             code.rr(sized(0x84), R12, R12);
@@ -319,7 +329,7 @@ pub fn restore_kind(code: &mut Code, of: u32, field: impl Fn(Mem) -> Mem) -> boo
 fn restore(code: &mut Code, leave: u32) {
     let mut bodies = Vec::new();
     let mut table = Code::default();
-    for of in 0..kind::MUL + 4 {
+    for of in 0..kind::END {
         let mut body = Code::default();
         if restore_kind(&mut body, of, called) {
             body.byte(0xc3);

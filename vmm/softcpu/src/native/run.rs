@@ -4,7 +4,7 @@ use std::ptr;
 
 use super::frame::{NONE, exit};
 use super::tier::Way;
-use super::{HOT, NEVER, Native, PATIENCE, Page, RELINK, Resume, SLICE, Site, code};
+use super::{HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -134,7 +134,7 @@ impl Cpu {
             exit::FLAGS => {
                 let call = find_call(native, argument as u64);
                 let call = &native.calls[call];
-                let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+                let (retry, vectors) = (call.retry, native.blocks[call.place.block as usize].vectors);
                 let frame = native.frame();
                 frame.vectors = u32::from(vectors);
                 frame.set_raw_flags();
@@ -163,15 +163,16 @@ impl Cpu {
 
     /// Has the instruction of a site interpreted, and what follows it unless that is translated.
     fn interpret<'a>(&mut self, native: &mut Native, number: usize) -> Next<'a> {
+        let place = native.sites[number].place;
+        let next = self.interpret_at(native, place);
         let site = &native.sites[number];
-        let next = self.interpret_at(native, site);
         let Some(Resume { ops, code, op }) = &site.resume else {
             return match next {
                 Next::Interpret(run, op) => self.end_block(native, run, op),
                 next => next,
             };
         };
-        let block = &native.blocks[site.block as usize];
+        let block = &native.blocks[place.block as usize];
         let (first, op) = (block.op(0), block.op(*op));
         let (code, vectors, revision, limit) = (*code, block.vectors, self.tlb.revision, self.limit);
         self.flags = native.stack.get().flags();
@@ -215,20 +216,23 @@ impl Cpu {
         self.go_on(native, self.rip, None)
     }
 
-    fn interpret_at<'a>(&mut self, native: &Native, site: &Site) -> Next<'a> {
-        let block = &native.blocks[site.block as usize];
-        let (first, op) = (block.op(0), block.op(site.op));
+    fn interpret_at<'a>(&mut self, native: &mut Native, place: Place) -> Next<'a> {
+        if let Some(recipe) = place.flags {
+            recipe.apply(native.frame(), &self.regs);
+        }
+        let block = &native.blocks[place.block as usize];
+        let (first, op) = (block.op(0), block.op(place.op));
         self.rip = block.rip;
         // The whole block was counted.
         self.retired = self.retired.wrapping_sub(header(first).imm);
         native.count(u64::from(op.number).wrapping_sub(header(first).imm));
-        let run = if site.op == 0 { header(first).run } else { op.run };
+        let run = if place.op == 0 { header(first).run } else { op.run };
         Next::Interpret(run, op)
     }
 
     /// The block of a site needs its stack's page.
     fn find_stack<'a>(&mut self, native: &mut Native, site: usize) -> Next<'a> {
-        let number = native.sites[site].block as usize;
+        let number = native.sites[site].place.block as usize;
         let block = &native.blocks[number];
         let (low, high, code, first) = (block.low, block.high, block.code, block.first);
         let address = self.regs[4].wrapping_add_signed(i64::from(low));
@@ -280,9 +284,10 @@ impl Cpu {
         let call = &native.calls[call];
         // What the search revoked, the block may have looked at already.
         if !found || call.grouped && revision != self.tlb.revision {
-            return self.interpret_at(native, &call.site);
+            let place = call.place;
+            return self.interpret_at(native, place);
         }
-        let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+        let (retry, vectors) = (call.retry, native.blocks[call.place.block as usize].vectors);
         let frame = native.frame();
         frame.vectors = u32::from(vectors);
         if revision != self.tlb.revision {

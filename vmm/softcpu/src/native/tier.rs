@@ -7,7 +7,7 @@ use super::form::Form;
 use super::plan::{self, Plan};
 use super::run::header;
 use super::translate::{Draft, Numbers, Translator};
-use super::{Block, Call, Edge, HOT, NEVER, Native, Resume, Site, code};
+use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Resume, Site, code};
 use crate::Cpu;
 use crate::cpu::mode;
 use crate::op::Op;
@@ -78,7 +78,7 @@ impl Cpu {
     /// translated again.
     #[cold]
     pub(super) fn heat(&mut self, native: &mut Native, site: usize) {
-        let number = native.sites[site].block as usize;
+        let number = native.sites[site].place.block as usize;
         let block = &mut native.blocks[number];
         if block.heat == HOT {
             return;
@@ -148,7 +148,7 @@ impl Cpu {
         audit_block(native, hot, &draft, &bytes[..plan.end()]);
         let block = native.blocks.len() as u32;
         let ops = first_ops(first, header(first).imm as usize);
-        let site = |number: u8, popped| Site { block, op: ops[usize::from(number)], popped, resume: None };
+        let place = |number: u8, flags| Place { block, op: ops[usize::from(number)], flags };
         native.sites.extend(draft.sites.iter().map(|s| {
             let next = ops.get(usize::from(s.number) + 1);
             let resume = s.resume.zip(next).and_then(|(code, op)| {
@@ -157,13 +157,13 @@ impl Cpu {
                     self.decode_single(&step.insn, &bytes[step.start..step.end], s.number, step.start)?;
                 Some(Resume { ops, code: hot + code as u32, op: *op })
             });
-            Site { resume, ..site(s.number, s.popped) }
+            Site { place: place(s.number, s.flags), popped: s.popped, resume }
         }));
         for call in &draft.calls {
             native.note_call(Call {
                 after: if call.after.0 { cold } else { hot } + call.after.1 as u32,
                 retry: hot + call.retry as u32,
-                site: site(call.number, 0),
+                place: place(call.number, call.flags),
                 grouped: plan.stack.is_some(),
             });
         }

@@ -51,6 +51,10 @@ impl Fields {
 
 impl Translator<'_> {
     pub(super) fn copy(&mut self, step: &Step) {
+        let carried = matches!(step.producer, Producer::Inc | Producer::Dec) && step.seen;
+        if step.producer.is_partial() && step.seen && !carried {
+            self.settle();
+        }
         if step.producer == Producer::Bit && step.seen && self.kept.is_none() {
             // One overlay does not go over another.
             self.out.hot.rm(Opcode::one(0x83, false), 7, field!(overlay));
@@ -62,7 +66,6 @@ impl Translator<'_> {
         if self.moves_unseen(step) {
             return;
         }
-        let carried = matches!(step.producer, Producer::Inc | Producer::Dec) && step.seen;
         if carried {
             // The check of an access loses it.
             self.bring_flags(CF, false);
@@ -83,6 +86,8 @@ impl Translator<'_> {
         }
         if step.seen {
             self.before(step, memory);
+        } else if step.producer != Producer::None {
+            (self.kept, self.pending) = (None, None);
         }
         self.emit(step, memory, None);
         self.loaded = false;
@@ -93,8 +98,6 @@ impl Translator<'_> {
         self.valid = step.producer.valid(self.valid, step.bits());
         if step.seen {
             self.after(step, memory);
-        } else if step.producer != Producer::None {
-            self.kept = None;
         }
     }
 
@@ -135,7 +138,7 @@ impl Translator<'_> {
         self.out.hot.store_constant(field!(kind), (of | bytes.trailing_zeros()) as i32);
         self.out.hot.land(none);
         self.emit(step, memory, None);
-        (self.kept, self.valid) = (None, 0);
+        (self.kept, self.kind, self.valid) = (None, None, 0);
     }
 
     /// The instruction itself. `opcode` replaces its own.
@@ -352,6 +355,7 @@ impl Translator<'_> {
         self.emit(&plain, memory, Some(opcode));
         self.out.hot.land(none);
         self.valid = crate::flags::ZF;
+        (self.kept, self.pending) = (None, None);
         if step.seen {
             self.after(step, memory);
         }

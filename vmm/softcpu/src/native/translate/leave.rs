@@ -18,6 +18,7 @@ impl Translator<'_> {
 
     pub(super) fn conditional(&mut self, step: &Step) {
         self.flush();
+        self.settle();
         self.bring_flags(step.reads, false);
         let Some(condition) = condition::code(&step.insn) else { return self.interpret(None) };
         let target = step.insn.near_branch_target();
@@ -40,6 +41,7 @@ impl Translator<'_> {
 
     pub(super) fn jump(&mut self, step: &Step) {
         let target = step.insn.near_branch_target();
+        self.settle();
         if step.form == Form::Call {
             let back = self.rip.wrapping_add(step.end as u64);
             let to = self.stack(step, -8, true);
@@ -60,6 +62,7 @@ impl Translator<'_> {
 
     pub(super) fn indirect(&mut self, step: &Step) {
         let call = step.form == Form::CallIndirect;
+        self.settle();
         let memory = self.access(step);
         let target = self.value(step, 0, memory);
         self.valid = 0;
@@ -98,6 +101,7 @@ impl Translator<'_> {
 
     pub(super) fn ret(&mut self, step: &Step) {
         let popped = step.insn.stack_pointer_increment();
+        self.settle();
         let from = self.stack(step, 0, false);
         self.out.hot.load(R14, from);
         self.addend = false;

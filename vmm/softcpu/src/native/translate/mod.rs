@@ -8,6 +8,7 @@ mod operands;
 use iced_x86::{OpKind, Register};
 
 use super::emit::{Code, Mem, Opcode, R13, R14, R15, Target, cc};
+use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
 use super::plan::{Plan, Step};
@@ -25,6 +26,8 @@ pub struct Site {
     pub popped: u32,
     /// Where it goes on when the instruction was interpreted, in the main part.
     pub resume: Option<usize>,
+    /// Flags that the frame does not have yet.
+    pub flags: Option<Recipe>,
 }
 
 /// A call of a routine that can leave.
@@ -35,6 +38,8 @@ pub struct Call {
     /// Offset in the main part of where the instruction is tried again.
     pub retry: usize,
     pub number: u8,
+    /// Flags that the frame does not have yet.
+    pub flags: Option<Recipe>,
 }
 
 /// A branch to another block: places of what is changed when it is linked, from the start of a part.
@@ -81,6 +86,12 @@ pub struct Translator<'a> {
     valid: u64,
     /// How the frame has the flags, if that is known and there is no overlay.
     kept: Option<u32>,
+    /// What the flags follow from, if the frame does not have them.
+    pending: Option<Recipe>,
+    /// The operands of the instruction, for its recipe.
+    parts: (Part, Part),
+    /// `Frame::kind`, if it is known and there is no overlay.
+    kind: Option<u32>,
     /// Where the instruction begins.
     retry: usize,
     number: usize,
@@ -116,6 +127,9 @@ impl<'a> Translator<'a> {
             addend: false,
             valid: 0,
             kept: None,
+            pending: None,
+            parts: (Part::Stored, Part::Stored),
+            kind: None,
             retry: 0,
             number: 0,
             ended: false,
@@ -146,6 +160,7 @@ impl<'a> Translator<'a> {
         }
         self.number = plan.steps.len() - 1;
         self.flush();
+        self.settle();
         let following = self.rip.wrapping_add(plan.steps[self.number].end as u64);
         self.go(following);
         self.out
@@ -201,7 +216,8 @@ impl<'a> Translator<'a> {
             return site;
         }
         let site = self.numbers.sites + self.out.sites.len();
-        self.out.sites.push(Site { number: self.number as u8, popped, resume: None });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.sites.push(Site { number, popped, resume: None, flags });
         if popped == 0 {
             self.site = Some(site);
         }
@@ -235,6 +251,7 @@ impl<'a> Translator<'a> {
             self.ended = false;
             self.out.sites[site].resume = Some(self.out.hot.here());
             (self.valid, self.kept, self.addend) = (0, None, false);
+            (self.pending, self.kind) = (None, None);
             self.flushed = self.rsp;
         }
     }
@@ -266,6 +283,10 @@ impl<'a> Translator<'a> {
             // When it is tried again, R14 has something else.
             self.addend = false;
         }
+        let changed = self.pending.is_some_and(|recipe| recipe.registers() & step.changes != 0);
+        if changed && step.live && !step.producer.is_full() {
+            self.settle();
+        }
         self.retry = self.out.hot.here();
         match step.form {
             Form::Interpret => self.step_over(),
@@ -285,11 +306,15 @@ impl<'a> Translator<'a> {
             Form::Repeat if self.number == 0 => self.interpret(None),
             Form::Repeat => {
                 self.flush();
+                self.settle();
                 self.give_back(self.count - self.number);
                 let target = self.rip.wrapping_add(step.start as u64);
                 self.go(target);
                 self.ended = true;
             }
+        }
+        if !step.live {
+            self.pending = None;
         }
     }
 }

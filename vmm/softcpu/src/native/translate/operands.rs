@@ -132,13 +132,15 @@ impl Translator<'_> {
         cold.call(Target::Code(routine));
         let (after, retry) = (cold.here(), self.retry);
         cold.jmp(Target::Hot(back));
-        self.out.calls.push(Call { after: (true, after), retry, number: self.number as u8 });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.calls.push(Call { after: (true, after), retry, number, flags });
     }
 
     pub(super) fn call(&mut self, routine: u32) {
         self.out.hot.call(Target::Code(routine));
         let (after, retry) = (self.out.hot.here(), self.retry);
-        self.out.calls.push(Call { after: (false, after), retry, number: self.number as u8 });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.calls.push(Call { after: (false, after), retry, number, flags });
     }
 
     /// The explicit memory operand, once it may be accessed.
