@@ -102,6 +102,8 @@ pub struct Frame {
     pub argument: u64,
     /// A value on its way between two accesses of an instruction.
     pub value: u64,
+    /// Guest registers whose own registers have others, while a block runs that does not name them.
+    pub parked: [u64; 4],
 }
 
 /// `Frame::none` of a frame without a page of the stack.

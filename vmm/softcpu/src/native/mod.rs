@@ -55,6 +55,10 @@ const RELINK: u32 = 64;
 struct Block {
     first: *const Op,
     rip: u64,
+    /// Instructions, of the block's first ones.
+    count: u64,
+    /// As `Plan::guests`.
+    guests: Vec<(u8, u8)>,
     /// Of the code that checks the stack once, and of that which does not.
     code: u32,
     apart: Option<u32>,

@@ -7,6 +7,8 @@ use iced_x86::{
 };
 
 use super::form::{Form, Producer, classify, has_xmm, may_be_misaligned, reads};
+use super::emit::RSP;
+use super::routines::HOST;
 use crate::decode::operand_bytes;
 
 /// Most bytes of the stack that one check covers: a wider range would cross a page's end too often.
@@ -46,8 +48,9 @@ pub struct Step {
     pub seen: bool,
     /// Somebody could see the flags that there are after it, its own or earlier ones.
     pub live: bool,
-    /// General registers that it may write, a bit each.
+    /// General registers that it may write, a bit each; and that it names or takes.
     pub changes: u16,
+    pub touches: u16,
     /// Somebody in the block reads them.
     pub used: bool,
 }
@@ -98,17 +101,44 @@ impl Step {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub steps: Vec<Step>,
+    /// Instructions that it counts.
+    pub count: usize,
+    /// Guest registers that get the host's register of another, which the block does not name, and those
+    /// others.
+    pub guests: Vec<(u8, u8)>,
     /// The bytes of the stack, from the first RSP on, that one check covers.
     pub stack: Option<(i32, i32)>,
     /// It has SSE instructions.
     pub vectors: bool,
 }
 
-#[cfg(debug_assertions)]
 impl Plan {
     /// Bytes up to the end of its last instruction.
+    #[cfg(debug_assertions)]
     pub fn end(&self) -> usize {
         self.steps.last().map_or(0, |step| step.end)
+    }
+
+    /// Gives guest registers that the host has none for those of others, if they are named so often, or in a
+    /// loop, which gives them back once, at its end.
+    pub fn find_guests(&mut self, least: usize) {
+        let interpreted = |step: &Step| matches!(step.form, Form::Interpret | Form::Repeat);
+        if self.steps.iter().any(interpreted) {
+            return;
+        }
+        let uses = |guest: u8| self.steps.iter().filter(|step| step.touches >> guest & 1 != 0).count();
+        let homeless = || (0..16).filter(|guest| HOST[usize::from(*guest)].is_none());
+        let mut wanted: Vec<u8> = homeless().filter(|guest| uses(*guest) > 0).collect();
+        wanted.sort_by_key(|guest| usize::MAX - uses(*guest));
+        let others = (0..16).filter(|other| {
+            *other != RSP && HOST[usize::from(*other)].is_some() && uses(*other) == 0
+        });
+        let guests: Vec<(u8, u8)> = wanted.into_iter().zip(others).collect();
+        let loops = self.steps.last().is_some_and(|step| {
+            step.form == Form::Conditional && step.insn.near_branch_target() == self.steps[0].insn.ip()
+        });
+        let worth = |(guest, _): &(u8, u8)| loops || uses(*guest) >= least;
+        self.guests = guests.into_iter().take_while(worth).collect();
     }
 }
 
@@ -121,7 +151,7 @@ pub fn plan(
     grouped: bool,
     factory: &mut InstructionInfoFactory,
 ) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { count, ..Plan::default() };
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     for _ in 0..count {
         let start = decoder.position();
@@ -145,6 +175,7 @@ pub fn plan(
             seen: false,
             live: true,
             changes: 0,
+            touches: 0,
             used: false,
         };
         if form == Form::Repeat {
@@ -156,7 +187,13 @@ pub fn plan(
             step.immediate = (offsets.immediate_offset(), offsets.immediate_size());
         }
         note_accesses(&mut step, factory);
+        let loops = step.form == Form::Conditional && insn.near_branch_target() == rip;
         plan.steps.push(step);
+        if loops {
+            // What follows a loop is another block.
+            plan.count = plan.steps.len();
+            break;
+        }
     }
     if grouped {
         find_stack(&mut plan);
@@ -192,7 +229,7 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
     {
         step.read |= 3;
     }
-    step.changes = changes(step);
+    (step.changes, step.touches) = registers(step);
     if matches!(step.form, Form::Lea | Form::Nothing | Form::Interpret) {
         return;
     }
@@ -202,8 +239,8 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
     });
 }
 
-/// General registers that an instruction may write.
-fn changes(step: &Step) -> u16 {
+/// General registers that an instruction may write; and all that it names or takes.
+fn registers(step: &Step) -> (u16, u16) {
     use iced_x86::Mnemonic as M;
     const RAX: u16 = 1;
     const RCX: u16 = 2;
@@ -217,15 +254,28 @@ fn changes(step: &Step) -> u16 {
         M::Leave => RBP,
         _ => 0,
     };
+    let mut touches = match insn.mnemonic() {
+        M::Pcmpestri | M::Pcmpestrm => RAX | RDX,
+        _ => changes,
+    };
+    let bit = |register: Register| match register.is_gpr() {
+        true => 1 << register.full_register().number(),
+        false => 0,
+    };
     for number in 0..insn.op_count() {
-        if step.written >> number & 1 != 0 && insn.op_kind(number) == OpKind::Register {
-            let register = insn.op_register(number).full_register();
-            if register.is_gpr64() {
-                changes |= 1 << register.number();
+        match insn.op_kind(number) {
+            OpKind::Register => {
+                let named = bit(insn.op_register(number));
+                touches |= named;
+                if step.written >> number & 1 != 0 {
+                    changes |= named;
+                }
             }
+            OpKind::Memory => touches |= bit(insn.memory_base()) | bit(insn.memory_index()),
+            _ => {}
         }
     }
-    changes
+    (changes, touches | changes)
 }
 
 /// How far an instruction moves RSP, if that is known.

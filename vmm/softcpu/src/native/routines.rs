@@ -52,6 +52,11 @@ pub fn spilled(guest: u8) -> Mem {
     Mem::base(RSP, field + 8 * i32::from(guest - 8))
 }
 
+/// Where the guest register is whose register has the value of another, the block's `number`th.
+pub fn parked(number: usize) -> Mem {
+    Mem::base(RSP, offset_of!(Frame, parked) as i32 + 8 * number as i32)
+}
+
 /// Offsets in code memory.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Routines {

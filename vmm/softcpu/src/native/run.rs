@@ -2,9 +2,9 @@
 
 use std::ptr;
 
-use super::frame::{NONE, exit};
+use super::frame::{Frame, NONE, exit};
 use super::tier::Way;
-use super::{HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, code};
+use super::{Block, HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -134,13 +134,31 @@ impl Cpu {
             exit::FLAGS => {
                 let call = find_call(native, argument as u64);
                 let call = &native.calls[call];
-                let (retry, vectors) = (call.retry, native.blocks[call.place.block as usize].vectors);
+                self.unpark(&native.blocks[call.place.block as usize], native.stack.get());
+                let (retry, block) = (call.retry, &native.blocks[call.place.block as usize]);
+                self.park(block);
+                let vectors = block.vectors;
                 let frame = native.frame();
                 frame.vectors = u32::from(vectors);
                 frame.set_raw_flags();
                 Next::Enter(retry)
             }
             _ => self.access(native, why, argument as u64),
+        }
+    }
+
+    /// Gives the guest registers of a block that was left in its middle their own values.
+    fn unpark(&mut self, block: &Block, frame: &Frame) {
+        for ((guest, other), parked) in block.guests.iter().zip(frame.parked) {
+            self.regs[usize::from(*guest)] = self.regs[usize::from(*other)];
+            self.regs[usize::from(*other)] = parked;
+        }
+    }
+
+    /// The reverse, before it is entered there again.
+    fn park(&mut self, block: &Block) {
+        for (guest, other) in &block.guests {
+            self.regs[usize::from(*other)] = self.regs[usize::from(*guest)];
         }
     }
 
@@ -173,8 +191,9 @@ impl Cpu {
             };
         };
         let block = &native.blocks[place.block as usize];
-        let (first, op) = (block.op(0), block.op(*op));
+        let op = block.op(*op);
         let (code, vectors, revision, limit) = (*code, block.vectors, self.tlb.revision, self.limit);
+        let count = block.count;
         self.flags = native.stack.get().flags();
         // Nothing follows by itself.
         (self.limit, self.resumed) = (0, false);
@@ -188,8 +207,8 @@ impl Cpu {
         if revision != self.tlb.revision || exec::sse_control::traps(self) {
             return Next::Interpret(op.run, op);
         }
-        self.retired = self.retired.wrapping_add(header(first).imm);
-        native.count(header(first).imm - u64::from(op.number));
+        self.retired = self.retired.wrapping_add(count);
+        native.count(count - u64::from(op.number));
         native.frame().vectors = u32::from(vectors);
         Next::Enter(code)
     }
@@ -223,9 +242,9 @@ impl Cpu {
         let block = &native.blocks[place.block as usize];
         let (first, op) = (block.op(0), block.op(place.op));
         self.rip = block.rip;
-        // The whole block was counted.
-        self.retired = self.retired.wrapping_sub(header(first).imm);
-        native.count(u64::from(op.number).wrapping_sub(header(first).imm));
+        // All of it was counted.
+        self.retired = self.retired.wrapping_sub(block.count);
+        native.count(u64::from(op.number).wrapping_sub(block.count));
         let run = if place.op == 0 { header(first).run } else { op.run };
         Next::Interpret(run, op)
     }
@@ -277,6 +296,8 @@ impl Cpu {
     fn access<'a>(&mut self, native: &mut Native, why: u32, after: u64) -> Next<'a> {
         let address = native.frame().address;
         let call = find_call(native, after);
+        let block = native.calls[call].place.block as usize;
+        self.unpark(&native.blocks[block], native.stack.get());
         let revision = self.tlb.revision;
         let (bytes, aligned) = if why & 7 == 5 { (16, true) } else { (1 << (why & 7), false) };
         let right = !aligned || address.is_multiple_of(bytes);
@@ -287,7 +308,9 @@ impl Cpu {
             let place = call.place;
             return self.interpret_at(native, place);
         }
-        let (retry, vectors) = (call.retry, native.blocks[call.place.block as usize].vectors);
+        let (retry, block) = (call.retry, &native.blocks[call.place.block as usize]);
+        self.park(block);
+        let vectors = block.vectors;
         let frame = native.frame();
         frame.vectors = u32::from(vectors);
         if revision != self.tlb.revision {

@@ -30,7 +30,15 @@ pub enum Way {
     Apart,
 }
 
+/// How often a block names a guest register that the host has none for, before it gets that of another.
+const USES: usize = 8;
+
 impl Native {
+    /// Everything is translated at once, and half of the blocks in the way of hot ones.
+    fn is_eager(&self) -> bool {
+        self.threshold == 1
+    }
+
     fn note_call(&mut self, call: Call) {
         let first = &mut self.first_calls[code::granule(call.after)];
         // What was there before everything was dropped is behind the last, or not of this place.
@@ -66,7 +74,8 @@ impl Cpu {
         }
         // SAFETY: the block ran last, and nothing was dropped since.
         let first = unsafe { &*first };
-        let state = match self.translate_block(&mut native, first, Way::Usual) {
+        let way = if native.is_eager() && self.rip.count_ones() & 1 != 0 { Way::Hot } else { Way::Usual };
+        let state = match self.translate_block(&mut native, first, way) {
             Some(block) => native.memory.address(native.blocks[block as usize].code),
             None => NEVER,
         };
@@ -113,14 +122,17 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
-        let plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
+        let mut plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
+        if way == Way::Hot {
+            plan.find_guests(if native.is_eager() { 1 } else { USES });
+        }
         #[cfg(feature = "planted-faults")]
         let plan = self.plant_in(plan);
         if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
-        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count, way == Way::Hot);
+        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, way == Way::Hot);
         #[cfg(feature = "planted-faults")]
         let draft = draft.planted(self.mistake.filter(|(mistake, _)| self.makes(*mistake)));
         let draft = draft.translate(&plan);
@@ -173,7 +185,7 @@ impl Cpu {
             Edge { jump: if in_cold { cold } else { hot } + at as u32, guard }
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
-        let (rip, vectors) = (self.rip, plan.vectors);
+        let (rip, vectors, count) = (self.rip, plan.vectors, plan.count as u64);
         if let Some(map) = &native.perf_map {
             map.note(native.memory.address(hot), draft.hot.here(), rip, "");
             map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
@@ -181,6 +193,8 @@ impl Cpu {
         native.blocks.push(Block {
             first,
             rip,
+            count,
+            guests: plan.guests.clone(),
             code: hot,
             apart: None,
             low,

@@ -10,7 +10,7 @@ use crate::native::emit::{Mem, Opcode, R12, RAX, RSP, cc};
 use crate::native::flags::{Part, Recipe, kind, overlay};
 use crate::native::form::Producer;
 use crate::native::plan::Step;
-use crate::native::routines::{HOST, field, restore_kind, spilled};
+use crate::native::routines::{field, restore_kind, spilled};
 
 impl Translator<'_> {
     /// Brings back what the instruction reads. False if that would lose R14, which is needed.
@@ -44,7 +44,7 @@ impl Translator<'_> {
             match part {
                 Part::Stored => {}
                 Part::Constant(value) => hot.store_constant(field, value),
-                Part::Register(guest) => match HOST[usize::from(guest)] {
+                Part::Register(guest) => match self.map[usize::from(guest)] {
                     Some(host) => hot.store(field, host),
                     None => {
                         hot.load(R12, spilled(guest));

@@ -7,12 +7,12 @@ mod operands;
 
 use iced_x86::{OpKind, Register};
 
-use super::emit::{Code, Mem, Opcode, R13, R14, R15, Target, cc};
+use super::emit::{Code, Mem, Opcode, R13, R14, R15, Reg, Target, cc};
 use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
 use super::plan::{Plan, Step};
-use super::routines::{Routines, field};
+use super::routines::{HOST, Routines, field, parked, spilled};
 #[cfg(feature = "planted-faults")]
 use crate::planted::Mistake;
 use crate::ram::PAGE;
@@ -73,6 +73,12 @@ pub struct Translator<'a> {
     out: Draft,
     numbers: Numbers,
     routines: &'a Routines,
+    /// The host's register for each guest register that has one now.
+    map: [Option<Reg>; 16],
+    /// Guest registers that have another's instead of a place in the frame, and those others.
+    guests: &'a [(u8, u8)],
+    /// Where the block begins again.
+    start: usize,
     bytes: &'a [u8],
     rip: u64,
     /// Instructions of the block.
@@ -112,16 +118,18 @@ impl<'a> Translator<'a> {
         numbers: Numbers,
         bytes: &'a [u8],
         rip: u64,
-        count: usize,
         hot: bool,
     ) -> Self {
         Self {
             out: Draft::default(),
             numbers,
             routines,
+            map: HOST,
+            guests: &[],
+            start: 0,
             bytes,
             rip,
-            count,
+            count: 0,
             rsp: 0,
             flushed: 0,
             addend: false,
@@ -148,7 +156,9 @@ impl<'a> Translator<'a> {
     }
 
     /// Makes the block's code.
-    pub fn translate(mut self, plan: &Plan) -> Draft {
+    pub fn translate(mut self, plan: &'a Plan) -> Draft {
+        (self.count, self.guests) = (plan.count, &plan.guests);
+        self.take_in();
         self.entry(plan);
         for (number, step) in plan.steps.iter().enumerate() {
             self.number = number;
@@ -170,6 +180,23 @@ impl<'a> Translator<'a> {
         &mut self.out.hot
     }
 
+    /// Gives guest registers the host's registers of others.
+    fn take_in(&mut self) {
+        for (number, (guest, other)) in self.guests.iter().enumerate() {
+            let Some(host) = std::mem::take(&mut self.map[usize::from(*other)]) else { continue };
+            self.out.hot.store(parked(number), host);
+            self.out.hot.load(host, spilled(*guest));
+            self.map[usize::from(*guest)] = Some(host);
+        }
+        self.start = self.out.hot.here();
+    }
+
+    /// Every guest register is where others expect it.
+    fn give_back(&mut self) {
+        give_back(&mut self.out.hot, self.guests);
+        (self.guests, self.map, self.start) = (&[], HOST, 0);
+    }
+
     /// Counts the block, and looks whether what it needs is at hand.
     fn entry(&mut self, plan: &Plan) {
         let count = self.count as i32;
@@ -178,6 +205,7 @@ impl<'a> Translator<'a> {
         self.out.hot.jcc(cc::B, Target::Cold(stub));
         let (rip, leave) = (self.rip, self.routines.leave);
         let site = self.site_number(0);
+        give_back(&mut self.out.cold, self.guests);
         let cold = &mut self.out.cold;
         cold.advance(R13, count);
         cold.store_constant(field!(argument), site as i32);
@@ -203,6 +231,7 @@ impl<'a> Translator<'a> {
             let stub = self.out.cold.here();
             hot.jcc(cc::A, Target::Cold(stub));
             let site = self.site_number(0);
+            give_back(&mut self.out.cold, self.guests);
             let cold = &mut self.out.cold;
             cold.advance(R13, count);
             cold.store_constant(field!(argument), site as i32);
@@ -237,6 +266,7 @@ impl<'a> Translator<'a> {
         }
         let site = self.site_number(0);
         let leave = self.routines.leave;
+        give_back(&mut self.out.cold, self.guests);
         let cold = &mut self.out.cold;
         cold.store_constant(field!(argument), site as i32);
         cold.store32_constant(field!(exit), exit::INTERPRET as i32);
@@ -307,7 +337,7 @@ impl<'a> Translator<'a> {
             Form::Repeat => {
                 self.flush();
                 self.settle();
-                self.give_back(self.count - self.number);
+                self.uncount(self.count - self.number);
                 let target = self.rip.wrapping_add(step.start as u64);
                 self.go(target);
                 self.ended = true;
@@ -316,6 +346,15 @@ impl<'a> Translator<'a> {
         if !step.live {
             self.pending = None;
         }
+    }
+}
+
+/// Leaves no flag or register else changed.
+fn give_back(code: &mut Code, guests: &[(u8, u8)]) {
+    for (number, (guest, other)) in guests.iter().enumerate() {
+        let Some(host) = HOST[usize::from(*other)] else { continue };
+        code.store(spilled(*guest), host);
+        code.load(host, parked(number));
     }
 }
 
