@@ -4,6 +4,7 @@
 
 use super::flags;
 use super::mapping::Mapping;
+use super::plan::GROUPS;
 use crate::flags::Lazy;
 
 /// Why translated code was left.
@@ -26,6 +27,9 @@ pub mod exit {
     /// An access of the call that returns to `argument` found no entry in the TLB; bits 0–2 are
     /// `routines::access_number`.
     pub const ACCESS: u32 = 16;
+    /// The first access of a group, of the call that returns to `argument`, found no entry in the TLB that
+    /// covers the group.
+    pub const GROUP: u32 = 7;
     /// Of `ACCESS`: it is a write.
     pub const WRITE: u32 = 8;
 }
@@ -104,6 +108,8 @@ pub struct Frame {
     pub value: u64,
     /// Guest registers whose own registers have others, while a block runs that does not name them.
     pub parked: [u64; 4],
+    /// Addends of groups of accesses, as `plan::Group` has them.
+    pub groups: [u64; GROUPS],
 }
 
 /// `Frame::none` of a frame without a page of the stack.

@@ -37,6 +37,7 @@ use self::code::CodeMemory;
 use self::flags::Recipe;
 use self::frame::{Frame, JUMP_BITS, Jump, Stack, jump_slot};
 use self::perf_map::PerfMap;
+use self::plan::Group;
 use self::routines::Routines;
 pub use self::run::install;
 use crate::Statistics;
@@ -70,11 +71,17 @@ struct Block {
     heat: u32,
     /// How often its stack's page could not be had.
     misses: u32,
+    groups: Vec<Group>,
+    /// How often no page covered a group.
+    strays: u32,
 }
 
 /// Of `Block::misses`, before the block checks its accesses to the stack apart for good: one that only reads
 /// there may never find a page that may be written.
 const PATIENCE: u32 = 32;
+
+/// The same of `Block::strays`: an array's elements that lie across pages are few.
+const STRAYS: u32 = 1024;
 
 const HOT: u32 = u32::MAX;
 
@@ -111,12 +118,15 @@ struct Resume {
     op: u16,
 }
 
+#[derive(Clone, Copy)]
 struct Call {
     after: u32,
     retry: u32,
     place: Place,
-    /// Its block checked the stack.
+    /// Its block may have checked what is accessed afterwards.
     grouped: bool,
+    /// Whose first access it checks.
+    group: Option<usize>,
 }
 
 struct Edge {

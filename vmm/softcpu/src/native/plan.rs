@@ -6,13 +6,27 @@ use iced_x86::{
     Register,
 };
 
-use super::form::{Form, Producer, classify, has_xmm, may_be_misaligned, reads};
 use super::emit::RSP;
+use super::form::{Form, Producer, classify, has_xmm, may_be_misaligned, reads};
 use super::routines::HOST;
 use crate::decode::operand_bytes;
 
-/// Most bytes of the stack that one check covers: a wider range would cross a page's end too often.
+/// Most bytes that one check covers: a wider range would cross a page's end too often.
 const RANGE: i32 = 512;
+/// Most groups of a block.
+pub const GROUPS: usize = 4;
+
+/// Accesses at known distances from each other, which the first one's check covers.
+#[derive(Debug, Clone, Copy)]
+pub struct Group {
+    /// The first byte, from that of the first access.
+    pub low: i32,
+    pub bytes: u32,
+    /// One of them writes.
+    pub write: bool,
+    /// The first access.
+    pub first: Access,
+}
 
 /// An explicit operand in memory.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +58,8 @@ pub struct Step {
     pub operand: Option<i32>,
     /// The same of what it pushes or pops.
     pub stack: Option<i32>,
+    /// The group of its explicit operand, and whether it is the first there.
+    pub group: Option<(usize, bool)>,
     /// Somebody could see the flags that it leaves.
     pub seen: bool,
     /// Somebody could see the flags that there are after it, its own or earlier ones.
@@ -69,7 +85,8 @@ impl Step {
 
     /// An access that is checked by itself, which destroys flags, and where the block can end.
     pub fn is_checked(&self) -> bool {
-        let operand = self.access.is_some() && self.operand.is_none();
+        let covered = self.operand.is_some() || matches!(self.group, Some((_, false)));
+        let operand = self.access.is_some() && !covered;
         operand || self.moves_stack() && self.stack.is_none() || self.form == Form::Leave
     }
 
@@ -108,6 +125,7 @@ pub struct Plan {
     pub guests: Vec<(u8, u8)>,
     /// The bytes of the stack, from the first RSP on, that one check covers.
     pub stack: Option<(i32, i32)>,
+    pub groups: Vec<Group>,
     /// It has SSE instructions.
     pub vectors: bool,
 }
@@ -130,9 +148,8 @@ impl Plan {
         let homeless = || (0..16).filter(|guest| HOST[usize::from(*guest)].is_none());
         let mut wanted: Vec<u8> = homeless().filter(|guest| uses(*guest) > 0).collect();
         wanted.sort_by_key(|guest| usize::MAX - uses(*guest));
-        let others = (0..16).filter(|other| {
-            *other != RSP && HOST[usize::from(*other)].is_some() && uses(*other) == 0
-        });
+        let others =
+            (0..16).filter(|other| *other != RSP && HOST[usize::from(*other)].is_some() && uses(*other) == 0);
         let guests: Vec<(u8, u8)> = wanted.into_iter().zip(others).collect();
         let loops = self.steps.last().is_some_and(|step| {
             step.form == Form::Conditional && step.insn.near_branch_target() == self.steps[0].insn.ip()
@@ -172,6 +189,7 @@ pub fn plan(
             access: None,
             operand: None,
             stack: None,
+            group: None,
             seen: false,
             live: true,
             changes: 0,
@@ -198,7 +216,7 @@ pub fn plan(
     if grouped {
         find_stack(&mut plan);
     }
-    find_seen(&mut plan.steps);
+    find_seen(&mut plan, grouped);
     plan
 }
 
@@ -347,9 +365,81 @@ fn find_stack(plan: &mut Plan) {
     plan.stack = range;
 }
 
+/// What an explicit operand's address is made of, but for the distance; and that, from RIP at the block's
+/// start where RIP is the base.
+fn address(step: &Step, start: u64) -> Option<((Register, Register, u32), i64)> {
+    let insn = &step.insn;
+    let access = step.access?;
+    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
+    if step.operand.is_some() || access.aligned || segment || step.form == Form::Interpret {
+        return None;
+    }
+    if insn.is_ip_rel_memory_operand() {
+        let distance = insn.ip_rel_memory_address().wrapping_sub(start) as i64;
+        return Some(((Register::RIP, Register::None, 1), distance));
+    }
+    let parts = (insn.memory_base(), insn.memory_index(), insn.memory_index_scale());
+    Some((parts, i64::from(insn.memory_displacement64() as i32)))
+}
+
+/// Finds accesses at known distances from each other.
+fn find_groups(steps: &mut [Step]) -> Vec<Group> {
+    let mut groups = Vec::new();
+    steps.iter_mut().for_each(|step| step.group = None);
+    let start = steps[0].insn.ip();
+    for first in 0..steps.len() {
+        if groups.len() == GROUPS {
+            break;
+        }
+        if steps[first].group.is_some() {
+            continue;
+        }
+        let Some((parts, from)) = address(&steps[first], start) else { continue };
+        let Some(access) = steps[first].access else { continue };
+        let bit = |register: Register| match register.is_gpr() {
+            true => 1u16 << register.full_register().number(),
+            false => 0,
+        };
+        let named = bit(parts.0) | bit(parts.1);
+        let (mut low, mut high, mut write) = (0i64, i64::from(access.bytes), access.write);
+        let mut others = Vec::new();
+        for number in first..steps.len() {
+            let step = &steps[number];
+            if number > first
+                && step.group.is_none()
+                && let Some((same, at)) = address(step, start)
+                && let Some(access) = step.access
+                && same == parts
+            {
+                let wider = (low.min(at - from), high.max(at - from + i64::from(access.bytes)));
+                if wider.1 - wider.0 <= i64::from(RANGE) {
+                    (low, high) = wider;
+                    write |= access.write;
+                    others.push(number);
+                }
+            }
+            let moved = moves(step) != Some(0) && named & bit(Register::RSP) != 0;
+            if step.changes & named != 0 || moved || matches!(step.form, Form::Interpret | Form::Repeat) {
+                break;
+            }
+        }
+        if !others.is_empty() {
+            let (low, bytes) = (low as i32, (high - low) as u32);
+            others.iter().for_each(|other| steps[*other].group = Some((groups.len(), false)));
+            steps[first].group = Some((groups.len(), true));
+            groups.push(Group { low, bytes, write, first: access });
+        }
+    }
+    groups
+}
+
 /// Finds whose flags somebody could see; what cannot be kept for that is interpreted.
-fn find_seen(steps: &mut [Step]) {
+fn find_seen(plan: &mut Plan, grouped: bool) {
     loop {
+        if grouped {
+            plan.groups = find_groups(&mut plan.steps);
+        }
+        let steps = &mut plan.steps;
         let unmet = forward(steps);
         backward(steps, &unmet);
         let Some(number) = steps.iter().position(|step| step.seen && step.cannot_be_seen()) else { return };

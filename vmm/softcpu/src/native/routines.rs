@@ -57,6 +57,11 @@ pub fn parked(number: usize) -> Mem {
     Mem::base(RSP, offset_of!(Frame, parked) as i32 + 8 * number as i32)
 }
 
+/// Where the addend of a group of accesses is.
+pub fn group(number: usize) -> Mem {
+    Mem::base(RSP, offset_of!(Frame, groups) as i32 + 8 * number as i32)
+}
+
 /// Offsets in code memory.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Routines {
@@ -75,6 +80,8 @@ pub struct Routines {
     pub reads: [u32; 6],
     /// The same for writes.
     pub writes: [u32; 6],
+    /// Leaves: the access at the linear address in R12 is the first of a group that no entry covers.
+    pub group: u32,
 }
 
 /// Which of `Routines::reads` an access takes.
@@ -96,6 +103,10 @@ impl Routines {
             made.reads[number] = place(memory, |code| check(code, bytes, aligned, false, made.leave));
             made.writes[number] = place(memory, |code| check(code, bytes, aligned, true, made.leave));
         }
+        made.group = place(memory, |code| {
+            code.store(called(field!(address)), R12);
+            give_up(code, exit::GROUP, made.leave);
+        });
         memory.keep();
         made
     }

@@ -4,7 +4,7 @@ use std::ptr;
 
 use super::frame::{Frame, NONE, exit};
 use super::tier::Way;
-use super::{Block, HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, code};
+use super::{Block, Call, HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, STRAYS, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -143,6 +143,7 @@ impl Cpu {
                 frame.set_raw_flags();
                 Next::Enter(retry)
             }
+            exit::GROUP => self.find_group(native, argument as u64),
             _ => self.access(native, why, argument as u64),
         }
     }
@@ -270,26 +271,69 @@ impl Cpu {
             (frame.page, frame.addend, frame.none) = (page, addend, 0);
             return Next::Enter(code);
         }
-        if let Some(apart) = block.apart {
-            let misses = &mut native.blocks[number].misses;
-            *misses += 1;
-            if *misses == PATIENCE {
-                native.memory.replace(code, apart);
-            }
-            return Next::Enter(apart);
+        let Some(apart) = self.apart(native, number) else {
+            // SAFETY: the block is alive.
+            let first = unsafe { &*first };
+            return Next::Interpret(header(first).run, first);
+        };
+        let misses = &mut native.blocks[number].misses;
+        *misses += 1;
+        if *misses == PATIENCE {
+            native.memory.replace(code, apart);
+        }
+        Next::Enter(apart)
+    }
+
+    /// The code of a block, at RIP, that checks each of its accesses by itself.
+    fn apart(&mut self, native: &mut Native, number: usize) -> Option<u32> {
+        let block = &native.blocks[number];
+        if block.apart.is_some() {
+            return block.apart;
+        }
+        if native.memory.is_full() {
+            return None;
         }
         // SAFETY: the block is alive.
-        let first = unsafe { &*first };
-        if !native.memory.is_full()
-            && let Some(twin) = self.translate_block(native, first, Way::Apart)
-        {
-            let apart = native.blocks[twin as usize].code;
-            native.blocks[number].apart = Some(apart);
-            // With one check again it would not find the page either.
-            native.blocks[twin as usize].heat = HOT;
-            return Next::Enter(apart);
+        let first = unsafe { &*block.first };
+        let twin = self.translate_block(native, first, Way::Apart)? as usize;
+        let apart = native.blocks[twin].code;
+        native.blocks[number].apart = Some(apart);
+        // With one check again it would not find the page either.
+        native.blocks[twin].heat = HOT;
+        Some(apart)
+    }
+
+    /// The first access of a group is made possible, and the others looked for; or all is interpreted.
+    fn find_group<'a>(&mut self, native: &mut Native, after: u64) -> Next<'a> {
+        let address = native.frame().address;
+        let call = find_call(native, after);
+        let Call { retry, place, group, .. } = native.calls[call];
+        let number = place.block as usize;
+        self.unpark(&native.blocks[number], native.stack.get());
+        let block = &native.blocks[number];
+        let (vectors, revision, code) = (block.vectors, self.tlb.revision, block.code);
+        let Some(group) = group.map(|group| block.groups[group]) else {
+            return self.interpret_at(native, place);
+        };
+        self.find_page(address, u64::from(group.first.bytes), group.first.write);
+        if revision != self.tlb.revision {
+            return self.interpret_at(native, place);
         }
-        Next::Interpret(header(first).run, first)
+        let low = address.wrapping_add_signed(i64::from(group.low));
+        let fits = low % PAGE + u64::from(group.bytes) <= PAGE;
+        if fits && self.tlb.has(low, self.space, group.write) {
+            self.park(&native.blocks[number]);
+            native.frame().vectors = u32::from(vectors);
+            return Next::Enter(retry);
+        }
+        let strays = &mut native.blocks[number].strays;
+        *strays += 1;
+        let many = *strays == STRAYS;
+        let next = self.interpret_at(native, place);
+        if many && let Some(apart) = self.apart(native, number) {
+            native.memory.replace(code, apart);
+        }
+        next
     }
 
     /// An access found no entry in the TLB: one is made, or the instruction interpreted.

@@ -176,7 +176,8 @@ impl Cpu {
                 after: if call.after.0 { cold } else { hot } + call.after.1 as u32,
                 retry: hot + call.retry as u32,
                 place: place(call.number, call.flags),
-                grouped: plan.stack.is_some(),
+                grouped: plan.stack.is_some() || !plan.groups.is_empty(),
+                group: call.group,
             });
         }
         native.edges.extend(draft.edges.iter().map(|edge| {
@@ -202,6 +203,8 @@ impl Cpu {
             vectors,
             heat: 0,
             misses: 0,
+            groups: plan.groups.clone(),
+            strays: 0,
         });
         block
     }

@@ -100,7 +100,9 @@ impl Translator<'_> {
     fn keep_operands(&mut self, step: &Step, memory: Option<Mem>, bytes: usize) {
         let insn = &step.insn;
         let of = |number: u32| match insn.op_kind(number) {
-            OpKind::Register => gpr(insn.op_register(number)).filter(|guest| *guest != RSP).map(Part::Register),
+            OpKind::Register => {
+                gpr(insn.op_register(number)).filter(|guest| *guest != RSP).map(Part::Register)
+            }
             OpKind::Memory => None,
             _ => Some(Part::Constant(insn.immediate(number) as i32)),
         };

@@ -11,7 +11,7 @@ use super::emit::{Code, Mem, Opcode, R13, R14, R15, Reg, Target, cc};
 use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
-use super::plan::{Plan, Step};
+use super::plan::{Group, Plan, Step};
 use super::routines::{HOST, Routines, field, parked, spilled};
 #[cfg(feature = "planted-faults")]
 use crate::planted::Mistake;
@@ -40,6 +40,8 @@ pub struct Call {
     pub number: u8,
     /// Flags that the frame does not have yet.
     pub flags: Option<Recipe>,
+    /// Whose first access it checks.
+    pub group: Option<usize>,
 }
 
 /// A branch to another block: places of what is changed when it is linked, from the start of a part.
@@ -77,6 +79,7 @@ pub struct Translator<'a> {
     map: [Option<Reg>; 16],
     /// Guest registers that have another's instead of a place in the frame, and those others.
     guests: &'a [(u8, u8)],
+    groups: &'a [Group],
     /// Where the block begins again.
     start: usize,
     bytes: &'a [u8],
@@ -113,19 +116,14 @@ pub struct Translator<'a> {
 
 impl<'a> Translator<'a> {
     /// `hot` code is longer, and faster where the host has it in its caches.
-    pub fn new(
-        routines: &'a Routines,
-        numbers: Numbers,
-        bytes: &'a [u8],
-        rip: u64,
-        hot: bool,
-    ) -> Self {
+    pub fn new(routines: &'a Routines, numbers: Numbers, bytes: &'a [u8], rip: u64, hot: bool) -> Self {
         Self {
             out: Draft::default(),
             numbers,
             routines,
             map: HOST,
             guests: &[],
+            groups: &[],
             start: 0,
             bytes,
             rip,
@@ -157,7 +155,7 @@ impl<'a> Translator<'a> {
 
     /// Makes the block's code.
     pub fn translate(mut self, plan: &'a Plan) -> Draft {
-        (self.count, self.guests) = (plan.count, &plan.guests);
+        (self.count, self.guests, self.groups) = (plan.count, &plan.guests, &plan.groups);
         self.take_in();
         self.entry(plan);
         for (number, step) in plan.steps.iter().enumerate() {

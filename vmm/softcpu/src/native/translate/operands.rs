@@ -5,8 +5,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::{Call, Translator};
 use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, RBP, Reg, Target, cc};
 use crate::native::form::is_high;
-use crate::native::plan::Step;
-use crate::native::routines::{access_number, field, probe, spilled, test_alignment};
+use crate::native::plan::{Group, Step};
+use crate::native::routines::{access_number, field, group, probe, spilled, test_alignment};
 
 /// Where an access begins.
 #[derive(Debug, Clone, Copy)]
@@ -88,22 +88,26 @@ impl Translator<'_> {
         }
     }
 
-    /// The memory operand whose addend is in R14, for the host. R12 is lost.
+    /// The memory operand whose addend is in R14, for the host. R12 is lost, and no flag.
     pub(super) fn operand(&mut self, insn: &Instruction) -> Mem {
         let hot = &mut self.out.hot;
         let ea = Address::of(insn);
         if let Some(base) = ea.segment {
-            hot.rm(Opcode::one(0x03, true), R14, base);
+            hot.load(R12, base);
+            hot.lea(R14, Mem::sum(R14, R12, 0));
         }
         if let Some(constant) = ea.constant {
             hot.constant(R12, constant);
-            hot.rr(Opcode::one(0x03, true), R14, R12);
+            hot.lea(R14, Mem::sum(R14, R12, 0));
             return Mem::base(R14, 0);
         }
         let mut mem = Mem::base(R14, ea.disp);
         match ea.base.map(|base| (base, self.map[usize::from(base)])) {
             Some((_, Some(host))) => (mem.base, mem.index) = (Some(host), Some((R14, 0))),
-            Some((guest, None)) => hot.rm(Opcode::one(0x03, true), R14, spilled(guest)),
+            Some((guest, None)) => {
+                hot.load(R12, spilled(guest));
+                hot.lea(R14, Mem::sum(R14, R12, 0));
+            }
             None => {}
         }
         let Some((index, scale)) = ea.index else { return mem };
@@ -149,14 +153,37 @@ impl Translator<'_> {
         let (after, retry) = (cold.here(), self.retry);
         cold.jmp(Target::Hot(back));
         let (number, flags) = (self.number as u8, self.pending);
-        self.out.calls.push(Call { after: (true, after), retry, number, flags });
+        self.out.calls.push(Call { after: (true, after), retry, number, flags, group: None });
+    }
+
+    /// Checks all accesses of a group; R14 becomes the addend. R12 is lost.
+    fn check_group(&mut self, step: &Step, number: usize) {
+        let Group { low, bytes, write, .. } = self.groups[number];
+        self.address(Linear::Operand(&step.insn), false);
+        (self.addend, self.valid) = (false, 0);
+        let stub = Target::Cold(self.out.cold.here());
+        let hot = &mut self.out.hot;
+        hot.advance(R12, low);
+        probe(hot, bytes, write, |field| field);
+        hot.jcc(cc::NE, stub);
+        hot.load(R14, Mem::base(R12, 8));
+        hot.store(group(number), R14);
+        self.address(Linear::Operand(&step.insn), true);
+        let cold = &mut self.out.cold;
+        cold.call(Target::Code(self.routines.group));
+        let after = (true, cold.here());
+        // It does not return.
+        cold.byte(0xcc);
+        let (place, flags) = (self.number as u8, self.pending);
+        let group = Some(number);
+        self.out.calls.push(Call { after, retry: self.retry, number: place, flags, group });
     }
 
     pub(super) fn call(&mut self, routine: u32) {
         self.out.hot.call(Target::Code(routine));
         let (after, retry) = (self.out.hot.here(), self.retry);
         let (number, flags) = (self.number as u8, self.pending);
-        self.out.calls.push(Call { after: (false, after), retry, number, flags });
+        self.out.calls.push(Call { after: (false, after), retry, number, flags, group: None });
     }
 
     /// The explicit memory operand, once it may be accessed.
@@ -165,7 +192,14 @@ impl Translator<'_> {
         if let Some(offset) = step.operand {
             return Some(self.on_stack(offset));
         }
-        self.check(Linear::Operand(&step.insn), access.bytes, access.aligned, access.write);
+        match step.group {
+            Some((number, true)) => self.check_group(step, number),
+            Some((number, false)) => {
+                self.out.hot.load(R14, group(number));
+                self.addend = false;
+            }
+            None => self.check(Linear::Operand(&step.insn), access.bytes, access.aligned, access.write),
+        }
         Some(self.operand(&step.insn))
     }
 
