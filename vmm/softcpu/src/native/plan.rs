@@ -16,6 +16,13 @@ const RANGE: i32 = 512;
 /// Most groups of a block.
 pub const GROUPS: usize = 4;
 
+/// What one check may cover.
+#[derive(Debug, Clone, Copy)]
+pub struct Covers {
+    pub stack: bool,
+    pub groups: bool,
+}
+
 /// Accesses at known distances from each other, which the first one's check covers.
 #[derive(Debug, Clone, Copy)]
 pub struct Group {
@@ -159,13 +166,13 @@ impl Plan {
     }
 }
 
-/// Decodes `count` instructions. Without `grouped`, every access to the stack is checked by itself.
+/// Decodes `count` instructions.
 pub fn plan(
     bytes: &[u8],
     rip: u64,
     count: usize,
     sse: bool,
-    grouped: bool,
+    covers: Covers,
     factory: &mut InstructionInfoFactory,
 ) -> Plan {
     let mut plan = Plan { count, ..Plan::default() };
@@ -213,10 +220,10 @@ pub fn plan(
             break;
         }
     }
-    if grouped {
+    if covers.stack {
         find_stack(&mut plan);
     }
-    find_seen(&mut plan, grouped);
+    find_seen(&mut plan, covers.groups);
     plan
 }
 

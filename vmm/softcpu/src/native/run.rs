@@ -303,6 +303,21 @@ impl Cpu {
         Some(apart)
     }
 
+    /// Replaces a block, at RIP, by one without groups.
+    fn scatter(&mut self, native: &mut Native, number: usize) {
+        let block = &native.blocks[number];
+        // SAFETY: the block is alive.
+        let (first, code) = (unsafe { &*block.first }, block.code);
+        if !native.memory.is_full()
+            && let Some(twin) = self.translate_block(native, first, Way::Scattered)
+        {
+            let twin = &mut native.blocks[twin as usize];
+            twin.heat = HOT;
+            let scattered = twin.code;
+            native.memory.replace(code, scattered);
+        }
+    }
+
     /// The first access of a group is made possible, and the others looked for; or all is interpreted.
     fn find_group<'a>(&mut self, native: &mut Native, after: u64) -> Next<'a> {
         let address = native.frame().address;
@@ -311,7 +326,7 @@ impl Cpu {
         let number = place.block as usize;
         self.unpark(&native.blocks[number], native.stack.get());
         let block = &native.blocks[number];
-        let (vectors, revision, code) = (block.vectors, self.tlb.revision, block.code);
+        let (vectors, revision) = (block.vectors, self.tlb.revision);
         let Some(group) = group.map(|group| block.groups[group]) else {
             return self.interpret_at(native, place);
         };
@@ -326,12 +341,13 @@ impl Cpu {
             native.frame().vectors = u32::from(vectors);
             return Next::Enter(retry);
         }
+        let most = if native.is_eager() { 2 } else { STRAYS };
         let strays = &mut native.blocks[number].strays;
         *strays += 1;
-        let many = *strays == STRAYS;
+        let many = *strays == most;
         let next = self.interpret_at(native, place);
-        if many && let Some(apart) = self.apart(native, number) {
-            native.memory.replace(code, apart);
+        if many {
+            self.scatter(native, number);
         }
         next
     }

@@ -4,7 +4,7 @@ use std::ptr;
 use std::time::Instant;
 
 use super::form::Form;
-use super::plan::{self, Plan};
+use super::plan::{self, Covers, Plan};
 use super::run::header;
 use super::translate::{Draft, Numbers, Translator};
 use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Resume, Site, code};
@@ -22,11 +22,13 @@ fn now() -> Instant {
 /// How a block is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// With one check of its accesses to the stack, and calls for other accesses.
+    /// With one check of its accesses to the stack, one for each group, and calls for other accesses.
     Usual,
-    /// With checks of its own for each access.
+    /// With checks of its own for other accesses.
     Hot,
-    /// As usual, but accesses to the stack are checked each by itself.
+    /// The same without groups.
+    Scattered,
+    /// As usual, but each access is checked by itself.
     Apart,
 }
 
@@ -35,7 +37,7 @@ const USES: usize = 8;
 
 impl Native {
     /// Everything is translated at once, and half of the blocks in the way of hot ones.
-    fn is_eager(&self) -> bool {
+    pub(super) fn is_eager(&self) -> bool {
         self.threshold == 1
     }
 
@@ -122,8 +124,10 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
-        let mut plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
-        if way == Way::Hot {
+        let covers = Covers { stack: way != Way::Apart, groups: matches!(way, Way::Usual | Way::Hot) };
+        let mut plan = plan::plan(bytes, self.rip, count, sse, covers, &mut native.factory);
+        let hot = matches!(way, Way::Hot | Way::Scattered);
+        if hot {
             plan.find_guests(if native.is_eager() { 1 } else { USES });
         }
         #[cfg(feature = "planted-faults")]
@@ -132,7 +136,7 @@ impl Cpu {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
-        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, way == Way::Hot);
+        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, hot);
         #[cfg(feature = "planted-faults")]
         let draft = draft.planted(self.mistake.filter(|(mistake, _)| self.makes(*mistake)));
         let draft = draft.translate(&plan);
