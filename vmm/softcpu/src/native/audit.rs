@@ -9,7 +9,7 @@ use iced_x86::{
 };
 
 use super::frame::Frame;
-use super::plan::GROUPS;
+use super::groups::GROUPS;
 use super::routines::{Routines, field, group};
 
 /// What R14 has.

@@ -3,8 +3,8 @@
 //! A stack lies below it, for the calls of translated code and for the frames of signals.
 
 use super::flags;
+use super::groups::GROUPS;
 use super::mapping::Mapping;
-use super::plan::GROUPS;
 use crate::flags::Lazy;
 
 /// Why translated code was left.
@@ -108,7 +108,7 @@ pub struct Frame {
     pub value: u64,
     /// Guest registers whose own registers have others, while a block runs that does not name them.
     pub parked: [u64; 4],
-    /// Addends of groups of accesses, as `plan::Group` has them.
+    /// Addends of groups of accesses, as `groups` finds them.
     pub groups: [u64; GROUPS],
 }
 

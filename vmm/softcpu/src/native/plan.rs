@@ -8,31 +8,18 @@ use iced_x86::{
 
 use super::emit::RSP;
 use super::form::{Form, Producer, classify, has_xmm, may_be_misaligned, reads};
+use super::groups::{self, Group};
 use super::routines::HOST;
 use crate::decode::operand_bytes;
 
 /// Most bytes that one check covers: a wider range would cross a page's end too often.
-const RANGE: i32 = 512;
-/// Most groups of a block.
-pub const GROUPS: usize = 4;
+pub const RANGE: i32 = 512;
 
 /// What one check may cover.
 #[derive(Debug, Clone, Copy)]
 pub struct Covers {
     pub stack: bool,
     pub groups: bool,
-}
-
-/// Accesses at known distances from each other, which the first one's check covers.
-#[derive(Debug, Clone, Copy)]
-pub struct Group {
-    /// The first byte, from that of the first access.
-    pub low: i32,
-    pub bytes: u32,
-    /// One of them writes.
-    pub write: bool,
-    /// The first access.
-    pub first: Access,
 }
 
 /// An explicit operand in memory.
@@ -372,79 +359,11 @@ fn find_stack(plan: &mut Plan) {
     plan.stack = range;
 }
 
-/// What an explicit operand's address is made of, but for the distance; and that, from RIP at the block's
-/// start where RIP is the base.
-fn address(step: &Step, start: u64) -> Option<((Register, Register, u32), i64)> {
-    let insn = &step.insn;
-    let access = step.access?;
-    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
-    if step.operand.is_some() || access.aligned || segment || step.form == Form::Interpret {
-        return None;
-    }
-    if insn.is_ip_rel_memory_operand() {
-        let distance = insn.ip_rel_memory_address().wrapping_sub(start) as i64;
-        return Some(((Register::RIP, Register::None, 1), distance));
-    }
-    let parts = (insn.memory_base(), insn.memory_index(), insn.memory_index_scale());
-    Some((parts, i64::from(insn.memory_displacement64() as i32)))
-}
-
-/// Finds accesses at known distances from each other.
-fn find_groups(steps: &mut [Step]) -> Vec<Group> {
-    let mut groups = Vec::new();
-    steps.iter_mut().for_each(|step| step.group = None);
-    let start = steps[0].insn.ip();
-    for first in 0..steps.len() {
-        if groups.len() == GROUPS {
-            break;
-        }
-        if steps[first].group.is_some() {
-            continue;
-        }
-        let Some((parts, from)) = address(&steps[first], start) else { continue };
-        let Some(access) = steps[first].access else { continue };
-        let bit = |register: Register| match register.is_gpr() {
-            true => 1u16 << register.full_register().number(),
-            false => 0,
-        };
-        let named = bit(parts.0) | bit(parts.1);
-        let (mut low, mut high, mut write) = (0i64, i64::from(access.bytes), access.write);
-        let mut others = Vec::new();
-        for number in first..steps.len() {
-            let step = &steps[number];
-            if number > first
-                && step.group.is_none()
-                && let Some((same, at)) = address(step, start)
-                && let Some(access) = step.access
-                && same == parts
-            {
-                let wider = (low.min(at - from), high.max(at - from + i64::from(access.bytes)));
-                if wider.1 - wider.0 <= i64::from(RANGE) {
-                    (low, high) = wider;
-                    write |= access.write;
-                    others.push(number);
-                }
-            }
-            let moved = moves(step) != Some(0) && named & bit(Register::RSP) != 0;
-            if step.changes & named != 0 || moved || matches!(step.form, Form::Interpret | Form::Repeat) {
-                break;
-            }
-        }
-        if !others.is_empty() {
-            let (low, bytes) = (low as i32, (high - low) as u32);
-            others.iter().for_each(|other| steps[*other].group = Some((groups.len(), false)));
-            steps[first].group = Some((groups.len(), true));
-            groups.push(Group { low, bytes, write, first: access });
-        }
-    }
-    groups
-}
-
 /// Finds whose flags somebody could see; what cannot be kept for that is interpreted.
 fn find_seen(plan: &mut Plan, grouped: bool) {
     loop {
         if grouped {
-            plan.groups = find_groups(&mut plan.steps);
+            plan.groups = groups::find(&mut plan.steps);
         }
         let steps = &mut plan.steps;
         let unmet = forward(steps);

@@ -95,8 +95,8 @@ impl Translator<'_> {
         }
     }
 
-    /// Both operands, as far as they cannot be had afterwards. One in memory is loaded once, to R12, where the
-    /// instruction finds it.
+    /// Both operands, as far as they cannot be had afterwards. One in memory is loaded once, to R12, where
+    /// the instruction finds it.
     fn keep_operands(&mut self, step: &Step, memory: Option<Mem>, bytes: usize) {
         let insn = &step.insn;
         let of = |number: u32| match insn.op_kind(number) {

@@ -11,7 +11,8 @@ use super::emit::{Code, Mem, Opcode, R13, R14, R15, Reg, Target, cc};
 use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
-use super::plan::{Group, Plan, Step};
+use super::groups::Group;
+use super::plan::{Plan, Step};
 use super::routines::{HOST, Routines, field, parked, spilled};
 #[cfg(feature = "planted-faults")]
 use crate::planted::Mistake;

@@ -5,7 +5,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::{Call, Translator};
 use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, RBP, Reg, Target, cc};
 use crate::native::form::is_high;
-use crate::native::plan::{Group, Step};
+use crate::native::groups::Group;
+use crate::native::plan::Step;
 use crate::native::routines::{access_number, field, group, probe, spilled, test_alignment};
 
 /// Where an access begins.
