@@ -9,7 +9,8 @@ use iced_x86::{
 };
 
 use super::frame::Frame;
-use super::routines::{Routines, field};
+use super::groups::GROUPS;
+use super::routines::{Routines, field, group};
 
 /// What R14 has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +104,18 @@ fn after(insn: &Instruction, before: Addend, slot: Slot) -> Addend {
     let of_frame = insn.memory_base() == Register::RSP && insn.memory_index() == Register::None;
     match insn.mnemonic() {
         Mnemonic::Mov if of_frame && insn.memory_displacement64() == offset(field!(addend)) => Addend::Yes,
+        Mnemonic::Mov if of_frame && is_group(insn) => Addend::Yes,
         Mnemonic::Mov if insn.memory_base() == Register::R12 && slot == Slot::Hit => Addend::Yes,
         // The rest of the address.
         Mnemonic::Add if insn.op0_register() == Register::R14 => before,
         Mnemonic::Lea if insn.memory_base() == Register::R14 => before,
         _ => Addend::No,
     }
+}
+
+/// Whether the field of the frame is the addend of a group.
+fn is_group(insn: &Instruction) -> bool {
+    (0..GROUPS).any(|number| insn.memory_displacement64() == offset(group(number)))
 }
 
 fn is_allowed(insn: &Instruction, r14: Addend, slot: Slot) -> bool {
