@@ -12,6 +12,7 @@ mod guest;
 mod interrupts;
 mod long;
 mod memory;
+mod mistakes;
 mod planted;
 mod privilege;
 mod run;
