@@ -1,8 +1,8 @@
 //! A guest of the software processor's tests as a kernel that `lockstep` boots.
 //!
 //! ```text
-//!  ELF, at 2 MiB: start ─▶ tables of its own ─▶ copies RAM to 0 ─▶ jumps to STUB, as the guest's tables have it
-//!  STUB: the guest's tables, control registers, MSRs, GDT, IDT, TSS, segments, registers ─▶ IRETQ to its code
+//!  ELF, at 2 MiB: start ─▶ tables of its own ─▶ copies RAM to 0 ─▶ STUB, where the guest's tables have it
+//!  STUB: the guest's tables, control registers, MSRs, GDT, IDT, TSS, segments, registers ─▶ IRETQ
 //! ```
 //!
 //! Where the guest's last interrupt halts, the machine is switched off.

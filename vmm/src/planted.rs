@@ -11,8 +11,8 @@
 //! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
 //! | the names of `softcpu::Mistake` | the translator makes the mistake |
 //!
-//! `LOCKSTEP_ODD_FORM` = a name of `iced_x86::Code` has translators make nothing of that form: the self-test is
-//! to refuse it.
+//! `LOCKSTEP_ODD_FORM` = a name of `iced_x86::Code` has translators make nothing of that form: the self-test
+//! is to refuse it.
 
 use std::sync::{Once, OnceLock};
 

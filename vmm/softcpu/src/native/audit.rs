@@ -1,10 +1,10 @@
 //! Reads translated code as the host's processor will, and refuses what could reach beyond guest memory: in
 //! builds with debug assertions, and where a test asks for it, for every block.
 //!
-//! All ways through both parts of a block are followed, with what R12 and R14 have on each. Memory operands may
-//! only be fields of the frame, slots of the jump cache, or sums with an addend that a check left in R14 which
-//! was for as many bytes, and for a store if it is one. Branches lead into the block, to routines, and where
-//! the jump cache says.
+//! All ways through both parts of a block are followed, with what R12 and R14 have on each. Memory operands
+//! may only be fields of the frame, slots of the jump cache, or sums with an addend that a check left in R14
+//! which was for as many bytes, and for a store if it is one. Branches lead into the block, to routines, and
+//! where the jump cache says.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,

@@ -1,8 +1,8 @@
 //! Whether this host's processor makes of each form that is copied what the interpreter makes of it.
 //!
-//! A program of samples (`samples`) is run by the interpreter and translated, and what they leave is compared:
-//! once per process, before the first block is translated. A form whose results differ is not copied in this
-//! process. Digests of the results are pinned by tests, so that hosts of all kinds agree.
+//! A program of samples (`samples`) is run by the interpreter and translated, and what they leave is
+//! compared: once per process, before the first block is translated. A form whose results differ is not
+//! copied in this process. Digests of the results are pinned by tests, so that hosts of all kinds agree.
 
 use std::sync::OnceLock;
 

@@ -1,3 +1,5 @@
+//! What every host has to reproduce, and what the self-test costs.
+
 use std::collections::BTreeSet;
 
 use super::*;

@@ -1,4 +1,5 @@
-//! Guests that show a mistake of the translator, each by what they do; their number varies where and how often.
+//! Guests that show a mistake of the translator, each by what they do; their number varies where and how
+//! often.
 
 use iced_x86::code_asm::*;
 use softcpu::Mistake;
