@@ -5,16 +5,16 @@
 //! ```
 //!
 //! Its operands are taken from RBX on: eight general registers, then four XMM registers. An operand in memory
-//! is at RBP. Results go to the stack, downwards from RSP.
+//! is at RBP. Results go to the stack, downwards from RSP. Each page of it ends with a HLT.
 
 use std::ops::Range;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpCodeOperandKind as Kind, OpKind, Register,
+    Code, Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory, MandatoryPrefix,
+    Mnemonic, OpAccess, OpCodeInfo, OpCodeOperandKind as Kind, OpCodeTableKind, Register,
 };
 
-use super::form::{Form, Producer, classify, has_xmm, reads};
+use super::form::{Form, Place, Producer, classify, has_xmm, reads};
 use crate::ram::PAGE;
 
 /// How much of it there is.
@@ -59,8 +59,9 @@ const GROUP: usize = 320;
 const CONDITIONS: [u8; 5] = [2, 10, 4, 8, 0];
 /// P, BE, L: of all of them.
 const BRIEF_CONDITIONS: [u8; 3] = [10, 6, 12];
-/// A jump to the next page, at the end of each.
-const JUMP: usize = 5;
+/// HLT, and a jump to the next page, at the end of each: what begins with a run's first step is translated up
+/// to its end.
+const END: usize = 6;
 
 /// Approximations, which hosts compute each as it likes.
 fn is_approximate(mnemonic: Mnemonic) -> bool {
@@ -74,7 +75,6 @@ pub fn program(start: u64, extent: Extent) -> Program {
         out: Program { bytes: Vec::new(), samples: Vec::new(), results: 0 },
         start,
         extent,
-        encoder: Encoder::new(64),
         factory: InstructionInfoFactory::new(),
         group: 0,
     };
@@ -100,7 +100,6 @@ struct Maker {
     out: Program,
     start: u64,
     extent: Extent,
-    encoder: Encoder,
     factory: InstructionInfoFactory,
     /// Where the results of the present group begin.
     group: usize,
@@ -123,8 +122,8 @@ impl Maker {
         for memory in places {
             let mut found = false;
             for immediate in immediates {
-                if let Some(insn) = self.instruction(code, *memory, *immediate) {
-                    self.sample(&insn, *memory);
+                if let Some((insn, bytes)) = self.instruction(code, *memory, *immediate) {
+                    self.samples(&insn, &bytes, *memory);
                     found = true;
                 }
             }
@@ -132,52 +131,48 @@ impl Maker {
             if !found
                 && choice
                 && self.extent == Extent::Brief
-                && let Some(insn) = self.instruction(code, true, immediates[0])
+                && let Some((insn, bytes)) = self.instruction(code, true, immediates[0])
             {
-                self.sample(&insn, true);
+                self.samples(&insn, &bytes, true);
             }
         }
     }
 
     /// The form with operands, decoded from its bytes, if it is copied.
-    fn instruction(&mut self, code: Code, memory: bool, immediate: u8) -> Option<Instruction> {
-        let op = code.op_code();
-        let mut insn = Instruction::default();
-        insn.set_code(code);
-        let mut vectors = 0;
-        for number in 0..op.op_count() {
-            let kind = op.op_kind(number);
-            if kind == Kind::mem || memory && is_choice(kind) {
-                insn.set_op_kind(number, OpKind::Memory);
-                insn.set_memory_base(Register::RBP);
-                insn.set_memory_displ_size(1);
-            } else if !set_immediate(&mut insn, number, kind, immediate) {
-                insn.set_op_kind(number, OpKind::Register);
-                insn.set_op_register(number, register(kind, number, &mut vectors));
-            }
-        }
-        if insn.op0_kind() == OpKind::NearBranch64 {
-            insn.set_near_branch64(self.start + 5);
-        }
-        if !is_copied(classify(&insn, true).0) {
-            return None;
-        }
-        self.encoder.encode(&insn, self.start).ok()?;
-        let bytes = self.encoder.take_buffer();
+    fn instruction(&self, code: Code, memory: bool, immediate: u8) -> Option<(Instruction, Vec<u8>)> {
+        let bytes = encode(code.op_code(), memory, immediate);
         let insn = Decoder::with_ip(64, &bytes, self.start, DecoderOptions::NONE).decode();
-        (insn.code() == code && is_copied(classify(&insn, true).0)).then_some(insn)
+        let whole = insn.code() == code && insn.len() == bytes.len();
+        (whole && is_copied(classify(&insn, true).0)).then_some((insn, bytes))
     }
 
-    fn sample(&mut self, insn: &Instruction, memory: bool) {
+    /// With its flags seen, and not. Forms whose flags cannot be kept are not copied where they are seen.
+    fn samples(&mut self, insn: &Instruction, bytes: &[u8], memory: bool) {
+        let seen: &[bool] = match (classify(insn, true).1, self.extent) {
+            (Producer::None, _) => &[false],
+            (Producer::Double | Producer::RotateCl, Extent::Brief) => &[false],
+            (_, Extent::Brief) => &[true],
+            (_, Extent::Full) => &[true, false],
+        };
+        seen.iter().for_each(|seen| self.sample(insn, bytes, memory, *seen));
+    }
+
+    fn sample(&mut self, insn: &Instruction, bytes: &[u8], memory: bool, seen: bool) {
         let first = self.out.results;
         let mut code = self.before(insn, memory);
-        self.encoder.encode(insn, self.start).expect("it was encoded once");
-        code.extend(self.encoder.take_buffer());
+        code.extend(bytes);
         if insn.is_jcc_short() {
             // inc rsi: not if it branches
             code.extend([0x48, 0xff, 0xc6]);
         }
-        let results = self.after(insn, memory, &mut code);
+        if !seen && classify(insn, true).1 != Producer::None {
+            // test esi, esi
+            code.extend([0x85, 0xf6]);
+        }
+        let results = self.after(insn, memory, seen, &mut code);
+        if results == 0 {
+            return;
+        }
         self.out.results += results;
         self.place(&code);
         let results = first..first + results;
@@ -231,19 +226,19 @@ impl Maker {
             code.extend([0x0f, 0xae, 0x53, MXCSR]);
         }
         if classify(insn, true).1 != Producer::None || reads(insn) != 0 {
-            code.extend([0x80, 0x7b, FLAGS, 0x55]);
+            code.extend([0x80, 0x7b, FLAGS, 0xd5]);
         }
         code
     }
 
     /// What comes after it; how many bytes of results there are.
-    fn after(&mut self, insn: &Instruction, memory: bool, code: &mut Vec<u8>) -> usize {
+    fn after(&mut self, insn: &Instruction, memory: bool, seen: bool, code: &mut Vec<u8>) -> usize {
         let mut results = 0;
         let mut push = |code: &mut Vec<u8>, bytes: &[u8]| {
             code.extend(bytes);
             results += 8;
         };
-        if classify(insn, true).1 != Producer::None {
+        if seen {
             // Those that the host has as they are defined are taken from it.
             let conditions = match self.extent {
                 Extent::Brief => &BRIEF_CONDITIONS[..],
@@ -277,6 +272,11 @@ impl Maker {
         if self.has_mxcsr(insn) {
             push(code, &[0x6a, 0, 0x0f, 0xae, 0x1c, 0x24]);
         }
+        if results % 16 != 0 {
+            // Else a vector's result could cross a page's end, and the rest of its block be interpreted.
+            code.push(0x55);
+            results += 8;
+        }
         results
     }
 
@@ -288,10 +288,10 @@ impl Maker {
     fn place(&mut self, code: &[u8]) {
         let bytes = &mut self.out.bytes;
         let room = PAGE as usize - bytes.len() % PAGE as usize;
-        if room < code.len() + 2 + JUMP {
-            bytes.push(0xe9);
-            bytes.extend(((room - JUMP) as u32).to_le_bytes());
-            bytes.resize(bytes.len() + room - JUMP, 0xcc);
+        if room < code.len() + 2 + END {
+            bytes.extend([0xf4, 0xe9]);
+            bytes.extend(((room - END) as u32).to_le_bytes());
+            bytes.resize(bytes.len() + room - END, 0xcc);
         } else if self.out.results - self.group > GROUP {
             self.group = self.out.results;
             bytes.extend([0xeb, 0]);
@@ -301,7 +301,7 @@ impl Maker {
 }
 
 /// Whether the host's own instruction makes the result.
-fn is_copied(form: Form) -> bool {
+pub fn is_copied(form: Form) -> bool {
     use Form as F;
     matches!(form, F::Copy | F::Lea | F::Exchange | F::BitScan | F::Divide | F::Conditional)
 }
@@ -327,57 +327,97 @@ fn is_usable(kind: Kind) -> bool {
         || matches!(kind, K::imm8sex16 | K::imm8sex32 | K::imm8sex64)
 }
 
-/// The register of an operand: RSI, RDI; XMM1, XMM2.
-fn register(kind: Kind, number: u32, vectors: &mut u32) -> Register {
-    use Kind as K;
+/// The number of an operand's register: RSI, RDI; XMM1, XMM2.
+fn register(kind: Kind, number: u32, vectors: &mut u8) -> u8 {
     if is_vector(kind) {
         *vectors += 1;
-        return Register::XMM0 + *vectors;
+        return *vectors;
     }
-    let from = |first: Register| first + (6 + number % 2);
+    6 + (number % 2) as u8
+}
+
+/// Immediates and branch targets: how many bytes of a wide one.
+fn immediate_bytes(kind: Kind) -> usize {
+    use Kind as K;
     match kind {
-        K::al => Register::AL,
-        K::cl => Register::CL,
-        K::ax => Register::AX,
-        K::dx => Register::DX,
-        K::eax => Register::EAX,
-        K::rax => Register::RAX,
-        K::r8_or_mem | K::r8_reg | K::r8_opcode if number.is_multiple_of(2) => Register::SIL,
-        K::r8_or_mem | K::r8_reg | K::r8_opcode => Register::DIL,
-        K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => from(Register::AX),
-        K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode => from(Register::EAX),
-        _ => from(Register::RAX),
+        K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::br64_1 => 1,
+        K::imm16 => 2,
+        K::imm32 | K::imm32sex64 => 4,
+        K::imm64 => 8,
+        _ => 0,
     }
 }
 
-/// Immediates and branch targets; false for all others.
-fn set_immediate(insn: &mut Instruction, number: u32, kind: Kind, value: u8) -> bool {
-    use Kind as K;
+/// The bytes of a form (SDM vol. 2, chapter 2). iced's encoder would take longer than all else to begin with.
+fn encode(op: &OpCodeInfo, memory: bool, immediate: u8) -> Vec<u8> {
     const WIDE: u64 = 0x8765_4321_fedc_ba98;
-    let kind = match kind {
-        K::imm8 | K::imm8_const_1 => OpKind::Immediate8,
-        K::imm8sex16 => OpKind::Immediate8to16,
-        K::imm8sex32 => OpKind::Immediate8to32,
-        K::imm8sex64 => OpKind::Immediate8to64,
-        K::imm16 => OpKind::Immediate16,
-        K::imm32 => OpKind::Immediate32,
-        K::imm32sex64 => OpKind::Immediate32to64,
-        K::imm64 => OpKind::Immediate64,
-        K::br64_1 => OpKind::NearBranch64,
-        _ => return false,
-    };
-    insn.set_op_kind(number, kind);
-    match kind {
-        OpKind::Immediate8 if insn.op_code().op_kind(number) == K::imm8_const_1 => insn.set_immediate8(1),
-        OpKind::Immediate8 => insn.set_immediate8(value),
-        OpKind::Immediate8to16 => insn.set_immediate8to16(value.cast_signed().into()),
-        OpKind::Immediate8to32 => insn.set_immediate8to32(value.cast_signed().into()),
-        OpKind::Immediate8to64 => insn.set_immediate8to64(value.cast_signed().into()),
-        OpKind::Immediate16 => insn.set_immediate16(WIDE as u16),
-        OpKind::Immediate32 => insn.set_immediate32(WIDE as u32),
-        OpKind::Immediate32to64 => insn.set_immediate32to64((WIDE as i32).into()),
-        OpKind::Immediate64 => insn.set_immediate64(WIDE),
-        _ => {}
+    let (mut rex, mut modrm, mut in_opcode) = (0u8, None, 0);
+    let mut immediates = Vec::new();
+    let mut vectors = 0;
+    if op.operand_size() == 64 {
+        rex |= 0x48;
     }
-    true
+    for number in 0..op.op_count() {
+        let kind = op.op_kind(number);
+        let in_memory = kind == Kind::mem || memory && is_choice(kind);
+        let of_bytes = matches!(kind, Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode);
+        if of_bytes && !in_memory {
+            rex |= 0x40;
+        }
+        match place_of(kind) {
+            // [rbp]
+            Place::Rm if in_memory => modrm = Some(modrm.unwrap_or(0) | 0x45),
+            Place::Rm => modrm = Some(modrm.unwrap_or(0) | 0xc0 | register(kind, number, &mut vectors)),
+            Place::Reg => modrm = Some(modrm.unwrap_or(0) | register(kind, number, &mut vectors) << 3),
+            Place::Opcode => in_opcode = register(kind, number, &mut vectors),
+            Place::Other => match immediate_bytes(kind) {
+                0 => {}
+                // Over INC RSI.
+                1 if kind == Kind::br64_1 => immediates.push(3),
+                1 => immediates.push(immediate),
+                count => immediates.extend(&WIDE.to_le_bytes()[..count]),
+            },
+        }
+    }
+    if let Ok(digit) = u8::try_from(op.group_index()) {
+        modrm = modrm.map(|modrm| modrm | digit << 3);
+    }
+    let mut bytes = Vec::with_capacity(15);
+    bytes.extend((op.operand_size() == 16).then_some(0x66));
+    bytes.extend(match op.mandatory_prefix() {
+        MandatoryPrefix::P66 => Some(0x66),
+        MandatoryPrefix::PF3 => Some(0xf3),
+        MandatoryPrefix::PF2 => Some(0xf2),
+        _ => None,
+    });
+    bytes.extend((rex != 0).then_some(rex));
+    bytes.extend(match op.table() {
+        OpCodeTableKind::T0F => &[0x0f][..],
+        OpCodeTableKind::T0F38 => &[0x0f, 0x38],
+        OpCodeTableKind::T0F3A => &[0x0f, 0x3a],
+        _ => &[],
+    });
+    let opcode = op.op_code().to_be_bytes();
+    bytes.extend(&opcode[4 - op.op_code_len() as usize..]);
+    if let Some(last) = bytes.last_mut() {
+        *last |= in_opcode;
+    }
+    if let Some(modrm) = modrm {
+        bytes.push(modrm);
+        bytes.extend((modrm & 0xc0 == 0x40).then_some(0));
+    }
+    bytes.extend(immediates);
+    bytes
+}
+
+fn place_of(kind: Kind) -> Place {
+    use Kind as K;
+    match kind {
+        K::mem => Place::Rm,
+        _ if is_choice(kind) => Place::Rm,
+        K::r16_rm | K::r32_rm | K::r64_rm | K::xmm_rm => Place::Rm,
+        K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg | K::xmm_reg => Place::Reg,
+        K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => Place::Opcode,
+        _ => Place::Other,
+    }
 }

@@ -133,8 +133,9 @@ impl Cpu {
     /// What planted mistakes make of a plan.
     #[cfg(feature = "planted-faults")]
     fn plant_in(&self, mut plan: Plan) -> Plan {
-        if let Some(odd) = crate::planted::odd_form() {
-            let is_odd = |step: &&mut plan::Step| step.form == Form::Copy && step.insn.code() == odd;
+        if let Some(odd) = self.odd_form {
+            let is_odd =
+                |step: &&mut plan::Step| step.insn.code() == odd && super::samples::is_copied(step.form);
             plan.steps.iter_mut().filter(is_odd).for_each(|step| step.form = Form::Nothing);
         }
         if self.makes(crate::planted::Mistake::LostEdgeFlag) {
