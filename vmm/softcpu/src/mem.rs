@@ -128,6 +128,12 @@ impl Tlb {
         (entry.tag == address & !OFFSET | space).then_some(entry.addend)
     }
 
+    /// Whether the entry for `address` is there.
+    pub(crate) fn has(&self, address: u64, space: u64, write: bool) -> bool {
+        let entry = if write { &self.write[write_slot(address)] } else { &self.read[read_slot(address)] };
+        entry.tag == address & !OFFSET | space
+    }
+
     fn forget_writes(&mut self, host_page: u64) {
         self.revision += 1;
         for entry in &mut self.write {

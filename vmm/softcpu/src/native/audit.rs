@@ -12,7 +12,9 @@ use iced_x86::{
 };
 
 use super::frame::Frame;
-use super::routines::{Routines, field};
+use super::groups::GROUPS;
+use super::plan::RANGE;
+use super::routines::{Routines, field, group};
 
 /// Of an access that was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +57,11 @@ enum Slot {
 struct Known {
     r14: Addend,
     slot: Slot,
+    /// What the frame has of groups of accesses.
+    groups: [Option<Right>; GROUPS],
 }
 
-const NOTHING: Known = Known { r14: Addend::No, slot: Slot::No };
+const NOTHING: Known = Known { r14: Addend::No, slot: Slot::No, groups: [None; GROUPS] };
 
 impl Known {
     /// What is known where two ways meet.
@@ -65,6 +69,7 @@ impl Known {
         Self {
             r14: if self.r14 == other.r14 { self.r14 } else { Addend::No },
             slot: if self.slot == other.slot { self.slot } else { Slot::No },
+            groups: std::array::from_fn(|n| self.groups[n].filter(|of| other.groups[n] == Some(*of))),
         }
     }
 }
@@ -75,10 +80,13 @@ pub struct Parts<'a> {
     pub cold: (&'a [u8], u32),
     /// Offsets in code memory at which it is entered, beside its start.
     pub entries: Vec<u32>,
+    /// What follows calls, and where the block is entered again if they leave.
+    pub retries: Vec<(u32, u32)>,
 }
 
 struct Audit<'a> {
     routines: &'a Routines,
+    retries: &'a [(u32, u32)],
     code: Vec<Instruction>,
     known: Vec<Option<Known>>,
     factory: InstructionInfoFactory,
@@ -91,7 +99,8 @@ pub fn audit(parts: &Parts, routines: &Routines) -> Result<(), String> {
         code.extend(&mut Decoder::with_ip(64, bytes, u64::from(at), DecoderOptions::NONE));
     }
     let known = vec![None; code.len()];
-    let mut audit = Audit { routines, code, known, factory: InstructionInfoFactory::new() };
+    let mut audit =
+        Audit { routines, retries: &parts.retries, code, known, factory: InstructionInfoFactory::new() };
     let start = parts.hot.1;
     audit.follow(parts.entries.iter().copied().chain([start]).map(u64::from))
 }
@@ -173,9 +182,20 @@ impl Audit<'_> {
                 Ok(())
             }
             FlowControl::Call => {
+                // What groups there are stay there.
+                let retry = self.retries.iter().find(|(after, _)| u64::from(*after) == insn.next_ip());
+                if let Some((_, retry)) = retry {
+                    let retry = self.number(u64::from(*retry))?;
+                    self.reach(retry, Known { groups: before.groups, ..NOTHING }, open);
+                }
+                if insn.near_branch_target() == u64::from(self.routines.group) {
+                    return Ok(());
+                }
                 let known = self.called(insn.near_branch_target())?;
-                falls(self, known, open)
+                falls(self, Known { groups: before.groups, ..known }, open)
             }
+            // Behind a call that does not return.
+            FlowControl::Interrupt if insn.code() == Code::Int3 => Ok(()),
             FlowControl::IndirectBranch if before.slot == Slot::Code => Ok(()),
             _ => Err(format!("{insn} at {:#x} leads anywhere", insn.ip())),
         }
@@ -188,7 +208,7 @@ impl Audit<'_> {
         for (write, checks) in [(false, routines.reads), (true, routines.writes)] {
             if let Some(number) = checks.iter().position(|check| u64::from(*check) == target) {
                 let right = Right { bytes: bytes[number], write };
-                return Ok(Known { r14: Addend::Of(right), slot: Slot::No });
+                return Ok(Known { r14: Addend::Of(right), ..NOTHING });
             }
         }
         let others = [routines.restore, routines.load_vectors].map(u64::from);
@@ -244,6 +264,14 @@ impl Audit<'_> {
         {
             after.slot = Slot::Compared(Right { bytes, write });
         }
+        for (number, known) in after.groups.iter_mut().enumerate() {
+            if is_field(insn, group(number)) && insn.op0_kind() == OpKind::Memory {
+                *known = match before.r14 {
+                    Addend::Of(right) if insn.op1_register() == Register::R14 => Some(right),
+                    _ => None,
+                };
+            }
+        }
         if self.writes(insn, Register::R12) {
             after.slot = slot_after(insn, before.slot);
         }
@@ -286,8 +314,11 @@ fn addend_after(insn: &Instruction, before: Known) -> Addend {
     match (insn.mnemonic(), before.slot, before.r14) {
         _ if insn.op0_register() != Register::R14 => Addend::No,
         (Mnemonic::Mov, _, _) if is_field(insn, field!(addend)) => Addend::Stack,
+        (Mnemonic::Mov, _, _) if group_of(insn).is_some() => {
+            group_of(insn).and_then(|number| before.groups[number]).map_or(Addend::No, Addend::Of)
+        }
         (Mnemonic::Mov, Slot::Hit(right), _) if of_entry => Addend::Of(right),
-        (Mnemonic::Lea, _, _) if of_entry && reach < 16 => Addend::Last(reach + 1),
+        (Mnemonic::Lea, _, _) if of_entry && reach < RANGE as usize => Addend::Last(reach + 1),
         // Its page, and the space.
         (Mnemonic::And | Mnemonic::Or, _, Addend::Last(bytes)) => Addend::Last(bytes),
         // The rest of the address.
@@ -295,6 +326,11 @@ fn addend_after(insn: &Instruction, before: Known) -> Addend {
         (Mnemonic::Lea, _, of @ (Addend::Of(_) | Addend::Stack)) if insn.memory_base() == Register::R14 => of,
         _ => Addend::No,
     }
+}
+
+/// The group whose addend the field of the frame is.
+fn group_of(insn: &Instruction) -> Option<usize> {
+    (0..GROUPS).find(|number| is_field(insn, group(*number)))
 }
 
 fn is_allowed(insn: &Instruction, right: Right, known: Known) -> bool {

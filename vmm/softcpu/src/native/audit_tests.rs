@@ -17,6 +17,7 @@ fn routines() -> Routines {
         restore: 0x400,
         reads: numbers(0x1000),
         writes: numbers(0x2000),
+        group: 0x500,
     }
 }
 
@@ -41,7 +42,10 @@ fn audited(make: impl FnOnce(&mut Code, &mut Code)) -> Result<(), String> {
     make(&mut hot, &mut cold);
     hot.jmp(Target::Code(routines().leave));
     let (hot, cold) = (placed(&hot, HOT), placed(&cold, COLD));
-    audit(&Parts { hot: (&hot, HOT), cold: (&cold, COLD), entries: Vec::new() }, &routines())
+    audit(
+        &Parts { hot: (&hot, HOT), cold: (&cold, COLD), entries: Vec::new(), retries: Vec::new() },
+        &routines(),
+    )
 }
 
 #[track_caller]

@@ -7,6 +7,7 @@ pub const RAX: Reg = 0;
 pub const RCX: Reg = 1;
 pub const RDX: Reg = 2;
 pub const RSP: Reg = 4;
+pub const RBP: Reg = 5;
 pub const R12: Reg = 12;
 pub const R13: Reg = 13;
 pub const R14: Reg = 14;

@@ -39,6 +39,12 @@ pub mod kind {
     pub const SAR: u32 = 44;
     /// The low half a of a product, and its carry.
     pub const MUL: u32 = 48;
+    /// The sum a, of something and b.
+    pub const SUM: u32 = 52;
+    /// The difference a, of something less b.
+    pub const DIFFERENCE: u32 = 56;
+    /// Above all of them.
+    pub const END: u32 = 60;
 }
 
 /// What replaces CF, or CF and OF, afterwards. With operand sizes, as kinds.
@@ -50,6 +56,47 @@ pub mod overlay {
     pub const ROL: u32 = 4;
     /// ROR left `rotated`.
     pub const ROR: u32 = 8;
+}
+
+/// Where an operand or result is from which flags follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// In its field of the frame.
+    Stored,
+    /// A guest register's value. Not RSP's.
+    Register(u8),
+    /// Sign-extended.
+    Constant(i32),
+}
+
+/// What the frame's flags are to be, while that is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipe {
+    pub kind: u32,
+    pub a: Part,
+    pub b: Part,
+}
+
+impl Recipe {
+    /// Guest registers that it takes values of, a bit each.
+    pub fn registers(&self) -> u16 {
+        [self.a, self.b].iter().fold(0, |all, part| match part {
+            Part::Register(guest) => all | 1 << guest,
+            _ => all,
+        })
+    }
+
+    /// Stores them.
+    pub fn apply(&self, frame: &mut Frame, regs: &[u64]) {
+        (frame.kind, frame.overlay) = (self.kind, overlay::NONE);
+        for (part, field) in [(self.a, &mut frame.a), (self.b, &mut frame.b)] {
+            match part {
+                Part::Stored => {}
+                Part::Register(guest) => *field = regs[usize::from(guest)],
+                Part::Constant(value) => *field = value as u64,
+            }
+        }
+    }
 }
 
 /// Applies an expression to the width in a kind's low two bits.
@@ -67,6 +114,18 @@ macro_rules! by_width {
 fn binary<K: Binary, W: Word>(frame: &Frame) -> Lazy {
     let mut flags = Lazy::from_rflags(frame.carry & CF);
     K::apply(&mut flags, W::of(frame.a), W::of(frame.b));
+    flags
+}
+
+fn sum<W: Word>(frame: &Frame) -> Lazy {
+    let mut flags = Lazy::default();
+    Add::apply(&mut flags, W::of(frame.a.wrapping_sub(frame.b)), W::of(frame.b));
+    flags
+}
+
+fn difference<W: Word>(frame: &Frame) -> Lazy {
+    let mut flags = Lazy::default();
+    Cmp::apply(&mut flags, W::of(frame.a.wrapping_add(frame.b)), W::of(frame.b));
     flags
 }
 
@@ -123,6 +182,8 @@ pub fn interpret(frame: &Frame) -> Lazy {
         kind::SHL => by_width!(frame.kind, shift::<Shl>, frame),
         kind::SHR => by_width!(frame.kind, shift::<Shr>, frame),
         kind::SAR => by_width!(frame.kind, shift::<Sar>, frame),
+        kind::SUM => by_width!(frame.kind, sum, frame),
+        kind::DIFFERENCE => by_width!(frame.kind, difference, frame),
         _ => by_width!(frame.kind, product, frame),
     };
     match frame.overlay & !3 {

@@ -83,6 +83,11 @@ impl Producer {
         !matches!(self, P::None | P::Inc | P::Dec | P::ShiftCl(_) | P::Rotate(..) | P::RotateCl | P::Bit)
     }
 
+    /// Replaces some of them.
+    pub fn is_partial(self) -> bool {
+        self != Producer::None && !self.is_full()
+    }
+
     /// Which flags the host has as they are defined, after it; `before` it had those.
     pub fn valid(self, before: u64, bits: u32) -> u64 {
         use Producer as P;

@@ -3,6 +3,7 @@
 //! A stack lies below it, for the calls of translated code and for the frames of signals.
 
 use super::flags;
+use super::groups::GROUPS;
 use super::mapping::Mapping;
 use crate::flags::Lazy;
 
@@ -26,6 +27,9 @@ pub mod exit {
     /// An access of the call that returns to `argument` found no entry in the TLB; bits 0–2 are
     /// `routines::access_number`.
     pub const ACCESS: u32 = 16;
+    /// The first access of a group, of the call that returns to `argument`, found no entry in the TLB that
+    /// covers the group.
+    pub const GROUP: u32 = 7;
     /// Of `ACCESS`: it is a write.
     pub const WRITE: u32 = 8;
 }
@@ -102,6 +106,10 @@ pub struct Frame {
     pub argument: u64,
     /// A value on its way between two accesses of an instruction.
     pub value: u64,
+    /// Guest registers whose own registers have others, while a block runs that does not name them.
+    pub parked: [u64; 4],
+    /// Addends of groups of accesses, as `groups` finds them.
+    pub groups: [u64; GROUPS],
 }
 
 /// `Frame::none` of a frame without a page of the stack.

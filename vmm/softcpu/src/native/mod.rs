@@ -20,6 +20,7 @@ mod emit;
 mod flags;
 mod form;
 mod frame;
+mod groups;
 mod mapping;
 mod perf_map;
 mod plan;
@@ -36,7 +37,9 @@ use std::io;
 use iced_x86::InstructionInfoFactory;
 
 use self::code::CodeMemory;
+use self::flags::Recipe;
 use self::frame::{Frame, JUMP_BITS, Jump, Stack, jump_slot};
+use self::groups::Group;
 use self::perf_map::PerfMap;
 use self::routines::Routines;
 pub use self::run::install;
@@ -56,6 +59,10 @@ const RELINK: u32 = 64;
 struct Block {
     first: *const Op,
     rip: u64,
+    /// Instructions, of the block's first ones.
+    count: u64,
+    /// As `Plan::guests`.
+    guests: Vec<(u8, u8)>,
     /// Of the code that checks the stack once, and of that which does not.
     code: u32,
     apart: Option<u32>,
@@ -67,11 +74,17 @@ struct Block {
     heat: u32,
     /// How often its stack's page could not be had.
     misses: u32,
+    groups: Vec<Group>,
+    /// How often no page covered a group.
+    strays: u32,
 }
 
 /// Of `Block::misses`, before the block checks its accesses to the stack apart for good: one that only reads
 /// there may never find a page that may be written.
 const PATIENCE: u32 = 32;
+
+/// The same of `Block::strays`: an array's elements that lie across pages are few.
+const STRAYS: u32 = 1024;
 
 const HOT: u32 = u32::MAX;
 
@@ -84,9 +97,16 @@ impl Block {
 }
 
 /// Where the interpreter goes on.
-struct Site {
+#[derive(Clone, Copy)]
+struct Place {
     block: u32,
     op: u16,
+    /// Flags that the frame does not have yet.
+    flags: Option<Recipe>,
+}
+
+struct Site {
+    place: Place,
     popped: u32,
     /// How to go on behind the instruction.
     resume: Option<Resume>,
@@ -101,12 +121,15 @@ struct Resume {
     op: u16,
 }
 
+#[derive(Clone, Copy)]
 struct Call {
     after: u32,
     retry: u32,
-    site: Site,
-    /// Its block checked the stack.
+    place: Place,
+    /// Its block may have checked what is accessed afterwards.
     grouped: bool,
+    /// Whose first access it checks.
+    group: Option<usize>,
 }
 
 struct Edge {

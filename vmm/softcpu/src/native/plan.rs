@@ -6,11 +6,21 @@ use iced_x86::{
     Register,
 };
 
+use super::emit::RSP;
 use super::form::{Form, Producer, classify, has_xmm, may_be_misaligned, reads};
+use super::groups::{self, Group};
+use super::routines::HOST;
 use crate::decode::operand_bytes;
 
-/// Most bytes of the stack that one check covers: a wider range would cross a page's end too often.
-const RANGE: i32 = 512;
+/// Most bytes that one check covers: a wider range would cross a page's end too often.
+pub const RANGE: i32 = 512;
+
+/// What one check may cover.
+#[derive(Debug, Clone, Copy)]
+pub struct Covers {
+    pub stack: bool,
+    pub groups: bool,
+}
 
 /// An explicit operand in memory.
 #[derive(Debug, Clone, Copy)]
@@ -42,8 +52,15 @@ pub struct Step {
     pub operand: Option<i32>,
     /// The same of what it pushes or pops.
     pub stack: Option<i32>,
+    /// The group of its explicit operand, and whether it is the first there.
+    pub group: Option<(usize, bool)>,
     /// Somebody could see the flags that it leaves.
     pub seen: bool,
+    /// Somebody could see the flags that there are after it, its own or earlier ones.
+    pub live: bool,
+    /// General registers that it may write, a bit each; and that it names or takes.
+    pub changes: u16,
+    pub touches: u16,
     /// Somebody in the block reads them.
     pub used: bool,
 }
@@ -62,7 +79,8 @@ impl Step {
 
     /// An access that is checked by itself, which destroys flags, and where the block can end.
     pub fn is_checked(&self) -> bool {
-        let operand = self.access.is_some() && self.operand.is_none();
+        let covered = self.operand.is_some() || matches!(self.group, Some((_, false)));
+        let operand = self.access.is_some() && !covered;
         operand || self.moves_stack() && self.stack.is_none() || self.form == Form::Leave
     }
 
@@ -94,15 +112,21 @@ impl Step {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub steps: Vec<Step>,
+    /// Instructions that it counts.
+    pub count: usize,
+    /// Guest registers that get the host's register of another, which the block does not name, and those
+    /// others.
+    pub guests: Vec<(u8, u8)>,
     /// The bytes of the stack, from the first RSP on, that one check covers.
     pub stack: Option<(i32, i32)>,
+    pub groups: Vec<Group>,
     /// It has SSE instructions.
     pub vectors: bool,
 }
 
-#[cfg(any(debug_assertions, feature = "planted-faults"))]
 impl Plan {
     /// Bytes up to the end of its last instruction.
+    #[cfg(any(debug_assertions, feature = "planted-faults"))]
     pub fn end(&self) -> usize {
         self.steps.last().map_or(0, |step| step.end)
     }
@@ -113,18 +137,39 @@ impl Plan {
         let last = self.steps.iter_mut().rev().find(|step| step.producer != Producer::None);
         last.into_iter().for_each(|step| step.seen = false);
     }
+
+    /// Gives guest registers that the host has none for those of others, if they are named so often, or in a
+    /// loop, which gives them back once, at its end.
+    pub fn find_guests(&mut self, least: usize) {
+        let interpreted = |step: &Step| matches!(step.form, Form::Interpret | Form::Repeat);
+        if self.steps.iter().any(interpreted) {
+            return;
+        }
+        let uses = |guest: u8| self.steps.iter().filter(|step| step.touches >> guest & 1 != 0).count();
+        let homeless = || (0..16).filter(|guest| HOST[usize::from(*guest)].is_none());
+        let mut wanted: Vec<u8> = homeless().filter(|guest| uses(*guest) > 0).collect();
+        wanted.sort_by_key(|guest| usize::MAX - uses(*guest));
+        let others =
+            (0..16).filter(|other| *other != RSP && HOST[usize::from(*other)].is_some() && uses(*other) == 0);
+        let guests: Vec<(u8, u8)> = wanted.into_iter().zip(others).collect();
+        let loops = self.steps.last().is_some_and(|step| {
+            step.form == Form::Conditional && step.insn.near_branch_target() == self.steps[0].insn.ip()
+        });
+        let worth = |(guest, _): &(u8, u8)| loops || uses(*guest) >= least;
+        self.guests = guests.into_iter().take_while(worth).collect();
+    }
 }
 
-/// Decodes `count` instructions. Without `grouped`, every access to the stack is checked by itself.
+/// Decodes `count` instructions.
 pub fn plan(
     bytes: &[u8],
     rip: u64,
     count: usize,
     sse: bool,
-    grouped: bool,
+    covers: Covers,
     factory: &mut InstructionInfoFactory,
 ) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { count, ..Plan::default() };
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     for _ in 0..count {
         let start = decoder.position();
@@ -145,7 +190,11 @@ pub fn plan(
             access: None,
             operand: None,
             stack: None,
+            group: None,
             seen: false,
+            live: true,
+            changes: 0,
+            touches: 0,
             used: false,
         };
         if form == Form::Repeat {
@@ -157,12 +206,18 @@ pub fn plan(
             step.immediate = (offsets.immediate_offset(), offsets.immediate_size());
         }
         note_accesses(&mut step, factory);
+        let loops = step.form == Form::Conditional && insn.near_branch_target() == rip;
         plan.steps.push(step);
+        if loops {
+            // What follows a loop is another block.
+            plan.count = plan.steps.len();
+            break;
+        }
     }
-    if grouped {
+    if covers.stack {
         find_stack(&mut plan);
     }
-    find_seen(&mut plan.steps);
+    find_seen(&mut plan, covers.groups);
     plan
 }
 
@@ -193,6 +248,7 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
     {
         step.read |= 3;
     }
+    (step.changes, step.touches) = registers(step);
     if matches!(step.form, Form::Lea | Form::Nothing | Form::Interpret) {
         return;
     }
@@ -200,6 +256,45 @@ fn note_accesses(step: &mut Step, factory: &mut InstructionInfoFactory) {
         let bytes = insn.memory_size().size() as u32;
         Access { bytes, write, aligned: bytes == 16 && !may_be_misaligned(insn) }
     });
+}
+
+/// General registers that an instruction may write; and all that it names or takes.
+fn registers(step: &Step) -> (u16, u16) {
+    use iced_x86::Mnemonic as M;
+    const RAX: u16 = 1;
+    const RCX: u16 = 2;
+    const RDX: u16 = 4;
+    const RBP: u16 = 32;
+    let insn = &step.insn;
+    let mut changes = match insn.mnemonic() {
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg => RAX,
+        M::Pcmpistri | M::Pcmpestri => RCX,
+        M::Leave => RBP,
+        _ => 0,
+    };
+    let mut touches = match insn.mnemonic() {
+        M::Pcmpestri | M::Pcmpestrm => RAX | RDX,
+        _ => changes,
+    };
+    let bit = |register: Register| match register.is_gpr() {
+        true => 1 << register.full_register().number(),
+        false => 0,
+    };
+    for number in 0..insn.op_count() {
+        match insn.op_kind(number) {
+            OpKind::Register => {
+                let named = bit(insn.op_register(number));
+                touches |= named;
+                if step.written >> number & 1 != 0 {
+                    changes |= named;
+                }
+            }
+            OpKind::Memory => touches |= bit(insn.memory_base()) | bit(insn.memory_index()),
+            _ => {}
+        }
+    }
+    (changes, touches | changes)
 }
 
 /// How far an instruction moves RSP, if that is known.
@@ -272,8 +367,12 @@ fn find_stack(plan: &mut Plan) {
 }
 
 /// Finds whose flags somebody could see; what cannot be kept for that is interpreted.
-fn find_seen(steps: &mut [Step]) {
+fn find_seen(plan: &mut Plan, grouped: bool) {
     loop {
+        if grouped {
+            plan.groups = groups::find(&mut plan.steps);
+        }
+        let steps = &mut plan.steps;
         let unmet = forward(steps);
         backward(steps, &unmet);
         let Some(number) = steps.iter().position(|step| step.seen && step.cannot_be_seen()) else { return };
@@ -320,6 +419,7 @@ fn backward(steps: &mut [Step], unmet: &[bool]) {
     let mut seen = true;
     for (step, unmet) in steps.iter_mut().zip(unmet).rev() {
         step.seen = false;
+        step.live = seen;
         if step.producer != Producer::None {
             step.seen = seen;
             if step.producer.is_full() {

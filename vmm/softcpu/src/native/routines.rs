@@ -52,6 +52,16 @@ pub fn spilled(guest: u8) -> Mem {
     Mem::base(RSP, field + 8 * i32::from(guest - 8))
 }
 
+/// Where the guest register is whose register has the value of another, the block's `number`th.
+pub fn parked(number: usize) -> Mem {
+    Mem::base(RSP, offset_of!(Frame, parked) as i32 + 8 * number as i32)
+}
+
+/// Where the addend of a group of accesses is.
+pub fn group(number: usize) -> Mem {
+    Mem::base(RSP, offset_of!(Frame, groups) as i32 + 8 * number as i32)
+}
+
 /// Offsets in code memory.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Routines {
@@ -70,6 +80,8 @@ pub struct Routines {
     pub reads: [u32; 6],
     /// The same for writes.
     pub writes: [u32; 6],
+    /// Leaves: the access at the linear address in R12 is the first of a group that no entry covers.
+    pub group: u32,
 }
 
 /// Which of `Routines::reads` an access takes.
@@ -91,6 +103,10 @@ impl Routines {
             made.reads[number] = place(memory, |code| check(code, bytes, aligned, false, made.leave));
             made.writes[number] = place(memory, |code| check(code, bytes, aligned, true, made.leave));
         }
+        made.group = place(memory, |code| {
+            code.store(called(field!(address)), R12);
+            give_up(code, exit::GROUP, made.leave);
+        });
         memory.keep();
         made
     }
@@ -294,6 +310,16 @@ pub fn restore_kind(code: &mut Code, of: u32, field: impl Fn(Mem) -> Mem) -> boo
             code.load(R12, a);
             code.rm(sized(0x02), R12, b);
         }
+        kind::SUM => {
+            code.load(R12, a);
+            code.rm(sized(0x2a), R12, b);
+            code.rm(sized(0x02), R12, b);
+        }
+        kind::DIFFERENCE => {
+            code.load(R12, a);
+            code.rm(sized(0x02), R12, b);
+            code.rm(sized(0x2a), R12, b);
+        }
         kind::LOGIC => {
             code.load(R12, a);
             code.rr(sized(0x84), R12, R12);
@@ -319,7 +345,7 @@ pub fn restore_kind(code: &mut Code, of: u32, field: impl Fn(Mem) -> Mem) -> boo
 fn restore(code: &mut Code, leave: u32) {
     let mut bodies = Vec::new();
     let mut table = Code::default();
-    for of in 0..kind::MUL + 4 {
+    for of in 0..kind::END {
         let mut body = Code::default();
         if restore_kind(&mut body, of, called) {
             body.byte(0xc3);

@@ -2,9 +2,9 @@
 
 use std::ptr;
 
-use super::frame::{NONE, exit};
+use super::frame::{Frame, NONE, exit};
 use super::tier::Way;
-use super::{HOT, NEVER, Native, PATIENCE, Page, RELINK, Resume, SLICE, Site, code};
+use super::{Block, Call, HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, STRAYS, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -134,13 +134,32 @@ impl Cpu {
             exit::FLAGS => {
                 let call = find_call(native, argument as u64);
                 let call = &native.calls[call];
-                let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+                self.unpark(&native.blocks[call.place.block as usize], native.stack.get());
+                let (retry, block) = (call.retry, &native.blocks[call.place.block as usize]);
+                self.park(block);
+                let vectors = block.vectors;
                 let frame = native.frame();
                 frame.vectors = u32::from(vectors);
                 frame.set_raw_flags();
                 Next::Enter(retry)
             }
+            exit::GROUP => self.find_group(native, argument as u64),
             _ => self.access(native, why, argument as u64),
+        }
+    }
+
+    /// Gives the guest registers of a block that was left in its middle their own values.
+    fn unpark(&mut self, block: &Block, frame: &Frame) {
+        for ((guest, other), parked) in block.guests.iter().zip(frame.parked) {
+            self.regs[usize::from(*guest)] = self.regs[usize::from(*other)];
+            self.regs[usize::from(*other)] = parked;
+        }
+    }
+
+    /// The reverse, before it is entered there again.
+    fn park(&mut self, block: &Block) {
+        for (guest, other) in &block.guests {
+            self.regs[usize::from(*other)] = self.regs[usize::from(*guest)];
         }
     }
 
@@ -163,17 +182,19 @@ impl Cpu {
 
     /// Has the instruction of a site interpreted, and what follows it unless that is translated.
     fn interpret<'a>(&mut self, native: &mut Native, number: usize) -> Next<'a> {
+        let place = native.sites[number].place;
+        let next = self.interpret_at(native, place);
         let site = &native.sites[number];
-        let next = self.interpret_at(native, site);
         let Some(Resume { ops, code, op }) = &site.resume else {
             return match next {
                 Next::Interpret(run, op) => self.end_block(native, run, op),
                 next => next,
             };
         };
-        let block = &native.blocks[site.block as usize];
-        let (first, op) = (block.op(0), block.op(*op));
+        let block = &native.blocks[place.block as usize];
+        let op = block.op(*op);
         let (code, vectors, revision, limit) = (*code, block.vectors, self.tlb.revision, self.limit);
+        let count = block.count;
         self.flags = native.stack.get().flags();
         // Nothing follows by itself.
         (self.limit, self.resumed) = (0, false);
@@ -187,8 +208,8 @@ impl Cpu {
         if revision != self.tlb.revision || exec::sse_control::traps(self) {
             return Next::Interpret(op.run, op);
         }
-        self.retired = self.retired.wrapping_add(header(first).imm);
-        native.count(header(first).imm - u64::from(op.number));
+        self.retired = self.retired.wrapping_add(count);
+        native.count(count - u64::from(op.number));
         native.frame().vectors = u32::from(vectors);
         Next::Enter(code)
     }
@@ -215,20 +236,23 @@ impl Cpu {
         self.go_on(native, self.rip, None)
     }
 
-    fn interpret_at<'a>(&mut self, native: &Native, site: &Site) -> Next<'a> {
-        let block = &native.blocks[site.block as usize];
-        let (first, op) = (block.op(0), block.op(site.op));
+    fn interpret_at<'a>(&mut self, native: &mut Native, place: Place) -> Next<'a> {
+        if let Some(recipe) = place.flags {
+            recipe.apply(native.frame(), &self.regs);
+        }
+        let block = &native.blocks[place.block as usize];
+        let (first, op) = (block.op(0), block.op(place.op));
         self.rip = block.rip;
-        // The whole block was counted.
-        self.retired = self.retired.wrapping_sub(header(first).imm);
-        native.count(u64::from(op.number).wrapping_sub(header(first).imm));
-        let run = if site.op == 0 { header(first).run } else { op.run };
+        // All of it was counted.
+        self.retired = self.retired.wrapping_sub(block.count);
+        native.count(u64::from(op.number).wrapping_sub(block.count));
+        let run = if place.op == 0 { header(first).run } else { op.run };
         Next::Interpret(run, op)
     }
 
     /// The block of a site needs its stack's page.
     fn find_stack<'a>(&mut self, native: &mut Native, site: usize) -> Next<'a> {
-        let number = native.sites[site].block as usize;
+        let number = native.sites[site].place.block as usize;
         let block = &native.blocks[number];
         let (low, high, code, first) = (block.low, block.high, block.code, block.first);
         let address = self.regs[4].wrapping_add_signed(i64::from(low));
@@ -247,32 +271,93 @@ impl Cpu {
             (frame.page, frame.addend, frame.none) = (page, addend, 0);
             return Next::Enter(code);
         }
-        if let Some(apart) = block.apart {
-            let misses = &mut native.blocks[number].misses;
-            *misses += 1;
-            if *misses == PATIENCE {
-                native.memory.replace(code, apart);
-            }
-            return Next::Enter(apart);
+        let Some(apart) = self.apart(native, number) else {
+            // SAFETY: the block is alive.
+            let first = unsafe { &*first };
+            return Next::Interpret(header(first).run, first);
+        };
+        let misses = &mut native.blocks[number].misses;
+        *misses += 1;
+        if *misses == PATIENCE {
+            native.memory.replace(code, apart);
+        }
+        Next::Enter(apart)
+    }
+
+    /// The code of a block, at RIP, that checks each of its accesses by itself.
+    fn apart(&mut self, native: &mut Native, number: usize) -> Option<u32> {
+        let block = &native.blocks[number];
+        if block.apart.is_some() {
+            return block.apart;
+        }
+        if native.memory.is_full() {
+            return None;
         }
         // SAFETY: the block is alive.
-        let first = unsafe { &*first };
+        let first = unsafe { &*block.first };
+        let twin = self.translate_block(native, first, Way::Apart)? as usize;
+        let apart = native.blocks[twin].code;
+        native.blocks[number].apart = Some(apart);
+        // With one check again it would not find the page either.
+        native.blocks[twin].heat = HOT;
+        Some(apart)
+    }
+
+    /// Replaces a block, at RIP, by one without groups.
+    fn scatter(&mut self, native: &mut Native, number: usize) {
+        let block = &native.blocks[number];
+        // SAFETY: the block is alive.
+        let (first, code) = (unsafe { &*block.first }, block.code);
         if !native.memory.is_full()
-            && let Some(twin) = self.translate_block(native, first, Way::Apart)
+            && let Some(twin) = self.translate_block(native, first, Way::Scattered)
         {
-            let apart = native.blocks[twin as usize].code;
-            native.blocks[number].apart = Some(apart);
-            // With one check again it would not find the page either.
-            native.blocks[twin as usize].heat = HOT;
-            return Next::Enter(apart);
+            let twin = &mut native.blocks[twin as usize];
+            twin.heat = HOT;
+            let scattered = twin.code;
+            native.memory.replace(code, scattered);
         }
-        Next::Interpret(header(first).run, first)
+    }
+
+    /// The first access of a group is made possible, and the others looked for; or all is interpreted.
+    fn find_group<'a>(&mut self, native: &mut Native, after: u64) -> Next<'a> {
+        let address = native.frame().address;
+        let call = find_call(native, after);
+        let Call { retry, place, group, .. } = native.calls[call];
+        let number = place.block as usize;
+        self.unpark(&native.blocks[number], native.stack.get());
+        let block = &native.blocks[number];
+        let (vectors, revision) = (block.vectors, self.tlb.revision);
+        let Some(group) = group.map(|group| block.groups[group]) else {
+            return self.interpret_at(native, place);
+        };
+        self.find_page(address, u64::from(group.first.bytes), group.first.write);
+        if revision != self.tlb.revision {
+            return self.interpret_at(native, place);
+        }
+        let low = address.wrapping_add_signed(i64::from(group.low));
+        let fits = low % PAGE + u64::from(group.bytes) <= PAGE;
+        if fits && self.tlb.has(low, self.space, group.write) {
+            self.park(&native.blocks[number]);
+            native.frame().vectors = u32::from(vectors);
+            return Next::Enter(retry);
+        }
+        let most = if native.is_eager() { 2 } else { STRAYS };
+        let strays = &mut native.blocks[number].strays;
+        *strays += 1;
+        let many = *strays == most;
+        let next = self.interpret_at(native, place);
+        if many {
+            self.scatter(native, number);
+        }
+        next
     }
 
     /// An access found no entry in the TLB: one is made, or the instruction interpreted.
     fn access<'a>(&mut self, native: &mut Native, why: u32, after: u64) -> Next<'a> {
         let address = native.frame().address;
         let call = find_call(native, after);
+        let block = native.calls[call].place.block as usize;
+        self.unpark(&native.blocks[block], native.stack.get());
         let revision = self.tlb.revision;
         let (bytes, aligned) = if why & 7 == 5 { (16, true) } else { (1 << (why & 7), false) };
         let right = !aligned || address.is_multiple_of(bytes);
@@ -280,9 +365,12 @@ impl Cpu {
         let call = &native.calls[call];
         // What the search revoked, the block may have looked at already.
         if !found || call.grouped && revision != self.tlb.revision {
-            return self.interpret_at(native, &call.site);
+            let place = call.place;
+            return self.interpret_at(native, place);
         }
-        let (retry, vectors) = (call.retry, native.blocks[call.site.block as usize].vectors);
+        let (retry, block) = (call.retry, &native.blocks[call.place.block as usize]);
+        self.park(block);
+        let vectors = block.vectors;
         let frame = native.frame();
         frame.vectors = u32::from(vectors);
         if revision != self.tlb.revision {

@@ -4,10 +4,10 @@ use std::ptr;
 use std::time::Instant;
 
 use super::form::Form;
-use super::plan::{self, Plan};
+use super::plan::{self, Covers, Plan};
 use super::run::header;
 use super::translate::{Draft, Numbers, Translator};
-use super::{Block, Call, Edge, HOT, NEVER, Native, Resume, Site, code};
+use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Resume, Site, code};
 use crate::Cpu;
 use crate::cpu::mode;
 use crate::op::Op;
@@ -22,15 +22,25 @@ fn now() -> Instant {
 /// How a block is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// With one check of its accesses to the stack, and calls for other accesses.
+    /// With one check of its accesses to the stack, one for each group, and calls for other accesses.
     Usual,
-    /// With checks of its own for each access.
+    /// With checks of its own for other accesses.
     Hot,
-    /// As usual, but accesses to the stack are checked each by itself.
+    /// The same without groups.
+    Scattered,
+    /// As usual, but each access is checked by itself.
     Apart,
 }
 
+/// How often a block names a guest register that the host has none for, before it gets that of another.
+const USES: usize = 8;
+
 impl Native {
+    /// Everything is translated at once, and half of the blocks in the way of hot ones.
+    pub(super) fn is_eager(&self) -> bool {
+        self.threshold == 1
+    }
+
     fn note_call(&mut self, call: Call) {
         let first = &mut self.first_calls[code::granule(call.after)];
         // What was there before everything was dropped is behind the last, or not of this place.
@@ -66,7 +76,8 @@ impl Cpu {
         }
         // SAFETY: the block ran last, and nothing was dropped since.
         let first = unsafe { &*first };
-        let state = match self.translate_block(&mut native, first, Way::Usual) {
+        let way = if native.is_eager() && self.rip.count_ones() & 1 != 0 { Way::Hot } else { Way::Usual };
+        let state = match self.translate_block(&mut native, first, way) {
             Some(block) => native.memory.address(native.blocks[block as usize].code),
             None => NEVER,
         };
@@ -78,7 +89,7 @@ impl Cpu {
     /// translated again.
     #[cold]
     pub(super) fn heat(&mut self, native: &mut Native, site: usize) {
-        let number = native.sites[site].block as usize;
+        let number = native.sites[site].place.block as usize;
         let block = &mut native.blocks[number];
         if block.heat == HOT {
             return;
@@ -113,14 +124,19 @@ impl Cpu {
         let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
-        let plan = plan::plan(bytes, self.rip, count, sse, way != Way::Apart, &mut native.factory);
+        let covers = Covers { stack: way != Way::Apart, groups: matches!(way, Way::Usual | Way::Hot) };
+        let mut plan = plan::plan(bytes, self.rip, count, sse, covers, &mut native.factory);
+        let hot = matches!(way, Way::Hot | Way::Scattered);
+        if hot {
+            plan.find_guests(if native.is_eager() { 1 } else { USES });
+        }
         #[cfg(feature = "planted-faults")]
         let plan = self.plant_in(plan);
         if plan.steps.iter().all(|step| matches!(step.form, Form::Interpret | Form::Repeat)) {
             return None;
         }
         let numbers = Numbers { sites: native.sites.len(), edges: native.edges.len() };
-        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, count, way == Way::Hot);
+        let draft = Translator::new(&native.routines, numbers, bytes, self.rip, hot);
         #[cfg(feature = "planted-faults")]
         let draft = draft.planted(self.mistake.filter(|(mistake, _)| self.makes(*mistake)));
         let draft = draft.translate(&plan);
@@ -134,8 +150,11 @@ impl Cpu {
     #[cfg(feature = "planted-faults")]
     fn plant_in(&self, mut plan: Plan) -> Plan {
         if let Some(odd) = self.odd_form {
-            let is_odd =
-                |step: &&mut plan::Step| step.insn.code() == odd && super::samples::is_copied(step.form);
+            // The first access of a group is made: it checks others.
+            let is_odd = |step: &&mut plan::Step| {
+                let first = step.group.is_some_and(|(_, first)| first);
+                step.insn.code() == odd && super::samples::is_copied(step.form) && !first
+            };
             plan.steps.iter_mut().filter(is_odd).for_each(|step| step.form = Form::Nothing);
         }
         if self.makes(crate::planted::Mistake::LostEdgeFlag) {
@@ -158,7 +177,7 @@ impl Cpu {
         }
         let block = native.blocks.len() as u32;
         let ops = first_ops(first, header(first).imm as usize);
-        let site = |number: u8, popped| Site { block, op: ops[usize::from(number)], popped, resume: None };
+        let place = |number: u8, flags| Place { block, op: ops[usize::from(number)], flags };
         native.sites.extend(draft.sites.iter().map(|s| {
             let next = ops.get(usize::from(s.number) + 1);
             let resume = s.resume.zip(next).and_then(|(code, op)| {
@@ -167,14 +186,15 @@ impl Cpu {
                     self.decode_single(&step.insn, &bytes[step.start..step.end], s.number, step.start)?;
                 Some(Resume { ops, code: hot + code as u32, op: *op })
             });
-            Site { resume, ..site(s.number, s.popped) }
+            Site { place: place(s.number, s.flags), popped: s.popped, resume }
         }));
         for call in &draft.calls {
             native.note_call(Call {
                 after: if call.after.0 { cold } else { hot } + call.after.1 as u32,
                 retry: hot + call.retry as u32,
-                site: site(call.number, 0),
-                grouped: plan.stack.is_some(),
+                place: place(call.number, call.flags),
+                grouped: plan.stack.is_some() || !plan.groups.is_empty(),
+                group: call.group,
             });
         }
         native.edges.extend(draft.edges.iter().map(|edge| {
@@ -183,7 +203,7 @@ impl Cpu {
             Edge { jump: if in_cold { cold } else { hot } + at as u32, guard }
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
-        let (rip, vectors) = (self.rip, plan.vectors);
+        let (rip, vectors, count) = (self.rip, plan.vectors, plan.count as u64);
         if let Some(map) = &native.perf_map {
             map.note(native.memory.address(hot), draft.hot.here(), rip, "");
             map.note(native.memory.address(cold), draft.cold.here(), rip, " slow");
@@ -191,6 +211,8 @@ impl Cpu {
         native.blocks.push(Block {
             first,
             rip,
+            count,
+            guests: plan.guests.clone(),
             code: hot,
             apart: None,
             low,
@@ -198,6 +220,8 @@ impl Cpu {
             vectors,
             heat: 0,
             misses: 0,
+            groups: plan.groups.clone(),
+            strays: 0,
         });
         block
     }
@@ -212,16 +236,27 @@ impl Cpu {
     }
 }
 
+/// Where a call ends, in code memory.
+#[cfg(any(debug_assertions, feature = "planted-faults"))]
+fn call_end((in_cold, at): (bool, usize), hot: u32, cold: u32) -> u32 {
+    at as u32 + if in_cold { cold } else { hot }
+}
+
 /// Refuses a block that could reach beyond guest memory.
 #[cfg(any(debug_assertions, feature = "planted-faults"))]
 fn audit_block(native: &Native, (hot, cold): (u32, u32), draft: &Draft, guest: &[u8]) {
     let resumed = draft.sites.iter().filter_map(|site| site.resume);
-    let entries = draft.calls.iter().map(|call| call.retry).chain(resumed).map(|at| hot + at as u32);
+    let entries = resumed.map(|at| hot + at as u32);
     let found = draft.edges.iter().filter_map(|edge| edge.guard).map(|(_, _, find)| cold + find as u32);
     let parts = super::audit::Parts {
         hot: (native.memory.bytes(hot, draft.hot.here()), hot),
         cold: (native.memory.bytes(cold, draft.cold.here()), cold),
         entries: entries.chain(found).collect(),
+        retries: draft
+            .calls
+            .iter()
+            .map(|call| (call_end(call.after, hot, cold), hot + call.retry as u32))
+            .collect(),
     };
     if let Err(what) = super::audit::audit(&parts, &native.routines) {
         panic!("translated code reaches anywhere: {what}, of {guest:x?}");

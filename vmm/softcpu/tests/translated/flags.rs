@@ -5,10 +5,10 @@ use iced_x86::code_asm::*;
 use crate::guest::{CODE, CODE_AT, Guest, IRQ, assemble};
 use crate::run::{Event, check_at_every_count};
 
-type Producer = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+pub type Producer = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// By name, each with what it keeps of the flags before it.
-const PRODUCERS: &[(&str, Producer)] = &[
+pub const PRODUCERS: &[(&str, Producer)] = &[
     ("add", |a| a.add(rax, rdx)),
     ("add m", |a| a.add(dword_ptr(rbx + 8), eax)),
     ("adc", |a| a.adc(ax, dx)),

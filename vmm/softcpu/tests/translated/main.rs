@@ -8,6 +8,7 @@
 //! | `LOCKSTEP_LONG_STEPS` | steps of the long runs (200000) |
 
 mod flags;
+mod groups;
 mod guest;
 mod interrupts;
 mod long;

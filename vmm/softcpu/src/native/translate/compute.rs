@@ -3,13 +3,13 @@
 use iced_x86::{Instruction, MandatoryPrefix, Mnemonic, OpKind, Register};
 
 use super::Translator;
-use super::operands::{Address, Value, gpr, load_sized, register, sized};
+use super::operands::{Address, Linear, Value, gpr, load_sized, sized};
 use crate::decode::operand_bytes;
 use crate::flags::CF;
-use crate::native::emit::{Mem, Opcode, R12, R14, R15, RAX, RCX, RDX, Reg, cc};
+use crate::native::emit::{Mem, Opcode, R12, R14, R15, RAX, RBP, RCX, RDX, Reg, cc};
 use crate::native::form::{Place, Producer, is_high, place};
 use crate::native::plan::{Step, moves};
-use crate::native::routines::{HOST, field, spilled};
+use crate::native::routines::{field, spilled};
 
 /// The parts of an instruction's encoding.
 struct Encoding {
@@ -51,6 +51,10 @@ impl Fields {
 
 impl Translator<'_> {
     pub(super) fn copy(&mut self, step: &Step) {
+        let carried = matches!(step.producer, Producer::Inc | Producer::Dec) && step.seen;
+        if step.producer.is_partial() && step.seen && !carried {
+            self.settle();
+        }
         if step.producer == Producer::Bit && step.seen && self.kept.is_none() {
             // One overlay does not go over another.
             self.out.hot.rm(Opcode::one(0x83, false), 7, field!(overlay));
@@ -62,7 +66,6 @@ impl Translator<'_> {
         if self.moves_unseen(step) {
             return;
         }
-        let carried = matches!(step.producer, Producer::Inc | Producer::Dec) && step.seen;
         if carried {
             // The check of an access loses it.
             self.bring_flags(CF, false);
@@ -83,6 +86,8 @@ impl Translator<'_> {
         }
         if step.seen {
             self.before(step, memory);
+        } else if step.producer != Producer::None {
+            (self.kept, self.pending) = (None, None);
         }
         self.emit(step, memory, None);
         self.loaded = false;
@@ -93,8 +98,6 @@ impl Translator<'_> {
         self.valid = step.producer.valid(self.valid, step.bits());
         if step.seen {
             self.after(step, memory);
-        } else if step.producer != Producer::None {
-            self.kept = None;
         }
     }
 
@@ -135,7 +138,7 @@ impl Translator<'_> {
         self.out.hot.store_constant(field!(kind), (of | bytes.trailing_zeros()) as i32);
         self.out.hot.land(none);
         self.emit(step, memory, None);
-        (self.kept, self.valid) = (None, 0);
+        (self.kept, self.kind, self.valid) = (None, None, 0);
     }
 
     /// The instruction itself. `opcode` replaces its own.
@@ -145,7 +148,7 @@ impl Translator<'_> {
         if let Some(opcode) = opcode {
             encoding.opcode = Opcode { wide: encoding.opcode.wide, ..opcode };
         }
-        let turned = turns(step, &encoding.opcode);
+        let turned = self.turns(step, &encoding.opcode);
         if turned {
             encoding.opcode.bytes[0] ^= 2;
         }
@@ -160,7 +163,7 @@ impl Translator<'_> {
             at => at,
         };
         let in_reg = (0..insn.op_count()).find(|number| place(*number) == Place::Reg);
-        if in_reg.is_some_and(|number| is_spilled(insn, number)) {
+        if in_reg.is_some_and(|number| self.is_spilled(insn, number)) {
             fields.scratch = R14;
         }
         fields.in_place = op.length == 1 && step.producer != Producer::Bit;
@@ -198,7 +201,7 @@ impl Translator<'_> {
         let mut byte = false;
         if register.is_gpr() {
             let guest = register.full_register().number() as u8;
-            host = match HOST[usize::from(guest)] {
+            host = match self.map[usize::from(guest)] {
                 _ if is_high(register) => guest + 4,
                 Some(host) => host,
                 // In memory, a bit's number would reach beyond the operand; and a result of 32 bits clears
@@ -236,7 +239,7 @@ impl Translator<'_> {
         let insn = &step.insn;
         let wide = insn.op0_register().size() == 8;
         let guest = insn.op0_register().full_register().number() as u8;
-        let to = HOST[usize::from(guest)].unwrap_or(R12);
+        let to = self.map[usize::from(guest)].unwrap_or(R12);
         let ea = Address::of(&{
             let mut plain = *insn;
             plain.set_segment_prefix(Register::None);
@@ -261,7 +264,7 @@ impl Translator<'_> {
             }
             self.hot().rm(Opcode::one(0x8d, wide), to, mem);
         }
-        if HOST[usize::from(guest)].is_none() {
+        if self.map[usize::from(guest)].is_none() {
             self.hot().store(spilled(guest), to);
         }
     }
@@ -282,7 +285,7 @@ impl Translator<'_> {
             let op = sized(0x86, bytes);
             self.hot().rr(op, x, y);
             for (guest, host) in [(a, x), (b, y)] {
-                if HOST[usize::from(guest)].is_none() {
+                if self.map[usize::from(guest)].is_none() {
                     self.hot().store(spilled(guest), host);
                 }
             }
@@ -292,7 +295,7 @@ impl Translator<'_> {
         let register = insn.op_register(number);
         let bytes = register.size();
         let Some(guest) = gpr(register) else { return self.interpret(None) };
-        match HOST[usize::from(guest)] {
+        match self.map[usize::from(guest)] {
             Some(host) => {
                 let hot = &mut self.out.hot;
                 load_sized(hot, R12, memory, bytes);
@@ -352,6 +355,7 @@ impl Translator<'_> {
         self.emit(&plain, memory, Some(opcode));
         self.out.hot.land(none);
         self.valid = crate::flags::ZF;
+        (self.kept, self.pending) = (None, None);
         if step.seen {
             self.after(step, memory);
         }
@@ -396,7 +400,7 @@ impl Translator<'_> {
     pub(super) fn push(&mut self, step: &Step) {
         let insn = &step.insn;
         let from = match insn.op0_kind() {
-            OpKind::Register => register(insn.op0_register()),
+            OpKind::Register => self.register(insn.op0_register()),
             OpKind::Memory => {
                 let Some(memory) = self.access(step) else { return self.interpret(None) };
                 self.addend = false;
@@ -423,38 +427,37 @@ impl Translator<'_> {
             self.flushed = self.rsp;
             return;
         }
-        let to = HOST[usize::from(guest)].unwrap_or(R12);
+        let to = self.map[usize::from(guest)].unwrap_or(R12);
         self.out.hot.load(to, from);
-        if HOST[usize::from(guest)].is_none() {
+        if self.map[usize::from(guest)].is_none() {
             self.out.hot.store(spilled(guest), to);
         }
         self.move_stack(step, 8);
     }
 
     pub(super) fn leave(&mut self) {
-        const RBP: Reg = 5;
-        self.out.hot.mov(R12, RBP);
-        self.check(8, false, false);
+        self.check(Linear::Frame, 8, false, false);
         let hot = &mut self.out.hot;
         hot.load(R12, Mem::sum(RBP, R14, 0));
         hot.lea(R15, Mem::base(RBP, 8));
         hot.mov(RBP, R12);
         self.flushed = self.rsp;
     }
-}
 
-/// Whether an operand is a register that the host has none for.
-fn is_spilled(insn: &Instruction, number: u32) -> bool {
-    insn.op_kind(number) == OpKind::Register
-        && gpr(insn.op_register(number)).is_some_and(|guest| HOST[usize::from(guest)].is_none())
-}
+    /// Whether an operand is a register that the host has none for.
+    fn is_spilled(&self, insn: &Instruction, number: u32) -> bool {
+        insn.op_kind(number) == OpKind::Register
+            && gpr(insn.op_register(number)).is_some_and(|guest| self.map[usize::from(guest)].is_none())
+    }
 
-/// Whether an operation on two registers is encoded the other way round (opcodes 00 to 3B, 88 and 89), so
-/// that a source which is in memory can be taken from there.
-fn turns(step: &Step, opcode: &Opcode) -> bool {
-    let byte = opcode.bytes[0];
-    let has_both = byte < 0x40 && byte & 7 < 2 || byte & 0xfe == 0x88;
-    opcode.length == 1 && has_both && step.insn.op0_kind() == OpKind::Register && is_spilled(&step.insn, 1)
+    /// Whether an operation on two registers is encoded the other way round (opcodes 00 to 3B, 88 and 89), so
+    /// that a source which is in memory can be taken from there.
+    fn turns(&self, step: &Step, opcode: &Opcode) -> bool {
+        let byte = opcode.bytes[0];
+        let has_both = byte < 0x40 && byte & 7 < 2 || byte & 0xfe == 0x88;
+        let insn = &step.insn;
+        opcode.length == 1 && has_both && insn.op0_kind() == OpKind::Register && self.is_spilled(insn, 1)
+    }
 }
 
 /// Takes an instruction's bytes apart. Prefixes become those that its form asks for.

@@ -3,14 +3,14 @@
 use iced_x86::OpKind;
 
 use super::Translator;
-use super::operands::{Value, load_sized};
+use super::operands::{Value, gpr};
 use crate::decode::operand_bytes;
 use crate::flags::STATUS;
-use crate::native::emit::{Mem, Opcode, R12, RAX, cc};
-use crate::native::flags::{kind, overlay};
+use crate::native::emit::{Mem, Opcode, R12, RAX, RSP, cc};
+use crate::native::flags::{Part, Recipe, kind, overlay};
 use crate::native::form::Producer;
 use crate::native::plan::Step;
-use crate::native::routines::{field, restore_kind};
+use crate::native::routines::{field, restore_kind, spilled};
 
 impl Translator<'_> {
     /// Brings back what the instruction reads. False if that would lose R14, which is needed.
@@ -18,6 +18,7 @@ impl Translator<'_> {
         if reads & !self.valid == 0 {
             return true;
         }
+        self.settle();
         if !self.kept.is_some_and(|kept| restore_kind(&mut self.out.hot, kept, |field| field)) {
             if memory {
                 return false;
@@ -29,26 +30,51 @@ impl Translator<'_> {
             self.call(routine);
             self.addend = false;
             // They may be kept in another way now.
-            self.kept = None;
+            (self.kept, self.kind) = (None, None);
         }
         self.valid = STATUS;
         true
+    }
+
+    /// Stores what the flags follow from. R12 is lost.
+    pub(super) fn settle(&mut self) {
+        let Some(recipe) = self.pending.take() else { return };
+        let hot = &mut self.out.hot;
+        for (part, field) in [(recipe.a, field!(a)), (recipe.b, field!(b))] {
+            match part {
+                Part::Stored => {}
+                Part::Constant(value) => hot.store_constant(field, value),
+                Part::Register(guest) => match self.map[usize::from(guest)] {
+                    Some(host) => hot.store(field, host),
+                    None => {
+                        hot.load(R12, spilled(guest));
+                        hot.store(field, R12);
+                    }
+                },
+            }
+        }
+        if self.kind != Some(recipe.kind) {
+            hot.store_constant(field!(kind), recipe.kind as i32);
+        }
+        (self.kept, self.kind) = (Some(recipe.kind), Some(recipe.kind));
     }
 
     /// What must be kept of the flags before the instruction changes its operands. R12 is lost.
     pub(super) fn before(&mut self, step: &Step, memory: Option<Mem>) {
         use Producer as P;
         let bytes = operand_bytes(&step.insn, 0);
+        self.parts = (Part::Stored, Part::Stored);
         match step.producer {
-            P::Sub | P::Add | P::Adc | P::Sbb | P::Test => {
-                self.keep_operands(step, memory, bytes);
-                if matches!(step.producer, P::Adc | P::Sbb) {
-                    self.set_carry(field!(carry));
-                }
+            P::Sub | P::Add | P::Test => self.keep_operands(step, memory, bytes),
+            P::Adc | P::Sbb => {
+                let (a, b) = (self.value(step, 0, memory), self.value(step, 1, memory));
+                self.keep(field!(a), &a, bytes);
+                self.keep(field!(b), &b, bytes);
+                self.set_carry(field!(carry));
             }
             P::Neg => {
                 let b = self.value(step, 0, memory);
-                self.keep(field!(a), &Value::Constant(0), bytes);
+                self.parts.0 = Part::Constant(0);
                 self.keep(field!(b), &b, bytes);
             }
             P::Inc | P::Dec if memory.is_some() => {
@@ -58,7 +84,7 @@ impl Translator<'_> {
             P::Shift(_, count) => {
                 let a = self.value(step, 0, memory);
                 self.keep(field!(a), &a, bytes);
-                self.keep(field!(b), &Value::Constant(i32::from(count)), bytes);
+                self.parts.1 = Part::Constant(i32::from(count));
             }
             P::CompareExchange => {
                 let b = self.value(step, 0, memory);
@@ -69,26 +95,39 @@ impl Translator<'_> {
         }
     }
 
-    /// Both operands. One in memory is loaded once, to R12, where the instruction finds it.
+    /// Both operands, as far as they cannot be had afterwards. One in memory is loaded once, to R12, where
+    /// the instruction finds it.
     fn keep_operands(&mut self, step: &Step, memory: Option<Mem>, bytes: usize) {
-        let in_memory = u32::from(step.insn.op0_kind() != OpKind::Memory);
-        let source = memory.filter(|_| step.written >> in_memory & 1 == 0 && step.access.is_some());
-        let other = self.value(step, 1 - in_memory, memory);
+        let insn = &step.insn;
+        let of = |number: u32| match insn.op_kind(number) {
+            OpKind::Register => {
+                gpr(insn.op_register(number)).filter(|guest| *guest != RSP).map(Part::Register)
+            }
+            OpKind::Memory => None,
+            _ => Some(Part::Constant(insn.immediate(number) as i32)),
+        };
         let fields = [field!(a), field!(b)];
-        let (of_memory, of_other) = (fields[in_memory as usize], fields[1 - in_memory as usize]);
-        match (source, &other) {
-            (Some(source), Value::Register(_) | Value::Constant(_)) => {
-                load_sized(&mut self.out.hot, R12, source, bytes);
-                self.out.hot.store(of_memory, R12);
-                self.keep(of_other, &other, bytes);
-                self.loaded = true;
-            }
-            _ => {
-                let (a, b) = (self.value(step, 0, memory), self.value(step, 1, memory));
-                self.keep(field!(a), &a, bytes);
-                self.keep(field!(b), &b, bytes);
-            }
+        let mut parts = [of(0), of(1)];
+        if parts[0] == parts[1] && step.written & 1 != 0 || step.written & 2 != 0 {
+            // Of the result alone they do not follow.
+            parts = [None; 2];
         }
+        let in_memory = usize::from(insn.op0_kind() != OpKind::Memory);
+        for number in [in_memory, 1 - in_memory] {
+            if parts[number].is_some() {
+                continue;
+            }
+            let value = self.value(step, number as u32, memory);
+            self.keep(fields[number], &value, bytes);
+            let other = self.value(step, 1 - number as u32, memory);
+            self.loaded = matches!(value, Value::Memory(_))
+                && step.access.is_some()
+                && insn.op_kind(number as u32) == OpKind::Memory
+                && step.written >> number & 1 == 0
+                && parts[1 - number].is_some()
+                && matches!(other, Value::Register(_) | Value::Constant(_));
+        }
+        self.parts = (parts[0].unwrap_or(Part::Stored), parts[1].unwrap_or(Part::Stored));
     }
 
     /// SETB.
@@ -101,42 +140,43 @@ impl Translator<'_> {
         use Producer as P;
         let bytes = operand_bytes(&step.insn, 0);
         let width = bytes.trailing_zeros();
+        let (mut a, b) = self.parts;
+        let replaced = matches!(a, Part::Register(_)) && step.written & 1 != 0;
         let of = match step.producer {
             P::None | P::Double | P::RotateCl | P::ShiftCl(_) => return,
             #[cfg(feature = "planted-faults")]
-            P::Sub if self.mistake == Some(crate::planted::Mistake::LostFlag) => return,
-            P::Sub | P::Neg | P::CompareExchange => kind::SUB | width,
-            P::Add => kind::ADD | width,
-            P::Adc => kind::ADC | width,
-            P::Sbb => kind::SBB | width,
-            P::Test => kind::TEST | width,
-            P::Shift(of, _) => of | width,
-            P::Logic | P::Inc | P::Dec => {
-                let result = self.value(step, 0, memory);
-                self.keep(field!(a), &result, bytes);
-                width
-                    | match step.producer {
-                        P::Logic => kind::LOGIC,
-                        P::Inc => kind::INC,
-                        _ => kind::DEC,
-                    }
+            P::Sub if self.mistake == Some(crate::planted::Mistake::LostFlag) => {
+                return self.pending = None;
+            }
+            P::Sub if replaced => kind::DIFFERENCE,
+            P::Add if replaced => kind::SUM,
+            P::Sub | P::Neg | P::CompareExchange => kind::SUB,
+            P::Add => kind::ADD,
+            P::Adc => kind::ADC,
+            P::Sbb => kind::SBB,
+            P::Test => kind::TEST,
+            P::Shift(of, _) => of,
+            P::Logic => {
+                a = self.result(step, memory, bytes);
+                kind::LOGIC
+            }
+            P::Inc | P::Dec => {
+                a = self.result(step, memory, bytes);
+                if step.producer == P::Inc { kind::INC } else { kind::DEC }
             }
             P::Multiply | P::MultiplyTo => {
                 self.set_carry(field!(carry));
-                let low = if step.producer == P::Multiply {
-                    Value::Register(RAX)
-                } else {
-                    self.value(step, 0, None)
+                a = match step.producer {
+                    P::Multiply => Part::Register(RAX),
+                    _ => self.result(step, None, bytes),
                 };
-                self.keep(field!(a), &low, bytes);
-                kind::MUL | width
+                kind::MUL
             }
             P::Count => {
-                let result = self.value(step, 0, None);
-                self.keep(field!(a), &result, bytes);
-                kind::ZERO
+                a = self.result(step, None, bytes);
+                return self.follow(kind::ZERO, a, Part::Stored);
             }
-            P::Scan => kind::ZERO,
+            P::Scan => return self.follow(kind::ZERO, Part::Stored, Part::Stored),
             P::Raw => {
                 let hot = &mut self.out.hot;
                 hot.mov(R12, RAX);
@@ -145,7 +185,7 @@ impl Translator<'_> {
                 hot.rr(Opcode::two(0x90, false), 0, RAX);
                 hot.store(field!(a), RAX);
                 hot.mov(RAX, R12);
-                kind::RAW
+                return self.follow(kind::RAW, Part::Stored, Part::Stored);
             }
             P::Rotate(of, _) => {
                 let result = self.value(step, 0, memory);
@@ -157,14 +197,27 @@ impl Translator<'_> {
                 return self.lay_over(overlay::CARRY);
             }
         };
-        if self.kept != Some(of) {
-            self.out.hot.store_constant(field!(kind), of as i32);
+        self.follow(of | width, a, b);
+    }
+
+    /// Operand 0, which is a result.
+    fn result(&mut self, step: &Step, memory: Option<Mem>, bytes: usize) -> Part {
+        if step.insn.op0_kind() == OpKind::Register
+            && let Some(guest) = gpr(step.insn.op0_register()).filter(|guest| *guest != RSP)
+        {
+            return Part::Register(guest);
         }
-        self.kept = Some(of);
+        let result = self.value(step, 0, memory);
+        self.keep(field!(a), &result, bytes);
+        Part::Stored
+    }
+
+    fn follow(&mut self, kind: u32, a: Part, b: Part) {
+        (self.pending, self.kept) = (Some(Recipe { kind, a, b }), None);
     }
 
     pub(super) fn lay_over(&mut self, of: u32) {
         self.out.hot.store32_constant(field!(overlay), of as i32);
-        self.kept = None;
+        (self.kept, self.kind) = (None, None);
     }
 }

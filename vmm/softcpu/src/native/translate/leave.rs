@@ -1,7 +1,7 @@
 //! Ways out of a block.
 
 use super::operands::Value;
-use super::{Edge, Translator};
+use super::{Edge, Translator, give_back};
 use crate::exec::condition;
 use crate::native::emit::{Opcode, R12, R13, R14, Target, cc};
 use crate::native::form::Form;
@@ -12,17 +12,21 @@ use crate::ram::PAGE;
 
 impl Translator<'_> {
     /// Steps that are not taken.
-    pub(super) fn give_back(&mut self, steps: usize) {
+    pub(super) fn uncount(&mut self, steps: usize) {
         self.out.hot.advance(R13, steps as i32);
     }
 
     pub(super) fn conditional(&mut self, step: &Step) {
         self.flush();
+        self.settle();
         self.bring_flags(step.reads, false);
         let Some(condition) = condition::code(&step.insn) else { return self.interpret(None) };
         let target = step.insn.near_branch_target();
         let left = self.count - self.number - 1;
         if left == 0 && self.is_near(target) {
+            if target != self.rip {
+                self.give_back();
+            }
             let number = self.edge_number();
             let place = self.out.hot.here() + 2;
             let to = self.near_target(target, number);
@@ -35,11 +39,15 @@ impl Translator<'_> {
         #[cfg(feature = "planted-faults")]
         let left = left + usize::from(self.mistake == Some(crate::planted::Mistake::MiscountedEdge));
         self.out.cold.advance(R13, left as i32);
+        if target != self.rip {
+            give_back(&mut self.out.cold, self.guests);
+        }
         self.go_cold(target);
     }
 
     pub(super) fn jump(&mut self, step: &Step) {
         let target = step.insn.near_branch_target();
+        self.settle();
         if step.form == Form::Call {
             let back = self.rip.wrapping_add(step.end as u64);
             let to = self.stack(step, -8, true);
@@ -60,6 +68,7 @@ impl Translator<'_> {
 
     pub(super) fn indirect(&mut self, step: &Step) {
         let call = step.form == Form::CallIndirect;
+        self.settle();
         let memory = self.access(step);
         let target = self.value(step, 0, memory);
         self.valid = 0;
@@ -98,6 +107,7 @@ impl Translator<'_> {
 
     pub(super) fn ret(&mut self, step: &Step) {
         let popped = step.insn.stack_pointer_increment();
+        self.settle();
         let from = self.stack(step, 0, false);
         self.out.hot.load(R14, from);
         self.addend = false;
@@ -107,6 +117,7 @@ impl Translator<'_> {
 
     pub(super) fn finish_indirect(&mut self, popped: u32) {
         self.flush();
+        self.give_back();
         look_up(&mut self.out.hot);
         let stub = self.out.cold.here();
         self.out.hot.jmp(Target::Cold(stub));
@@ -131,7 +142,7 @@ impl Translator<'_> {
     /// Where a branch to the same page leads until it is linked.
     pub(super) fn near_target(&mut self, target: u64, number: usize) -> Target {
         if target == self.rip {
-            return Target::Hot(0);
+            return Target::Hot(self.start);
         }
         Target::Cold(self.link_stub(target, number))
     }
@@ -150,6 +161,9 @@ impl Translator<'_> {
 
     /// Goes to the block at `target`.
     pub(super) fn go(&mut self, target: u64) {
+        if target != self.rip {
+            self.give_back();
+        }
         if !self.is_near(target) {
             let stub = self.out.cold.here();
             self.out.hot.jmp(Target::Cold(stub));
@@ -168,7 +182,7 @@ impl Translator<'_> {
         if self.is_near(target) {
             let place = self.out.cold.here() + 1;
             if target == self.rip {
-                self.out.cold.jmp(Target::Hot(0));
+                self.out.cold.jmp(Target::Hot(self.start));
             } else {
                 let next = place + 4;
                 self.out.cold.jmp(Target::Cold(next));

@@ -7,11 +7,13 @@ mod operands;
 
 use iced_x86::{OpKind, Register};
 
-use super::emit::{Code, Mem, Opcode, R13, R14, R15, Target, cc};
+use super::emit::{Code, Mem, Opcode, R13, R14, R15, Reg, Target, cc};
+use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
+use super::groups::Group;
 use super::plan::{Plan, Step};
-use super::routines::{Routines, field};
+use super::routines::{HOST, Routines, field, parked, spilled};
 #[cfg(feature = "planted-faults")]
 use crate::planted::Mistake;
 use crate::ram::PAGE;
@@ -25,6 +27,8 @@ pub struct Site {
     pub popped: u32,
     /// Where it goes on when the instruction was interpreted, in the main part.
     pub resume: Option<usize>,
+    /// Flags that the frame does not have yet.
+    pub flags: Option<Recipe>,
 }
 
 /// A call of a routine that can leave.
@@ -35,6 +39,10 @@ pub struct Call {
     /// Offset in the main part of where the instruction is tried again.
     pub retry: usize,
     pub number: u8,
+    /// Flags that the frame does not have yet.
+    pub flags: Option<Recipe>,
+    /// Whose first access it checks.
+    pub group: Option<usize>,
 }
 
 /// A branch to another block: places of what is changed when it is linked, from the start of a part.
@@ -68,6 +76,13 @@ pub struct Translator<'a> {
     out: Draft,
     numbers: Numbers,
     routines: &'a Routines,
+    /// The host's register for each guest register that has one now.
+    map: [Option<Reg>; 16],
+    /// Guest registers that have another's instead of a place in the frame, and those others.
+    guests: &'a [(u8, u8)],
+    groups: &'a [Group],
+    /// Where the block begins again.
+    start: usize,
     bytes: &'a [u8],
     rip: u64,
     /// Instructions of the block.
@@ -81,6 +96,12 @@ pub struct Translator<'a> {
     valid: u64,
     /// How the frame has the flags, if that is known and there is no overlay.
     kept: Option<u32>,
+    /// What the flags follow from, if the frame does not have them.
+    pending: Option<Recipe>,
+    /// The operands of the instruction, for its recipe.
+    parts: (Part, Part),
+    /// `Frame::kind`, if it is known and there is no overlay.
+    kind: Option<u32>,
     /// Where the instruction begins.
     retry: usize,
     number: usize,
@@ -96,26 +117,26 @@ pub struct Translator<'a> {
 
 impl<'a> Translator<'a> {
     /// `hot` code is longer, and faster where the host has it in its caches.
-    pub fn new(
-        routines: &'a Routines,
-        numbers: Numbers,
-        bytes: &'a [u8],
-        rip: u64,
-        count: usize,
-        hot: bool,
-    ) -> Self {
+    pub fn new(routines: &'a Routines, numbers: Numbers, bytes: &'a [u8], rip: u64, hot: bool) -> Self {
         Self {
             out: Draft::default(),
             numbers,
             routines,
+            map: HOST,
+            guests: &[],
+            groups: &[],
+            start: 0,
             bytes,
             rip,
-            count,
+            count: 0,
             rsp: 0,
             flushed: 0,
             addend: false,
             valid: 0,
             kept: None,
+            pending: None,
+            parts: (Part::Stored, Part::Stored),
+            kind: None,
             retry: 0,
             number: 0,
             ended: false,
@@ -134,7 +155,9 @@ impl<'a> Translator<'a> {
     }
 
     /// Makes the block's code.
-    pub fn translate(mut self, plan: &Plan) -> Draft {
+    pub fn translate(mut self, plan: &'a Plan) -> Draft {
+        (self.count, self.guests, self.groups) = (plan.count, &plan.guests, &plan.groups);
+        self.take_in();
         self.entry(plan);
         for (number, step) in plan.steps.iter().enumerate() {
             self.number = number;
@@ -146,6 +169,7 @@ impl<'a> Translator<'a> {
         }
         self.number = plan.steps.len() - 1;
         self.flush();
+        self.settle();
         let following = self.rip.wrapping_add(plan.steps[self.number].end as u64);
         self.go(following);
         self.out
@@ -153,6 +177,23 @@ impl<'a> Translator<'a> {
 
     fn hot(&mut self) -> &mut Code {
         &mut self.out.hot
+    }
+
+    /// Gives guest registers the host's registers of others.
+    fn take_in(&mut self) {
+        for (number, (guest, other)) in self.guests.iter().enumerate() {
+            let Some(host) = std::mem::take(&mut self.map[usize::from(*other)]) else { continue };
+            self.out.hot.store(parked(number), host);
+            self.out.hot.load(host, spilled(*guest));
+            self.map[usize::from(*guest)] = Some(host);
+        }
+        self.start = self.out.hot.here();
+    }
+
+    /// Every guest register is where others expect it.
+    fn give_back(&mut self) {
+        give_back(&mut self.out.hot, self.guests);
+        (self.guests, self.map, self.start) = (&[], HOST, 0);
     }
 
     /// Counts the block, and looks whether what it needs is at hand.
@@ -163,6 +204,7 @@ impl<'a> Translator<'a> {
         self.out.hot.jcc(cc::B, Target::Cold(stub));
         let (rip, leave) = (self.rip, self.routines.leave);
         let site = self.site_number(0);
+        give_back(&mut self.out.cold, self.guests);
         let cold = &mut self.out.cold;
         cold.advance(R13, count);
         cold.store_constant(field!(argument), site as i32);
@@ -188,6 +230,7 @@ impl<'a> Translator<'a> {
             let stub = self.out.cold.here();
             hot.jcc(cc::A, Target::Cold(stub));
             let site = self.site_number(0);
+            give_back(&mut self.out.cold, self.guests);
             let cold = &mut self.out.cold;
             cold.advance(R13, count);
             cold.store_constant(field!(argument), site as i32);
@@ -201,7 +244,8 @@ impl<'a> Translator<'a> {
             return site;
         }
         let site = self.numbers.sites + self.out.sites.len();
-        self.out.sites.push(Site { number: self.number as u8, popped, resume: None });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.sites.push(Site { number, popped, resume: None, flags });
         if popped == 0 {
             self.site = Some(site);
         }
@@ -221,6 +265,7 @@ impl<'a> Translator<'a> {
         }
         let site = self.site_number(0);
         let leave = self.routines.leave;
+        give_back(&mut self.out.cold, self.guests);
         let cold = &mut self.out.cold;
         cold.store_constant(field!(argument), site as i32);
         cold.store32_constant(field!(exit), exit::INTERPRET as i32);
@@ -235,6 +280,7 @@ impl<'a> Translator<'a> {
             self.ended = false;
             self.out.sites[site].resume = Some(self.out.hot.here());
             (self.valid, self.kept, self.addend) = (0, None, false);
+            (self.pending, self.kind) = (None, None);
             self.flushed = self.rsp;
         }
     }
@@ -266,6 +312,10 @@ impl<'a> Translator<'a> {
             // When it is tried again, R14 has something else.
             self.addend = false;
         }
+        let changed = self.pending.is_some_and(|recipe| recipe.registers() & step.changes != 0);
+        if changed && step.live && !step.producer.is_full() {
+            self.settle();
+        }
         self.retry = self.out.hot.here();
         match step.form {
             Form::Interpret => self.step_over(),
@@ -285,12 +335,25 @@ impl<'a> Translator<'a> {
             Form::Repeat if self.number == 0 => self.interpret(None),
             Form::Repeat => {
                 self.flush();
-                self.give_back(self.count - self.number);
+                self.settle();
+                self.uncount(self.count - self.number);
                 let target = self.rip.wrapping_add(step.start as u64);
                 self.go(target);
                 self.ended = true;
             }
         }
+        if !step.live {
+            self.pending = None;
+        }
+    }
+}
+
+/// Leaves no flag or register else changed.
+fn give_back(code: &mut Code, guests: &[(u8, u8)]) {
+    for (number, (guest, other)) in guests.iter().enumerate() {
+        let Some(host) = HOST[usize::from(*other)] else { continue };
+        code.store(spilled(*guest), host);
+        code.load(host, parked(number));
     }
 }
 

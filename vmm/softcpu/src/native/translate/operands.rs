@@ -3,10 +3,22 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::{Call, Translator};
-use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, Reg, Target, cc};
+use crate::native::emit::{Code, Mem, Opcode, R12, R14, R15, RBP, Reg, Target, cc};
 use crate::native::form::is_high;
+use crate::native::groups::Group;
 use crate::native::plan::Step;
-use crate::native::routines::{HOST, access_number, field, probe, spilled, test_alignment};
+use crate::native::routines::{access_number, field, group, probe, spilled, test_alignment};
+
+/// Where an access begins.
+#[derive(Debug, Clone, Copy)]
+pub enum Linear<'a> {
+    /// The operand in memory.
+    Operand(&'a Instruction),
+    /// At a distance from RSP, as its register has it.
+    Stack(i32),
+    /// At RBP.
+    Frame,
+}
 
 /// Operands of an instruction as the host has them.
 pub enum Value {
@@ -20,7 +32,7 @@ pub enum Value {
 impl Translator<'_> {
     pub(super) fn value(&mut self, step: &Step, number: u32, memory: Option<Mem>) -> Value {
         match step.insn.op_kind(number) {
-            OpKind::Register => register(step.insn.op_register(number)),
+            OpKind::Register => self.register(step.insn.op_register(number)),
             OpKind::Memory => Value::Memory(memory.unwrap_or(Mem::base(R14, 0))),
             _ => Value::Constant(step.insn.immediate(number) as i32),
         }
@@ -40,15 +52,20 @@ impl Translator<'_> {
         }
     }
 
-    /// The linear address of a memory operand, in R12. R14 is lost.
-    pub(super) fn address(&mut self, insn: &Instruction) {
-        let hot = &mut self.out.hot;
+    /// The linear address of an access, in R12. R14 is lost.
+    fn address(&mut self, of: Linear, cold: bool) {
+        let hot = if cold { &mut self.out.cold } else { &mut self.out.hot };
+        let insn = match of {
+            Linear::Stack(from_rsp) => return hot.lea(R12, Mem::base(R15, from_rsp)),
+            Linear::Frame => return hot.mov(R12, self.map[usize::from(RBP)].unwrap_or(RBP)),
+            Linear::Operand(insn) => insn,
+        };
         let ea = Address::of(insn);
         if let Some(constant) = ea.constant {
             hot.constant(R12, constant);
         } else {
             let mut mem = Mem { base: None, index: None, disp: ea.disp };
-            match ea.index.map(|(index, scale)| (index, HOST[usize::from(index)], scale)) {
+            match ea.index.map(|(index, scale)| (index, self.map[usize::from(index)], scale)) {
                 Some((_, Some(host), scale)) => mem.index = Some((host, scale)),
                 Some((guest, None, scale)) => {
                     hot.load(R12, spilled(guest));
@@ -56,7 +73,7 @@ impl Translator<'_> {
                 }
                 None => {}
             }
-            match ea.base.map(|base| (base, HOST[usize::from(base)])) {
+            match ea.base.map(|base| (base, self.map[usize::from(base)])) {
                 Some((_, Some(host))) => mem.base = Some(host),
                 Some((guest, None)) => {
                     hot.load(R14, spilled(guest));
@@ -72,26 +89,30 @@ impl Translator<'_> {
         }
     }
 
-    /// The memory operand whose addend is in R14, for the host. R12 is lost.
+    /// The memory operand whose addend is in R14, for the host. R12 is lost, and no flag.
     pub(super) fn operand(&mut self, insn: &Instruction) -> Mem {
         let hot = &mut self.out.hot;
         let ea = Address::of(insn);
         if let Some(base) = ea.segment {
-            hot.rm(Opcode::one(0x03, true), R14, base);
+            hot.load(R12, base);
+            hot.lea(R14, Mem::sum(R14, R12, 0));
         }
         if let Some(constant) = ea.constant {
             hot.constant(R12, constant);
-            hot.rr(Opcode::one(0x03, true), R14, R12);
+            hot.lea(R14, Mem::sum(R14, R12, 0));
             return Mem::base(R14, 0);
         }
         let mut mem = Mem::base(R14, ea.disp);
-        match ea.base.map(|base| (base, HOST[usize::from(base)])) {
+        match ea.base.map(|base| (base, self.map[usize::from(base)])) {
             Some((_, Some(host))) => (mem.base, mem.index) = (Some(host), Some((R14, 0))),
-            Some((guest, None)) => hot.rm(Opcode::one(0x03, true), R14, spilled(guest)),
+            Some((guest, None)) => {
+                hot.load(R12, spilled(guest));
+                hot.lea(R14, Mem::sum(R14, R12, 0));
+            }
             None => {}
         }
         let Some((index, scale)) = ea.index else { return mem };
-        let index = match HOST[usize::from(index)] {
+        let index = match self.map[usize::from(index)] {
             Some(host) => host,
             None => {
                 hot.load(R12, spilled(index));
@@ -106,8 +127,9 @@ impl Translator<'_> {
         mem
     }
 
-    /// Checks an access to the linear address in R12; R14 becomes the addend.
-    pub(super) fn check(&mut self, bytes: u32, aligned: bool, write: bool) {
+    /// Checks an access; R14 becomes the addend. R12 is lost.
+    pub(super) fn check(&mut self, of: Linear, bytes: u32, aligned: bool, write: bool) {
+        self.address(of, false);
         let number = access_number(bytes, aligned);
         let routine = if write { self.routines.writes[number] } else { self.routines.reads[number] };
         self.addend = false;
@@ -118,7 +140,6 @@ impl Translator<'_> {
         // A miss tries again from its address on, by the routine.
         let stub = Target::Cold(self.out.cold.here());
         let hot = &mut self.out.hot;
-        hot.store(field!(address), R12);
         if aligned {
             test_alignment(hot);
             hot.jcc(cc::NE, stub);
@@ -127,18 +148,43 @@ impl Translator<'_> {
         hot.jcc(cc::NE, stub);
         hot.load(R14, Mem::base(R12, 8));
         let back = hot.here();
+        self.address(of, true);
         let cold = &mut self.out.cold;
-        cold.load(R12, field!(address));
         cold.call(Target::Code(routine));
         let (after, retry) = (cold.here(), self.retry);
         cold.jmp(Target::Hot(back));
-        self.out.calls.push(Call { after: (true, after), retry, number: self.number as u8 });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.calls.push(Call { after: (true, after), retry, number, flags, group: None });
+    }
+
+    /// Checks all accesses of a group; R14 becomes the addend. R12 is lost.
+    fn check_group(&mut self, step: &Step, number: usize) {
+        let Group { low, bytes, write, .. } = self.groups[number];
+        self.address(Linear::Operand(&step.insn), false);
+        (self.addend, self.valid) = (false, 0);
+        let stub = Target::Cold(self.out.cold.here());
+        let hot = &mut self.out.hot;
+        hot.advance(R12, low);
+        probe(hot, bytes, write, |field| field);
+        hot.jcc(cc::NE, stub);
+        hot.load(R14, Mem::base(R12, 8));
+        hot.store(group(number), R14);
+        self.address(Linear::Operand(&step.insn), true);
+        let cold = &mut self.out.cold;
+        cold.call(Target::Code(self.routines.group));
+        let after = (true, cold.here());
+        // It does not return.
+        cold.byte(0xcc);
+        let (place, flags) = (self.number as u8, self.pending);
+        let group = Some(number);
+        self.out.calls.push(Call { after, retry: self.retry, number: place, flags, group });
     }
 
     pub(super) fn call(&mut self, routine: u32) {
         self.out.hot.call(Target::Code(routine));
         let (after, retry) = (self.out.hot.here(), self.retry);
-        self.out.calls.push(Call { after: (false, after), retry, number: self.number as u8 });
+        let (number, flags) = (self.number as u8, self.pending);
+        self.out.calls.push(Call { after: (false, after), retry, number, flags, group: None });
     }
 
     /// The explicit memory operand, once it may be accessed.
@@ -147,8 +193,14 @@ impl Translator<'_> {
         if let Some(offset) = step.operand {
             return Some(self.on_stack(offset));
         }
-        self.address(&step.insn);
-        self.check(access.bytes, access.aligned, access.write);
+        match step.group {
+            Some((number, true)) => self.check_group(step, number),
+            Some((number, false)) => {
+                self.out.hot.load(R14, group(number));
+                self.addend = false;
+            }
+            None => self.check(Linear::Operand(&step.insn), access.bytes, access.aligned, access.write),
+        }
         Some(self.operand(&step.insn))
     }
 
@@ -166,8 +218,7 @@ impl Translator<'_> {
         if let Some(offset) = step.stack {
             return self.on_stack(offset);
         }
-        self.out.hot.lea(R12, Mem::base(R15, from_rsp));
-        self.check(8, false, write);
+        self.check(Linear::Stack(from_rsp), 8, false, write);
         Mem::sum(R15, R14, from_rsp)
     }
 
@@ -179,9 +230,18 @@ impl Translator<'_> {
         }
     }
 
+    pub(super) fn register(&self, register: Register) -> Value {
+        let guest = register.full_register().number() as u8;
+        match self.map[usize::from(guest)] {
+            _ if is_high(register) => Value::High(guest + 4),
+            Some(host) => Value::Register(host),
+            None => Value::Memory(spilled(guest)),
+        }
+    }
+
     /// A guest register's value in one of the host's: its own, or `scratch`.
     pub(super) fn source(&mut self, guest: u8, scratch: Reg) -> Reg {
-        match HOST[usize::from(guest)] {
+        match self.map[usize::from(guest)] {
             Some(host) => host,
             None => {
                 self.out.hot.load(scratch, spilled(guest));
@@ -197,15 +257,6 @@ impl Translator<'_> {
 /// Number of a general register that is not AH or its like.
 pub fn gpr(register: Register) -> Option<u8> {
     (register.is_gpr() && !is_high(register)).then(|| register.full_register().number() as u8)
-}
-
-pub fn register(register: Register) -> Value {
-    let guest = register.full_register().number() as u8;
-    match HOST[usize::from(guest)] {
-        _ if is_high(register) => Value::High(guest + 4),
-        Some(host) => Value::Register(host),
-        None => Value::Memory(spilled(guest)),
-    }
 }
 
 /// An opcode by operand size: `byte` is that for bytes, the next that for others.
