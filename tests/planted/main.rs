@@ -14,9 +14,16 @@
 #[path = "../pair/client.rs"]
 #[allow(dead_code)]
 mod client;
+#[path = "../../vmm/softcpu/tests/translated/guest.rs"]
+#[allow(dead_code)]
+mod guest;
 #[path = "../pair/harness.rs"]
 #[allow(dead_code)]
 mod harness;
+mod image;
+#[path = "../../vmm/softcpu/tests/translated/mistakes.rs"]
+mod mistakes;
+mod translator;
 
 use std::io::Read;
 use std::net::TcpStream;

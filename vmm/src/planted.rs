@@ -10,8 +10,11 @@
 //! | `stale-memory` | a reset leaves a byte of the guest's memory as it was not at power-on |
 //! | `lost-invalidation` | code that was executed, and that the guest overwrites, is executed as it was |
 //! | the names of `softcpu::Mistake` | the translator makes the mistake |
+//!
+//! `LOCKSTEP_ODD_FORM` = a name of `iced_x86::Code` has translators make nothing of that form: the self-test
+//! is to refuse it.
 
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use devices::{Devices, Planted};
 use logchannel::Position;
@@ -21,6 +24,7 @@ use crate::io::clock::HostClock;
 use crate::memory::Ram;
 
 const VARIABLE: &str = "LOCKSTEP_PLANTED";
+const ODD_FORM: &str = "LOCKSTEP_ODD_FORM";
 const TRANSLATE_FROM: &str = "LOCKSTEP_TRANSLATE_FROM";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +86,16 @@ pub fn in_memory(ram: &mut Ram, at: Position) {
         let last = ram.as_slice().len() - 1;
         ram.write(last, &[0x5a]);
     }
+}
+
+/// Plants an odd form in all translators of the process.
+pub fn before_translation() {
+    static PLANTED: Once = Once::new();
+    PLANTED.call_once(|| {
+        if let Ok(name) = std::env::var(ODD_FORM) {
+            assert!(softcpu::plant_odd_form(&name), "{ODD_FORM}={name}: no form");
+        }
+    });
 }
 
 /// Plants it in a processor. And one that translates does so from the run of a block on that

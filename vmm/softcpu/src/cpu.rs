@@ -142,6 +142,8 @@ pub struct Cpu {
     pub(crate) stale: crate::planted::StaleCode,
     #[cfg(feature = "planted-faults")]
     pub(crate) mistake: Option<(crate::planted::Mistake, u64)>,
+    #[cfg(feature = "planted-faults")]
+    pub(crate) odd_form: Option<iced_x86::Code>,
 }
 
 // SAFETY: the pointers inside lead to RAM, whose owner keeps others away during `run`, and to blocks that
@@ -224,6 +226,8 @@ impl Cpu {
             stale: crate::planted::StaleCode::default(),
             #[cfg(feature = "planted-faults")]
             mistake: None,
+            #[cfg(feature = "planted-faults")]
+            odd_form: crate::planted::odd_form(),
         });
         cpu.set_state(&State::default());
         cpu

@@ -3,7 +3,7 @@
 use std::arch::is_x86_feature_detected as host_has;
 
 use crate::Cpu;
-use crate::native::Native;
+use crate::native::{Native, self_test};
 
 /// Whether code is translated into the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,7 +32,34 @@ fn lacking() -> Option<String> {
 }
 
 fn new_translator(runs: u32) -> Result<Box<Native>, String> {
-    lacking().map_or_else(|| Native::new(runs), Err)
+    if let Some(why) = lacking() {
+        return Err(why);
+    }
+    if self_test::found().astray {
+        return Err("translated code does not on this host what interpreted code does".into());
+    }
+    Native::new(runs)
+}
+
+/// What the self-test of translated code says of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelfTest {
+    /// Forms that are interpreted, since translated they leave something else here.
+    pub refused: Vec<String>,
+    /// Digest of what all forms leave.
+    pub digest: u64,
+    /// The same on other hosts.
+    pub pinned: u64,
+}
+
+/// Has each form that is translated executed both ways, once per process; `None` where nothing can be
+/// translated.
+pub fn self_test() -> Option<SelfTest> {
+    untranslatable().is_none().then(|| {
+        let found = self_test::found();
+        let refused = found.refused.iter().map(|code| format!("{code:?}")).collect();
+        SelfTest { refused, digest: found.digest, pinned: self_test::PINNED }
+    })
 }
 
 /// Why nothing can be translated on this host, if so.

@@ -45,11 +45,11 @@ mod watch;
 mod word;
 
 pub use cpu::{Cpu, Kicker};
-pub use jit::{Jit, untranslatable};
+pub use jit::{Jit, SelfTest, self_test, untranslatable};
 pub use native::THRESHOLD;
 pub use paging::PHYSICAL_BITS;
 #[cfg(feature = "planted-faults")]
-pub use planted::Mistake;
+pub use planted::{Mistake, plant_odd_form};
 pub use state::{Fpu, GPR_NAMES, Msrs, SEGMENT_NAMES, Seg, Segment, Shadow, State, Table};
 pub use statistics::Statistics;
 

@@ -2,6 +2,9 @@
 //! differs from the interpreter.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use iced_x86::Code;
 
 use crate::Cpu;
 use crate::ram::PAGE;
@@ -58,6 +61,20 @@ impl Cpu {
     }
 }
 
+static ODD_FORM: OnceLock<Code> = OnceLock::new();
+
+/// Plants it: this process' translators make nothing of a form that they copy, named as by
+/// `iced_x86::Code`. It is to be said before anything is translated. False for a name of none.
+pub fn plant_odd_form(name: &str) -> bool {
+    let code = Code::values().find(|code| format!("{code:?}") == name);
+    code.is_some_and(|code| ODD_FORM.set(code).is_ok())
+}
+
+/// The form that translators make nothing of.
+pub(crate) fn odd_form() -> Option<Code> {
+    ODD_FORM.get().copied()
+}
+
 /// A mistake of the translator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mistake {
@@ -67,6 +84,8 @@ pub enum Mistake {
     StaleStackPage,
     /// SUB and CMP do not keep their flags.
     LostFlag,
+    /// A block does not keep the flags of its last instructions, which only what follows it could see.
+    LostEdgeFlag,
     /// A branch that is taken out of the middle of a block counts one step too few.
     MiscountedEdge,
     /// CLFLUSH does nothing, not even fault.
@@ -81,10 +100,11 @@ pub enum Mistake {
 
 impl Mistake {
     /// All, with their names.
-    pub const ALL: [(&str, Self); 8] = [
+    pub const ALL: [(&str, Self); 9] = [
         ("stale-edge", Self::StaleEdge),
         ("stale-stack-page", Self::StaleStackPage),
         ("lost-flag", Self::LostFlag),
+        ("lost-edge-flag", Self::LostEdgeFlag),
         ("miscounted-edge", Self::MiscountedEdge),
         ("lost-clflush", Self::LostClflush),
         ("walking-check", Self::WalkingCheck),
@@ -102,6 +122,14 @@ impl Cpu {
     /// Plants it: the translator makes the mistake in what it does from a position on.
     pub fn plant(&mut self, mistake: Mistake, from: u64) {
         self.mistake = Some((mistake, from));
+    }
+
+    /// Every block that is translated from now on is audited before it runs, as in builds with debug
+    /// assertions.
+    pub fn audit_translations(&mut self) {
+        if let Some(native) = &mut self.native {
+            native.audits = true;
+        }
     }
 
     /// Whether the translator makes a mistake now.

@@ -44,6 +44,10 @@ pub struct Report {
     pub cpl0_instruction_ns: Option<f64>,
     /// Why the software engine interprets here and does not translate, if so.
     pub untranslatable: Option<String>,
+    /// Instruction forms that it does not translate here, since their results would differ.
+    pub refused_forms: Vec<String>,
+    /// Whether what it translates leaves here what it leaves on other hosts.
+    pub forms_as_elsewhere: Option<bool>,
     /// Whether TAP devices can be made (else `lockstep lan`).
     pub tap: bool,
     /// Whether the KVM engine works here.
@@ -80,6 +84,16 @@ pub fn examine() -> Report {
              times the host's time, programs 12 to 76 times"
         ));
     }
+    if !report.refused_forms.is_empty() {
+        let forms = report.refused_forms.join(", ");
+        report.reasons.push(format!("the software engine interprets, since translated they differ: {forms}"));
+    }
+    if report.forms_as_elsewhere == Some(false) {
+        report.reasons.push(
+            "instructions leave here what they leave on no other host: pair this one with its like only"
+                .into(),
+        );
+    }
     if !report.tap {
         report.reasons.push("no TAP devices for this user: use `lockstep lan` as the network".into());
     }
@@ -87,6 +101,7 @@ pub fn examine() -> Report {
 }
 
 fn examine_kvm() -> Report {
+    let test = softcpu::self_test();
     let mut report = Report {
         cpu: host_cpu(),
         kvm_module: module(),
@@ -98,6 +113,8 @@ fn examine_kvm() -> Report {
         hlt_exit_us: None,
         cpl0_instruction_ns: None,
         untranslatable: softcpu::untranslatable(),
+        forms_as_elsewhere: test.as_ref().map(|test| test.digest == test.pinned),
+        refused_forms: test.map_or_else(Vec::new, |test| test.refused),
         tap: std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok(),
         kvm_usable: false,
         verdict: String::new(),
@@ -261,6 +278,15 @@ fn conclude(report: &mut Report) {
     }
 }
 
+fn forms(report: &Report) -> String {
+    match (report.forms_as_elsewhere, report.refused_forms.len()) {
+        (None, _) => "not tested".into(),
+        (Some(false), _) => "results differ from other hosts'".into(),
+        (Some(true), 0) => "results as on other hosts".into(),
+        (Some(true), refused) => format!("{refused} interpreted, the rest as on other hosts"),
+    }
+}
+
 fn print(report: &Report) {
     let yes = |there: bool| if there { "yes" } else { "no" };
     let microseconds = |value: Option<f64>| value.map_or("-".into(), |us| format!("{us:.1} µs"));
@@ -281,6 +307,7 @@ fn print(report: &Report) {
     }
     println!("branch counter      {}", yes(report.branch_counter));
     println!("soft translates     {}", yes(report.untranslatable.is_none()));
+    println!("soft forms          {}", forms(report));
     println!("TAP networking      {}", yes(report.tap));
     println!(
         "--engine auto       {} for minikv; {} for every other guest",

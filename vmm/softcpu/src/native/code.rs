@@ -102,7 +102,7 @@ impl CodeMemory {
     }
 
     /// Code that was placed.
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, feature = "planted-faults"))]
     pub fn bytes(&self, offset: u32, count: usize) -> &[u8] {
         assert!(offset as usize + count <= 2 * PART);
         // SAFETY: the range is in the mapping; it changes only through this value.

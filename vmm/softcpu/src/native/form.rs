@@ -6,6 +6,7 @@ use iced_x86::{
     Register,
 };
 
+use super::self_test;
 use crate::flags::{AF, CF, OF, PF, SF, STATUS, ZF};
 
 /// How an instruction is translated.
@@ -236,7 +237,8 @@ pub fn classify(insn: &Instruction, sse: bool) -> (Form, Producer) {
         Form::Lea => is_plain_memory(insn) && insn.op0_register().size() >= 4,
         _ => insn.op_code().encoding() == EncodingKind::Legacy && operands_are_plain(insn),
     };
-    if plain { (form, producer) } else { (Form::Interpret, Producer::None) }
+    let copied = plain && !self_test::is_refused(insn.code());
+    if copied { (form, producer) } else { (Form::Interpret, Producer::None) }
 }
 
 fn by_mnemonic(insn: &Instruction, sse: bool) -> (Form, Producer) {

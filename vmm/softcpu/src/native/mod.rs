@@ -13,7 +13,7 @@
 //! interpreter goes on in the middle of the block. So nothing can fault on the host, and every exception,
 //! device and write to code is the interpreter's.
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "planted-faults"))]
 mod audit;
 mod code;
 mod emit;
@@ -26,6 +26,8 @@ mod perf_map;
 mod plan;
 mod routines;
 mod run;
+mod samples;
+pub mod self_test;
 mod tier;
 mod translate;
 
@@ -170,6 +172,9 @@ pub struct Native {
     /// Blocks since everything was dropped last that were dropped.
     gone: u64,
     perf_map: Option<PerfMap>,
+    /// Every block is audited, whatever the build.
+    #[cfg(feature = "planted-faults")]
+    pub audits: bool,
 }
 
 // SAFETY: the pointers lead to blocks of the processor that it belongs to.
@@ -204,6 +209,8 @@ impl Native {
             executed: Cell::new(0),
             gone: 0,
             perf_map: None,
+            #[cfg(feature = "planted-faults")]
+            audits: false,
         });
         let (jumps, code) = (native.jumps.as_ptr() as u64, native.memory.address(0));
         let frame = native.frame();

@@ -126,9 +126,16 @@ pub struct Plan {
 
 impl Plan {
     /// Bytes up to the end of its last instruction.
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, feature = "planted-faults"))]
     pub fn end(&self) -> usize {
         self.steps.last().map_or(0, |step| step.end)
+    }
+
+    /// The flags that are left at the end are not kept.
+    #[cfg(feature = "planted-faults")]
+    pub fn lose_last_flags(&mut self) {
+        let last = self.steps.iter_mut().rev().find(|step| step.producer != Producer::None);
+        last.into_iter().for_each(|step| step.seen = false);
     }
 
     /// Gives guest registers that the host has none for those of others, if they are named so often, or in a

@@ -146,9 +146,20 @@ impl Cpu {
         Some(block)
     }
 
-    /// What a planted mistake makes of a plan.
+    /// What planted mistakes make of a plan.
     #[cfg(feature = "planted-faults")]
     fn plant_in(&self, mut plan: Plan) -> Plan {
+        if let Some(odd) = self.odd_form {
+            // The first access of a group is made: it checks others.
+            let is_odd = |step: &&mut plan::Step| {
+                let first = step.group.is_some_and(|(_, first)| first);
+                step.insn.code() == odd && super::samples::is_copied(step.form) && !first
+            };
+            plan.steps.iter_mut().filter(is_odd).for_each(|step| step.form = Form::Nothing);
+        }
+        if self.makes(crate::planted::Mistake::LostEdgeFlag) {
+            plan.lose_last_flags();
+        }
         if self.makes(crate::planted::Mistake::LostClflush) {
             let flushes = |step: &&mut plan::Step| step.insn.mnemonic() == iced_x86::Mnemonic::Clflush;
             plan.steps.iter_mut().filter(flushes).for_each(|step| step.form = Form::Nothing);
@@ -160,8 +171,10 @@ impl Cpu {
     fn keep_block(&self, native: &mut Native, first: &Op, plan: &Plan, draft: Draft, bytes: &[u8]) -> u32 {
         let (hot, cold) = native.memory.next();
         native.memory.place(&draft.hot, &draft.cold);
-        #[cfg(debug_assertions)]
-        audit_block(native, hot, &draft, &bytes[..plan.end()]);
+        #[cfg(any(debug_assertions, feature = "planted-faults"))]
+        if cfg!(debug_assertions) || native.audits {
+            audit_block(native, (hot, cold), &draft, &bytes[..plan.end()]);
+        }
         let block = native.blocks.len() as u32;
         let ops = first_ops(first, header(first).imm as usize);
         let place = |number: u8, flags| Place { block, op: ops[usize::from(number)], flags };
@@ -223,13 +236,29 @@ impl Cpu {
     }
 }
 
+/// Where a call ends, in code memory.
+#[cfg(any(debug_assertions, feature = "planted-faults"))]
+fn call_end((in_cold, at): (bool, usize), hot: u32, cold: u32) -> u32 {
+    at as u32 + if in_cold { cold } else { hot }
+}
+
 /// Refuses a block that could reach beyond guest memory.
-#[cfg(debug_assertions)]
-fn audit_block(native: &Native, hot: u32, draft: &Draft, guest: &[u8]) {
+#[cfg(any(debug_assertions, feature = "planted-faults"))]
+fn audit_block(native: &Native, (hot, cold): (u32, u32), draft: &Draft, guest: &[u8]) {
     let resumed = draft.sites.iter().filter_map(|site| site.resume);
-    let entries: Vec<usize> = draft.calls.iter().map(|call| call.retry).chain(resumed).collect();
-    let code = native.memory.bytes(hot, draft.hot.here());
-    if let Err(what) = super::audit::audit(code, hot, &native.routines, &entries) {
+    let entries = resumed.map(|at| hot + at as u32);
+    let found = draft.edges.iter().filter_map(|edge| edge.guard).map(|(_, _, find)| cold + find as u32);
+    let parts = super::audit::Parts {
+        hot: (native.memory.bytes(hot, draft.hot.here()), hot),
+        cold: (native.memory.bytes(cold, draft.cold.here()), cold),
+        entries: entries.chain(found).collect(),
+        retries: draft
+            .calls
+            .iter()
+            .map(|call| (call_end(call.after, hot, cold), hot + call.retry as u32))
+            .collect(),
+    };
+    if let Err(what) = super::audit::audit(&parts, &native.routines) {
         panic!("translated code reaches anywhere: {what}, of {guest:x?}");
     }
 }

@@ -8,12 +8,14 @@
 //!   off and on on the way.
 //!
 //! Every page that changed is among those that the processor says it wrote. No way may panic, and guest RAM
-//! lies between guard regions: an access outside ends the process.
+//! lies between guard regions: an access outside ends the process. Every block of translated code is audited:
+//! its operands in memory are such that it cannot reach outside.
 //!
 //! | variable | meaning |
 //! |---|---|
 //! | `LOCKSTEP_FUZZ_SECONDS` | how long (60) |
 //! | `LOCKSTEP_FUZZ_SEED` | only the case of this seed |
+//! | `LOCKSTEP_FUZZ_WAYS` | only these ways beside the first (`Native,NativeStops,Mixed`) |
 //!
 //! A worker process per CPU does the work, so that one which dies can be named with its seed.
 
@@ -73,10 +75,41 @@ struct Ended {
     state: State,
     exits: Vec<(u64, Exit)>,
     ram: Vec<u8>,
+    translations: Uncompared,
+}
+
+/// What ways may differ in.
+#[derive(Debug, Clone, Copy)]
+struct Uncompared(u64);
+
+impl PartialEq for Uncompared {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// The longest list of exits that is kept.
 const EXITS: usize = 10_000;
+
+/// Steps and exits of straight runs, and blocks that were translated in others.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    cases: u64,
+    steps: u64,
+    exits: u64,
+    translations: u64,
+}
+
+/// The ways asked for.
+fn ways() -> Vec<Way> {
+    let Ok(names) = std::env::var("LOCKSTEP_FUZZ_WAYS") else { return WAYS.to_vec() };
+    let mut ways = vec![Way::Straight];
+    for name in names.split(',') {
+        let way = WAYS.iter().find(|way| format!("{way:?}") == name);
+        ways.push(*way.unwrap_or_else(|| panic!("LOCKSTEP_FUZZ_WAYS={names}: {name} is none of {WAYS:?}")));
+    }
+    ways
+}
 
 struct Case {
     seed: u64,
@@ -149,7 +182,8 @@ impl Case {
             }
         }
         assert_told(&mut cpu, ram, &mut told);
-        Ended { retired: cpu.retired(), state: cpu.state(), exits, ram: ram.bytes().to_vec() }
+        let translations = Uncompared(cpu.statistics().translations);
+        Ended { retired: cpu.retired(), state: cpu.state(), exits, ram: ram.bytes().to_vec(), translations }
     }
 
     /// Answers an exit: a function of the seed and the exit's number.
@@ -167,13 +201,19 @@ impl Case {
     }
 
     /// What is wrong with the case, if anything is.
-    fn check(&self, ram: &mut Ram) -> Option<String> {
+    fn check(&self, ram: &mut Ram, ways: &[Way], sums: &mut Sums) -> Option<String> {
         let mut first: Option<Ended> = None;
-        for way in WAYS {
+        sums.cases += 1;
+        for way in ways.iter().copied() {
             let ended = match catch_unwind(AssertUnwindSafe(|| self.run(ram, way))) {
                 Ok(ended) => ended,
                 Err(_) => return Some(format!("{way:?}: panic (above)")),
             };
+            if way == Way::Straight {
+                sums.steps += ended.retired;
+                sums.exits += ended.exits.len() as u64;
+            }
+            sums.translations += ended.translations.0;
             match &first {
                 None => first = Some(ended),
                 Some(first) if *first != ended => return Some(self.first_difference(ram, way)),
@@ -226,6 +266,7 @@ impl Case {
 /// Blocks are translated from a number of runs on, or not at all.
 fn translate(cpu: &mut Cpu, runs: Option<u32>) {
     assert!(cpu.set_translation(runs), "the host lets code be executed");
+    cpu.audit_translations();
 }
 
 fn event(random: &mut Random) -> Event {
@@ -314,26 +355,21 @@ fn work(first: u64, of: u64) {
     let mut ram = Ram::new();
     let only = number("LOCKSTEP_FUZZ_SEED");
     let end = now() + Duration::from_secs(number("LOCKSTEP_FUZZ_SECONDS").unwrap_or(60));
-    let (mut cases, mut steps, mut exits) = (0u64, 0u64, 0u64);
+    let (ways, mut sums) = (ways(), Sums::default());
     let mut seed = only.unwrap_or(first);
     loop {
         println!("case\t{seed}");
         let case = Case::new(seed, &forms);
-        if let Some(text) = case.check(&mut ram) {
+        if let Some(text) = case.check(&mut ram, &ways, &mut sums) {
             println!("found\t{seed}\t{}", text.replace('\n', "\u{1}"));
-        }
-        cases += 1;
-        let ended = catch_unwind(AssertUnwindSafe(|| case.run(&mut ram, Way::Straight)));
-        if let Ok(ended) = ended {
-            steps += ended.retired;
-            exits += ended.exits.len() as u64;
         }
         if only.is_some() || now() >= end {
             break;
         }
         seed += of;
     }
-    println!("sum\t{cases}\t{steps}\t{exits}");
+    let Sums { cases, steps, exits, translations } = sums;
+    println!("sum\t{cases}\t{steps}\t{exits}\t{translations}");
 }
 
 #[test]
@@ -365,15 +401,15 @@ fn random_guests_end_the_same_however_they_are_run() {
             .map(|reader| reader.join().expect("a reader").expect("a worker's output"))
             .collect()
     });
-    let (mut totals, mut found) = ([0u64; 3], String::new());
+    let (mut totals, mut found) = ([0u64; 4], String::new());
     for output in outputs {
         let text = String::from_utf8_lossy(&output.stdout);
         for line in text.lines() {
             let fields: Vec<&str> = line.split('\t').collect();
             match fields[..] {
                 ["found", seed, what] => found += &report(seed, &what.replace('\u{1}', "\n")),
-                ["sum", cases, steps, exits] => {
-                    for (total, text) in totals.iter_mut().zip([cases, steps, exits]) {
+                ["sum", cases, steps, exits, translations] => {
+                    for (total, text) in totals.iter_mut().zip([cases, steps, exits, translations]) {
                         *total += text.parse::<u64>().expect("a number");
                     }
                 }
@@ -385,8 +421,9 @@ fn random_guests_end_the_same_however_they_are_run() {
             found += &report(last, &format!("the worker ended with {}", output.status));
         }
     }
-    let [cases, steps, exits] = totals;
-    println!("{cases} random guests, {steps} steps, {exits} exits, each guest run in {} ways", WAYS.len());
+    let [cases, steps, exits, translations] = totals;
+    println!("{cases} random guests, {steps} steps, {exits} exits, each guest run in {} ways", ways().len());
+    println!("{translations} blocks were translated and audited");
     assert!(found.is_empty(), "{found}");
 }
 

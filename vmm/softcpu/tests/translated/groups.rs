@@ -3,8 +3,8 @@
 use iced_x86::code_asm::*;
 
 use crate::flags::PRODUCERS;
-use crate::guest::{CODE, CODE_AT, DATA, DATA_AT, FREE, Guest, IRQ, PAGE, READ_ONLY, WRITABLE};
-use crate::memory::{may_fault, taken};
+use crate::guest::{CODE, CODE_AT, DATA, DATA_AT, FREE, Guest, IRQ, PAGE, READ_ONLY, WRITABLE, may_fault};
+use crate::memory::taken;
 use crate::run::{Event, check, check_at_every_count};
 
 /// What a second page can be: the data that follow, the same but read-only, missing, page of the code itself.

@@ -64,6 +64,21 @@ pub struct Guest {
     next: u64,
 }
 
+/// RFLAGS.AC.
+pub const AC: u64 = 1 << 18;
+
+/// Instructions behind which the guest goes on if they fault.
+macro_rules! may_fault {
+    ($a:ident, $($insn:expr;)*) => {$(
+        let mut behind = $a.create_label();
+        $a.lea(r15, qword_ptr(behind))?;
+        $insn?;
+        $a.set_label(&mut behind)?;
+        $a.nop()?;
+    )*};
+}
+pub(crate) use may_fault;
+
 pub type Build<'a> = &'a dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Code for an address.

@@ -4,8 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use iced_x86::code_asm::*;
 
-use crate::guest::{CODE, CODE_AT, FREE, Guest, PAGE, WRITABLE};
-use crate::memory::may_fault;
+use crate::guest::{CODE, CODE_AT, FREE, Guest, PAGE, WRITABLE, may_fault};
 use crate::run::{Machine, difference};
 
 fn steps() -> u64 {

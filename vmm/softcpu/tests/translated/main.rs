@@ -13,6 +13,7 @@ mod guest;
 mod interrupts;
 mod long;
 mod memory;
+mod mistakes;
 mod planted;
 mod privilege;
 mod run;

@@ -2,30 +2,19 @@
 
 use iced_x86::code_asm::*;
 
-use crate::guest::{CODE, CODE_AT, DATA, DATA_AT, Guest, KERNEL, PAGE, READ_ONLY, SUMS_AT, WRITABLE};
+use crate::guest::{
+    AC, CODE, CODE_AT, DATA, DATA_AT, Guest, KERNEL, PAGE, READ_ONLY, SUMS_AT, WRITABLE, may_fault,
+};
 use crate::run::{Ended, check};
 
 const SMAP: u64 = 1 << 21;
 const AM: u64 = 1 << 18;
-pub const AC: u64 = 1 << 18;
 
 /// How often a handler ran.
 pub fn taken(ended: &Ended, vector: u64) -> u64 {
     let at = (SUMS_AT + 8 * (16 + vector)) as usize;
     u64::from_le_bytes(ended.ram[at..at + 8].try_into().expect("eight bytes"))
 }
-
-/// Instructions behind which the guest goes on if they fault.
-macro_rules! may_fault {
-    ($a:ident, $($insn:expr;)*) => {$(
-        let mut behind = $a.create_label();
-        $a.lea(r15, qword_ptr(behind))?;
-        $insn?;
-        $a.set_label(&mut behind)?;
-        $a.nop()?;
-    )*};
-}
-pub(crate) use may_fault;
 
 /// CPL, CR4.SMAP and RFLAGS.AC: every space there is.
 fn spaces() -> impl Iterator<Item = (u8, u64, u64)> {

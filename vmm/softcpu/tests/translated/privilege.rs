@@ -2,8 +2,9 @@
 
 use iced_x86::code_asm::*;
 
-use crate::guest::{CODE, CODE_AT, DATA, FREE, Guest, IRQ, KERNEL, PAGE, TABLES, WRITABLE};
-use crate::memory::{AC, may_fault, taken};
+use crate::guest::{AC, CODE, CODE_AT, DATA, FREE, Guest, IRQ, KERNEL, PAGE, TABLES, WRITABLE, may_fault};
+use crate::memory::taken;
+use crate::mistakes::misaligned_pushes;
 use crate::run::{Event, INTERPRETED, MOST, Machine, check, check_at_every_count, difference, run};
 
 const AM: u64 = 1 << 18;
@@ -89,29 +90,6 @@ fn the_stack_is_aligned_while_ac_asks_for_it() {
     guest.state.cr0 |= AM;
     let ended = check("AC", &guest);
     assert!(taken(&ended, 17) >= 8);
-}
-
-/// Rounds of pushes to a stack that is not aligned, AC set in every other.
-pub fn misaligned_pushes(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let (mut top, mut behind) = (a.create_label(), a.create_label());
-    a.mov(ecx, 16)?;
-    a.mov(r14, rsp)?;
-    a.set_label(&mut top)?;
-    a.pushfq()?;
-    a.xor(qword_ptr(rsp), AC as i32)?;
-    a.popfq()?;
-    a.lea(r15, qword_ptr(behind))?;
-    a.lea(rsp, qword_ptr(r14 - 12))?;
-    let mut apart = a.create_label();
-    a.jmp(apart)?;
-    a.set_label(&mut apart)?;
-    a.push(rcx)?;
-    a.pop(rdx)?;
-    a.add(rsi, rdx)?;
-    a.set_label(&mut behind)?;
-    a.mov(rsp, r14)?;
-    a.dec(ecx)?;
-    a.jne(top)
 }
 
 /// Two address spaces with equal upper halves: A bits come when each is walked, and not before; an entry

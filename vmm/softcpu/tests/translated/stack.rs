@@ -2,8 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use crate::guest::{CODE, CODE_AT, FREE, Guest, KERNEL, PAGE, STACK, STACK_AT, WRITABLE};
-use crate::memory::may_fault;
+use crate::guest::{CODE, CODE_AT, FREE, Guest, KERNEL, PAGE, STACK, STACK_AT, WRITABLE, may_fault};
 use crate::run::check;
 
 /// What uses the stack, in blocks that check it once.

@@ -57,6 +57,17 @@ fn vm_exit(exit: Exit) -> VmExit {
     }
 }
 
+/// Says, once, which instructions the self-test has interpreted.
+fn warn_of_refused_forms() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        if let Some(test) = softcpu::self_test().filter(|test| !test.refused.is_empty()) {
+            let forms = test.refused.join(", ");
+            tracing::warn!("interpreted, not translated, since this host's results differ: {forms}");
+        }
+    });
+}
+
 /// Whether the instruction of an exit has not retired.
 fn is_question(exit: &VmExit) -> bool {
     matches!(
@@ -84,11 +95,15 @@ impl SoftEngine {
         // SAFETY: the mapping is that long and outlives the engine (see above); devices and digests access it
         // only between runs, on the thread that runs.
         let mut cpu = unsafe { Cpu::new(ram.host_address() as *mut u8, bytes) };
+        #[cfg(feature = "planted-faults")]
+        crate::planted::before_translation();
         cpu.set_jit(options.jit);
         cpu.set_perf_map(options.perf_map);
         if let Some(why) = cpu.untranslated() {
             static SAID: Once = Once::new();
             SAID.call_once(|| tracing::warn!("the guest's code is interpreted, not translated: {why}"));
+        } else if options.jit != Jit::Off {
+            warn_of_refused_forms();
         }
         let checks = options.jit == Jit::Check && cpu.untranslated().is_none();
         let checker = checks.then(|| Checker::new(ram)).transpose()?.map(Box::new);
