@@ -65,6 +65,60 @@ fn groups_at_the_end_of_a_page() {
     }
 }
 
+/// Accesses whose address looks alike, but whose registers changed in between: to pages that lie elsewhere.
+#[test]
+fn groups_end_where_their_registers_change() {
+    let movers: &[Writer] = &[
+        |a| a.add(rbx, PAGE as i32),
+        |a| a.lea(rbx, qword_ptr(rbx + PAGE as i32)),
+        |a| a.xchg(rbx, rdx),
+        |a| a.mov(ebx, edx),
+        |a| a.mov(bx, dx),
+        |a| a.cmovne(rbx, rdx),
+        |a| {
+            a.push(rdx)?;
+            a.pop(rbx)
+        },
+        |a| a.mov(rbx, qword_ptr(rbx + 0x10)),
+        |a| a.xadd(rbx, rsi),
+        |a| a.add(rsi, PAGE as i32),
+        |a| {
+            a.mov(rax, rsi)?;
+            a.shl(rax, 32)?;
+            a.shrd(rsi, rbx, 9)?;
+            a.mov(esi, PAGE as i32)
+        },
+        |a| a.bswap(rsi),
+        |a| a.movzx(esi, word_ptr(rbx + 0x18)),
+    ];
+    for (number, mover) in movers.iter().enumerate() {
+        let mut guest = Guest::new(3, &|a| {
+            let mut top = a.create_label();
+            a.mov(edi, 4)?;
+            a.set_label(&mut top)?;
+            a.mov(rbx, DATA)?;
+            a.mov(rdx, DATA + PAGE)?;
+            a.mov(esi, PAGE as i32)?;
+            a.test(rbx, rbx)?;
+            may_fault!(a,
+                a.mov(r8, qword_ptr(rbx + 8));
+                a.add(r9, qword_ptr(rbx + rsi - 0x1000 + 0x20));
+                mover(a);
+                a.add(r8, qword_ptr(rbx + 0x28));
+                a.mov(qword_ptr(rbx + rsi - 0x1000 + 0x30), r8);
+                a.add(qword_ptr(rbx + 0x38), r9);
+            );
+            a.dec(edi)?;
+            a.jne(top)
+        });
+        guest.map(DATA + PAGE, FREE + PAGE, WRITABLE);
+        guest.map(DATA + 2 * PAGE, FREE, WRITABLE);
+        guest.set_word(DATA_AT + 0x10, DATA + PAGE);
+        guest.set_word(DATA_AT + 0x18, 0x2000);
+        check(&format!("mover {number}"), &guest);
+    }
+}
+
 /// A loop over two pages, the second of each kind, with registers that the host has none for.
 #[test]
 fn loops_with_the_registers_of_others() {
