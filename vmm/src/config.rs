@@ -4,12 +4,11 @@ use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use devices::{ConsoleInput, DevicesConfig};
-use guest_images::cache::Cache;
+use guest_images::cache::{Cache, Guest, ImageFile};
 use logchannel::message::Hello;
 use logchannel::pair::{OnReset, PairConfig, Policy};
 use replay::ClockPolicy;
@@ -21,6 +20,7 @@ use crate::cli::headings::{DISK, MACHINE, NETWORK, PAIR};
 use crate::cli::translator::TranslatorArgs;
 use crate::disk_image;
 use crate::engine::{EngineError, EngineKind};
+use crate::memory::Content;
 use crate::restart::ResetPolicy;
 use crate::sizes;
 
@@ -211,9 +211,9 @@ pub struct VmConfig {
     pub around: Surroundings,
     /// The kernel, or the whole guest where it has no other files. Shared, since copies of this are made when
     /// a pair has formed, and from then on silence means death.
-    pub image: Arc<[u8]>,
+    pub image: Content,
     /// The initial RAM disk.
-    pub initrd: Option<Arc<[u8]>>,
+    pub initrd: Option<Content>,
     /// The guest's command line.
     pub command_line: String,
     /// Guest memory, MiB.
@@ -284,7 +284,7 @@ impl VmConfig {
             clock,
             policy: Policy::default(),
             around: Surroundings { options: args.translator.options(), ..Surroundings::default() },
-            image: Arc::default(),
+            image: Content::default(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),
             memory_mib: DEFAULT_MEMORY_MIB,
@@ -309,8 +309,8 @@ impl VmConfig {
                 );
             }
             let manifest = &guest.manifest;
-            config.image = guest.read(&manifest.kernel)?.into();
-            config.initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?.map(Arc::from);
+            config.image = content(&guest, &manifest.kernel)?;
+            config.initrd = manifest.initrd.as_ref().map(|file| content(&guest, file)).transpose()?;
             config.command_line.clone_from(&manifest.command_line);
             config.memory_mib = manifest.memory_mib;
             if let Some(disk) = &manifest.disk {
@@ -433,6 +433,14 @@ fn policy(args: &VmArgs, pair: &PairArgs) -> Policy {
         digest_ms: args.digest_ms,
         virtual_clock: args.clock == "virtual",
     }
+}
+
+/// A file of a guest image.
+fn content(guest: &Guest, file: &ImageFile) -> anyhow::Result<Content> {
+    let path = guest.path(file);
+    let content = Content::map(&path).with_context(|| path.display().to_string())?;
+    guest.check(file, &content)?;
+    Ok(content)
 }
 
 /// Reads a file that a guest is started with, of at most `max` bytes; not a device, which may have no end.

@@ -2,11 +2,13 @@
 //!
 //! A block is made for one linear address (RIP-relative operands and branch targets are computed when it is
 //! decoded) and one mode, and stays within one page. A write to bytes that blocks were decoded from drops all
-//! blocks of that page; chains lead only from a block to another one of the same page, so none dangles.
+//! blocks of that page, and what leads to them from elsewhere; chains lead only from a block to another one
+//! of the same page, so none dangles.
 
+use crate::arena::{Arena, Ops};
 use crate::decode::LONGEST;
 use crate::op::Op;
-use crate::ram::PAGE;
+use crate::ram::{CODE, PAGE, TABLE};
 use crate::{Cpu, Fault};
 
 /// A request to a server on Linux goes through some five thousand targets of branches; one that is not found
@@ -14,6 +16,7 @@ use crate::{Cpu, Fault};
 const JUMPS: usize = 32768;
 /// `scale` of a branch that may remember the block it leads to.
 pub const LINKS: u8 = 1;
+/// Bytes of a piece of a page.
 const GRANULE: u64 = 64;
 const CROSSINGS: usize = 512;
 
@@ -26,51 +29,29 @@ struct Jump {
 
 const NO_JUMP: Jump = Jump { rip: 0, key: u64::MAX, first: std::ptr::null() };
 
-/// Two ops, in one line of the host's cache: a block's header is with its first op.
-#[repr(align(64))]
-struct Line {
-    _ops: [Op; 2],
-}
-
-/// A block: its first op is its header, whose `imm` counts its instructions.
+/// A block: before its first op is its header, whose `imm` counts its instructions.
 struct Block {
-    lines: *mut [Line],
+    first: *const Op,
     rip: u64,
     mode: u32,
-    /// Another block at the same offset, plus one; 0 for none.
+    /// Another block that begins in the same piece of the page, plus one; 0 for none.
     other: u16,
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw` in `add`, and dropped once.
-        drop(unsafe { Box::from_raw(self.lines) });
-    }
-}
-
-impl Block {
-    fn first(&self) -> *const Op {
-        // SAFETY: a block has a header and at least one more op.
-        unsafe { self.lines.cast::<Op>().add(1) }
-    }
-}
-
-/// A block's ops as they are kept. What fills the last line is never executed: the op before it calls no
-/// next.
-fn lines(mut ops: Vec<Op>) -> Box<[Line]> {
-    if let Some(last) = ops.last().filter(|_| !ops.len().is_multiple_of(2)) {
-        ops.push(last.clone());
-    }
-    let mut ops = ops.into_iter();
-    std::iter::from_fn(|| Some(Line { _ops: [ops.next()?, ops.next()?] })).collect()
-}
-
 struct CodePage {
-    /// By offset in the page: number of a block plus one, or 0.
-    at: Box<[u16; PAGE as usize]>,
+    /// By piece of the page: number of a block that begins there plus one, or 0.
+    at: [u16; (PAGE / GRANULE) as usize],
     blocks: Vec<Block>,
-    /// Which 64-byte pieces blocks were decoded from.
+    ops: Ops,
+    /// Which pieces blocks were decoded from.
     covered: u64,
+}
+
+impl Default for CodePage {
+    fn default() -> Self {
+        let at = [0; (PAGE / GRANULE) as usize];
+        Self { at, blocks: Vec::new(), ops: Ops::default(), covered: 0 }
+    }
 }
 
 /// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so
@@ -88,6 +69,7 @@ pub struct CodeCache {
     jumps: Box<[Jump; JUMPS]>,
     epoch: u64,
     pages: Vec<Option<Box<CodePage>>>,
+    arena: Arena,
     crossings: Vec<Option<Crossing>>,
     scratch: Vec<Op>,
 }
@@ -114,7 +96,8 @@ impl CodeCache {
         all.resize_with(pages, || None);
         let mut crossings = Vec::new();
         crossings.resize_with(CROSSINGS, || None);
-        Self { jumps: Box::new([NO_JUMP; JUMPS]), epoch: 1, pages: all, crossings, scratch: Vec::new() }
+        let (jumps, arena) = (Box::new([NO_JUMP; JUMPS]), Arena::default());
+        Self { jumps, epoch: 1, pages: all, arena, crossings, scratch: Vec::new() }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -157,27 +140,34 @@ impl CodeCache {
     pub(crate) fn translated(&self, gpa: u64) -> impl Iterator<Item = u64> {
         let blocks = self.pages[(gpa / PAGE) as usize].iter().flat_map(|page| &page.blocks);
         // SAFETY: the block is alive, and its first op follows its header.
-        blocks.map(|block| unsafe { (*block.first().wrapping_sub(1)).disp.get() })
+        blocks.map(|block| unsafe { (*block.first.wrapping_sub(1)).disp.get() })
     }
 
-    pub(crate) fn drop_page(&mut self, gpa: u64) {
-        self.pages[(gpa / PAGE) as usize] = None;
-        self.next_epoch();
+    /// Takes the blocks of a page, to which nothing here leads any more.
+    fn take_page(&mut self, gpa: u64) -> Option<Box<CodePage>> {
+        let page = self.pages[(gpa / PAGE) as usize].take()?;
+        for block in &page.blocks {
+            let jump = &mut self.jumps[slot(block.rip)];
+            if jump.first == block.first {
+                *jump = NO_JUMP;
+            }
+        }
+        Some(page)
     }
 
-    /// Keeps the ops of a page that is about to be dropped: a planted mistake goes on to use them.
-    #[cfg(feature = "planted-faults")]
-    fn leak_page(&mut self, gpa: u64) {
-        std::mem::forget(self.pages[(gpa / PAGE) as usize].take());
+    fn drop_page(&mut self, gpa: u64) {
+        if let Some(page) = self.take_page(gpa) {
+            self.arena.give_back(page.ops);
+        }
     }
 
     fn find(&self, gpa: u64, rip: u64, mode: u32) -> Option<*const Op> {
         let page = self.pages[(gpa / PAGE) as usize].as_ref()?;
-        let mut number = page.at[(gpa % PAGE) as usize];
+        let mut number = page.at[(gpa % PAGE / GRANULE) as usize];
         while number != 0 {
             let block = &page.blocks[usize::from(number) - 1];
             if block.rip == rip && block.mode == mode {
-                return Some(block.first());
+                return Some(block.first);
             }
             number = block.other;
         }
@@ -185,22 +175,18 @@ impl CodeCache {
     }
 
     /// Adds a block decoded from `bytes` bytes at `gpa`; `ops` has its header.
-    fn add(&mut self, gpa: u64, rip: u64, mode: u32, bytes: u64, ops: Vec<Op>) -> *const Op {
-        let page = self.pages[(gpa / PAGE) as usize].get_or_insert_with(|| {
-            Box::new(CodePage { at: Box::new([0; PAGE as usize]), blocks: Vec::new(), covered: 0 })
-        });
-        let mut full = false;
-        if page.blocks.len() == usize::from(u16::MAX) - 1 {
-            *page.at = [0; PAGE as usize];
-            page.blocks.clear();
-            full = true;
+    fn add(&mut self, gpa: u64, rip: u64, mode: u32, bytes: u64, ops: &[Op]) -> *const Op {
+        let page = self.pages[(gpa / PAGE) as usize].get_or_insert_default();
+        let full = page.blocks.len() == usize::from(u16::MAX) - 1;
+        if full {
+            let before = std::mem::take(&mut **page);
+            self.arena.give_back(before.ops);
         }
         page.covered |= pieces(gpa % PAGE, bytes);
-        let at = &mut page.at[(gpa % PAGE) as usize];
-        let lines = Box::into_raw(lines(ops));
-        page.blocks.push(Block { lines, rip, mode, other: *at });
+        let at = &mut page.at[(gpa % PAGE / GRANULE) as usize];
+        let first = self.arena.keep(&mut page.ops, ops).wrapping_add(1);
+        page.blocks.push(Block { first, rip, mode, other: *at });
         *at = page.blocks.len() as u16;
-        let first = page.blocks[page.blocks.len() - 1].first();
         if full {
             self.next_epoch();
         }
@@ -243,6 +229,19 @@ impl Cpu {
             return Some(unsafe { &*jump.first });
         }
         None
+    }
+
+    /// The block at `rip`, which `cached_block` did not find, if it is decoded and fits below the limit, and
+    /// the run loop would go there. In 64-bit code only.
+    #[inline(never)]
+    pub(crate) fn decoded_block<'a>(&mut self, rip: u64) -> Option<&'a Op> {
+        if self.breakpoints.has(rip) {
+            return None;
+        }
+        let gpa = self.known_code(rip).filter(|gpa| self.ram.holds(*gpa, 1))?;
+        let first = self.cache.find(gpa, rip, self.mode)?;
+        self.cache.jumps[slot(rip)] = Jump { rip, key: self.jump_key, first };
+        self.cached_block(rip)
     }
 
     /// Instructions in the block at RIP, if it is decoded.
@@ -291,7 +290,8 @@ impl Cpu {
                 }
                 self.watch_code(gpa);
                 let epoch = self.cache.epoch;
-                let first = self.cache.add(gpa, rip, self.mode, bytes, ops);
+                let first = self.cache.add(gpa, rip, self.mode, bytes, &ops);
+                self.cache.keep_scratch(ops);
                 if epoch != self.cache.epoch {
                     self.update_space();
                 }
@@ -339,12 +339,12 @@ impl Cpu {
         Ok(Crossing { rip: self.rip, mode: self.mode, bytes, length, ops })
     }
 
-    /// Drops the decoded code of the page of `gpa`. The privilege of the access under way stays.
+    /// Drops the decoded code of the page of `gpa`.
     pub(crate) fn drop_code(&mut self, gpa: u64) {
-        let space = self.space;
         #[cfg(feature = "planted-faults")]
         if self.makes(crate::planted::Mistake::StaleEdge) {
-            self.cache.leak_page(gpa);
+            // Translated code goes on to use the ops.
+            std::mem::forget(self.cache.take_page(gpa));
         }
         if let Some(native) = &mut self.native {
             native.note_dropped(self.cache.translated(gpa));
@@ -352,8 +352,22 @@ impl Cpu {
         self.cache.drop_page(gpa);
         #[cfg(feature = "planted-faults")]
         self.stale.forget(gpa);
-        self.ram.clear_flags(gpa, crate::ram::CODE);
-        self.update_space();
-        self.restore_privilege(space);
+        self.ram.clear_flags(gpa, CODE);
+    }
+
+    /// Somebody else wrote RAM: what is cached of it is dropped.
+    pub fn ram_written(&mut self, gpa: u64, bytes: usize) {
+        let mut at = gpa & !(PAGE - 1);
+        let end = gpa.saturating_add(bytes as u64);
+        while at < end && self.ram.holds(at, PAGE) {
+            let flags = self.ram.flags(at);
+            if flags & TABLE != 0 {
+                self.flush_translations();
+            }
+            if flags & CODE != 0 {
+                self.drop_code(at);
+            }
+            at += PAGE;
+        }
     }
 }

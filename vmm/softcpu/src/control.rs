@@ -5,7 +5,7 @@
 
 use crate::cpu::mode;
 use crate::exception::Exception;
-use crate::paging::PHYSICAL_BITS;
+use crate::paging::{CR4_WALKED, PHYSICAL_BITS};
 use crate::state::{Seg, Segment};
 use crate::{Cpu, Fault};
 
@@ -91,8 +91,12 @@ impl Cpu {
         if value & !CR4_KNOWN != 0 || value & CR4_PAE == 0 && self.is_long_mode() {
             return self.raise(Exception::gp(0));
         }
+        // A guest changes PGE to flush what is cached, which here it never sees.
+        let walked = (self.cr4 ^ value) & CR4_WALKED != 0;
         self.cr4 = value;
-        self.flush_translations();
+        if walked {
+            self.flush_translations();
+        }
         self.update_mode();
         Ok(())
     }

@@ -170,7 +170,7 @@ impl Cpu {
     pub unsafe fn new(ram: *mut u8, bytes: usize) -> Box<Self> {
         // SAFETY: by the caller's contract.
         let ram = unsafe { GuestRam::new(ram, bytes) };
-        let cache = CodeCache::new(ram.pages());
+        let (tlb, cache) = (Tlb::new(ram.pages()), CodeCache::new(ram.pages()));
         let mut cpu = Box::new(Self {
             regs: [0; REGISTERS],
             rip: 0,
@@ -209,7 +209,7 @@ impl Cpu {
             answered: 0,
             loaded: 0,
             ram,
-            tlb: Tlb::new(),
+            tlb,
             cache,
             breakpoints: Breakpoints::default(),
             watch: Watch::default(),

@@ -18,6 +18,8 @@ use crate::{Cpu, Fault, exec, or_abort};
 
 /// Most instructions in a block.
 const BLOCK: u64 = 64;
+/// Most bytes of a block.
+pub const BLOCK_BYTES: usize = BLOCK as usize * LONGEST;
 /// Most conditional branches in a block.
 const BRANCHES: u64 = 3;
 /// Longest instruction in bytes (SDM vol. 2, 2.3.11).
@@ -401,12 +403,14 @@ impl Cpu {
 
     /// Decodes the block at RIP, whose first byte is at `gpa`. `None` when its first instruction crosses into
     /// the next page.
-    pub(crate) fn decode_block(&self, gpa: u64) -> Option<(Vec<Op>, u64)> {
-        let mut page = [0; PAGE as usize];
-        let room = self.code_room(self.rip).min(PAGE - gpa % PAGE);
-        let bytes = &mut page[..room as usize];
+    pub(crate) fn decode_block(&mut self, gpa: u64) -> Option<(Vec<Op>, u64)> {
+        let mut bytes = [0; BLOCK_BYTES];
+        let room = self.code_room(self.rip).min(PAGE - gpa % PAGE).min(BLOCK_BYTES as u64);
+        let bytes = &mut bytes[..room as usize];
         self.read_code(gpa, bytes);
-        let mut builder = self.builder(vec![Op::new(stop)], true);
+        let mut ops = self.cache.take_scratch();
+        ops.push(Op::new(stop));
+        let mut builder = self.builder(ops, true);
         let bytes = &*bytes;
         let mut decoder = self.decoder(bytes, self.rip);
         let mut insn = Instruction::default();
@@ -436,6 +440,7 @@ impl Cpu {
             builder.ip += insn.len() as u16;
         }
         if builder.number == 0 {
+            self.cache.keep_scratch(builder.ops);
             return None;
         }
         let (count, length) = (builder.number, u64::from(builder.ip));

@@ -17,6 +17,7 @@
 )]
 
 mod access;
+mod arena;
 mod breakpoint;
 mod bulk;
 mod cache;
@@ -41,6 +42,7 @@ mod ram;
 mod segmentation;
 mod state;
 mod statistics;
+mod tables;
 mod watch;
 mod word;
 

@@ -4,13 +4,15 @@
 //! and an addition. The tag that is looked for is made of the page of the *last* byte, so that an access that
 //! crosses a page never hits.
 //!
-//! The TLB is invisible: every page walked for a cached translation is watched, and a write to one drops the
-//! translations. So it never matters to the guest what is cached, nor when the host drops it, and a change of
-//! CR3 drops nothing. Writes to pages with decoded code, page tables or watched bytes are never cached.
+//! The TLB is invisible: every page walked for a cached translation is watched, and a write to an entry
+//! there drops the page that it maps, or all translations. So it never matters to the guest what is cached,
+//! nor when the host drops it, and a change of CR3 drops nothing. Writes to pages with decoded code, page
+//! tables or watched bytes are never cached.
 
 use crate::exception::{Exception, vector};
-use crate::paging::{Access, Walk};
-use crate::ram::{CODE, DIRTY, PAGE, TABLE, WATCHED};
+use crate::paging::{ADDRESS, Access, Walk};
+use crate::ram::{AT_HAND, CODE, DIRTY, PAGE, TABLE, WATCHED};
+use crate::tables::Tables;
 use crate::{Cpu, Exit, Fault};
 
 /// Pages that reads find at once: 64 MiB, so that a guest that reads all over a large table mostly hits.
@@ -76,7 +78,7 @@ pub struct Tlb {
     spaces: Vec<u64>,
     first: usize,
     /// Pages flagged `TABLE`.
-    tables: Vec<u64>,
+    pub(crate) tables: Tables,
     /// Pages with data breakpoints are not cached: every access to them is looked at.
     pub(crate) guarded: bool,
     /// Goes up whenever something that was cached may not be used any more.
@@ -84,7 +86,8 @@ pub struct Tlb {
 }
 
 impl Tlb {
-    pub(crate) fn new() -> Self {
+    /// For RAM of so many pages.
+    pub(crate) fn new(pages: usize) -> Self {
         Self {
             read: [EMPTY; READ_ENTRIES],
             write: [EMPTY; WRITE_ENTRIES],
@@ -92,7 +95,7 @@ impl Tlb {
             regions: [NO_REGION; REGIONS],
             spaces: Vec::new(),
             first: 0,
-            tables: Vec::new(),
+            tables: Tables::new(pages),
             guarded: false,
             revision: 0,
         }
@@ -109,6 +112,15 @@ impl Tlb {
             self.write.fill(EMPTY);
             self.exec.fill(EMPTY);
             self.regions.fill(NO_REGION);
+        }
+    }
+
+    /// Nothing is found any more of the address spaces whose first table is at `root`.
+    pub(crate) fn forget_spaces(&mut self, root: u64) {
+        self.revision += 1;
+        for space in self.spaces.iter_mut().filter(|cr3| **cr3 & ADDRESS == root) {
+            // As no CR3 is.
+            *space = NONE;
         }
     }
 
@@ -132,6 +144,21 @@ impl Tlb {
     pub(crate) fn has(&self, address: u64, space: u64, write: bool) -> bool {
         let entry = if write { &self.write[write_slot(address)] } else { &self.read[read_slot(address)] };
         entry.tag == address & !OFFSET | space
+    }
+
+    /// Forgets what is cached of a linear page, in all spaces.
+    pub(crate) fn forget_page(&mut self, address: u64) {
+        self.revision += 1;
+        let entries = [
+            &mut self.read[read_slot(address)],
+            &mut self.write[write_slot(address)],
+            &mut self.exec[exec_slot(address)],
+        ];
+        for entry in entries {
+            if entry.tag & !OFFSET == address & !OFFSET {
+                *entry = EMPTY;
+            }
+        }
     }
 
     fn forget_writes(&mut self, host_page: u64) {
@@ -182,6 +209,10 @@ pub fn read_slot(address: u64) -> usize {
 #[inline(always)]
 pub fn write_slot(address: u64) -> usize {
     (address / PAGE) as usize % WRITE_ENTRIES
+}
+
+fn exec_slot(address: u64) -> usize {
+    (address / PAGE) as usize % EXEC_ENTRIES
 }
 
 impl Cpu {
@@ -462,10 +493,11 @@ impl Cpu {
             self.note_watched_store();
         }
         if flags & TABLE != 0 {
-            let present = (gpa & !7..gpa + size).step_by(8).any(|entry| self.ram.word(entry) & 1 != 0);
-            if present {
-                self.must_be_alone()?;
-                self.flush_translations();
+            for entry in (gpa & !7..gpa + size).step_by(8) {
+                if self.ram.word(entry) & 1 != 0 {
+                    self.must_be_alone()?;
+                    self.drop_entry(entry);
+                }
             }
         }
         if flags & CODE != 0 && self.cache.covers(gpa, size) {
@@ -526,7 +558,7 @@ impl Cpu {
             self.tlb.read[read_slot(address)] = entry;
             if write && page.writable && self.ram.flags(page.gpa) & (CODE | TABLE | WATCHED) == 0 {
                 // Stores that hit say nothing, and this one may fault on its other page.
-                self.ram.set_flags(page.gpa, DIRTY);
+                self.ram.set_flags(page.gpa, DIRTY | AT_HAND);
                 self.tlb.write[write_slot(address)] = entry;
             }
         }
@@ -557,18 +589,22 @@ impl Cpu {
 
     /// The guest physical address of the code at `address`.
     pub(crate) fn translate_code(&mut self, address: u64) -> Result<u64, Fault> {
-        let slot = (address / PAGE) as usize % EXEC_ENTRIES;
-        let entry = &self.tlb.exec[slot];
-        let tag = address & !OFFSET | self.space;
-        if entry.tag == tag {
-            return Ok(address.wrapping_add(entry.addend));
+        if let Some(gpa) = self.known_code(address) {
+            return Ok(gpa);
         }
         if (address as i64) << 16 >> 16 != address as i64 {
             return self.raise(Exception::gp(0));
         }
         let page = self.walk(address, Access { write: false, exec: true, privilege: self.space & 3 })?;
-        self.tlb.exec[slot] = Entry { tag, addend: page.gpa.wrapping_sub(address) };
+        let tag = address & !OFFSET | self.space;
+        self.tlb.exec[exec_slot(address)] = Entry { tag, addend: page.gpa.wrapping_sub(address) };
         Ok(page.gpa)
+    }
+
+    /// The same, if it is cached.
+    pub(crate) fn known_code(&self, address: u64) -> Option<u64> {
+        let entry = &self.tlb.exec[exec_slot(address)];
+        (entry.tag == address & !OFFSET | self.space).then(|| address.wrapping_add(entry.addend))
     }
 
     fn region_tag(&self, address: u64) -> u64 {
@@ -588,34 +624,31 @@ impl Cpu {
         self.tlb.regions[(address / REGION) as usize % REGIONS] = Region { tag, from };
     }
 
-    /// The page at `gpa` is a page table of a translation that is about to be cached.
-    pub(crate) fn watch_table(&mut self, gpa: u64) {
-        if self.ram.flags(gpa) & TABLE == 0 {
-            self.ram.set_flags(gpa, TABLE);
-            self.tlb.tables.push(gpa);
-            self.tlb.forget_writes(self.ram.host_page(gpa));
-        }
-    }
-
     /// The page at `gpa` has decoded code from now on.
     pub(crate) fn watch_code(&mut self, gpa: u64) {
-        if self.ram.flags(gpa) & CODE == 0 {
-            self.ram.set_flags(gpa, CODE);
-            self.tlb.forget_writes(self.ram.host_page(gpa));
-        }
+        self.watch(gpa, CODE);
     }
 
     /// Stores to the page at `gpa` are looked at from now on.
     pub(crate) fn watch_stores(&mut self, gpa: u64) {
-        self.ram.set_flags(gpa, WATCHED);
-        self.tlb.forget_writes(self.ram.host_page(gpa));
+        self.watch(gpa, WATCHED);
+    }
+
+    /// No store to the page at `gpa` finds it in the TLB from now on.
+    #[inline(always)]
+    pub(crate) fn watch(&mut self, gpa: u64, flag: u8) {
+        self.ram.set_flags(gpa, flag);
+        if self.ram.flags(gpa) & AT_HAND != 0 {
+            self.ram.clear_flags(gpa, AT_HAND);
+            self.tlb.forget_writes(self.ram.host_page(gpa));
+        }
     }
 
     /// Drops all translations. The privilege of the access under way stays.
     pub(crate) fn flush_translations(&mut self) {
         let space = self.space;
         self.tlb.forget();
-        for gpa in std::mem::take(&mut self.tlb.tables) {
+        for gpa in self.tlb.tables.take() {
             self.ram.clear_flags(gpa, TABLE);
         }
         self.cache.forget_jumps();
@@ -645,22 +678,6 @@ impl Cpu {
         let aligned = self.cpl == 3 && self.cr0 & AM != 0 && self.system_flags & crate::flags::AC != 0;
         self.space = (number as u64) << 2 | privilege | if aligned { ALIGNED } else { 0 };
         self.jump_key = self.cache.epoch() << 32 | self.space << 20 | u64::from(self.mode);
-    }
-
-    /// Somebody else wrote RAM: what is cached of it is dropped.
-    pub fn ram_written(&mut self, gpa: u64, bytes: usize) {
-        let mut at = gpa & !OFFSET;
-        let end = gpa.saturating_add(bytes as u64);
-        while at < end && self.ram.holds(at, PAGE) {
-            let flags = self.ram.flags(at);
-            if flags & TABLE != 0 {
-                self.flush_translations();
-            }
-            if flags & CODE != 0 {
-                self.drop_code(at);
-            }
-            at += PAGE;
-        }
     }
 
     /// Pages that the guest wrote since the last call, a bit each.

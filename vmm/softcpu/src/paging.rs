@@ -13,11 +13,14 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 /// Physical address bits of the CPU model.
 pub const PHYSICAL_BITS: u32 = 40;
-const ADDRESS: u64 = ((1 << PHYSICAL_BITS) - 1) & !0xfff;
+/// Of an entry or CR3: where the next table is.
+pub const ADDRESS: u64 = ((1 << PHYSICAL_BITS) - 1) & !0xfff;
 const RESERVED: u64 = ((1 << 52) - 1) & !((1 << PHYSICAL_BITS) - 1);
 
 const CR0_WP: u64 = 1 << 16;
 const CR0_PG: u64 = 1 << 31;
+/// What of CR4 walks depend on.
+pub const CR4_WALKED: u64 = CR4_SMEP | CR4_SMAP;
 const CR4_SMEP: u64 = 1 << 20;
 const CR4_SMAP: u64 = 1 << 21;
 const EFER_NXE: u64 = 1 << 11;
@@ -99,8 +102,9 @@ impl Cpu {
         }
         for level in 0..found.levels {
             let (at, entry) = found.entries[level];
-            self.watch_table(at);
-            let last = level + 1 == found.levels;
+            let below = found.levels - 1 - level;
+            let last = below == 0;
+            self.watch_table(at, found.last.level + below as u32, address, access.exec);
             let set = if last && access.write { ACCESSED | DIRTY } else { ACCESSED };
             if entry & set != set {
                 self.before_mark(at)?;

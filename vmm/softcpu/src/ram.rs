@@ -10,6 +10,8 @@ pub const TABLE: u8 = 2;
 pub const DIRTY: u8 = 4;
 /// The page has bytes at whose stores a debugger wants the processor to stop.
 pub const WATCHED: u8 = 8;
+/// The TLB's table of writes may have an entry for the page.
+pub const AT_HAND: u8 = 16;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 

@@ -15,7 +15,6 @@ pub mod image;
 mod params;
 
 use std::io::Cursor;
-use std::sync::Arc;
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::setup_header;
@@ -23,7 +22,7 @@ use linux_loader::loader::elf::Elf;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::engine::state::{CpuState, Segment, TableRegister};
-use crate::memory::{GuestMemory, PAGE_BYTES};
+use crate::memory::{Content, GuestMemory, PAGE_BYTES};
 
 pub use acpi::tables as acpi_tables;
 pub use image::ImageError;
@@ -116,9 +115,9 @@ pub struct GuestFiles<'a> {
 #[derive(Debug, Clone)]
 pub struct GuestImage {
     /// An ELF file, or a Linux bzImage.
-    pub kernel: Arc<[u8]>,
+    pub kernel: Content,
     /// The initial RAM disk.
-    pub initrd: Option<Arc<[u8]>>,
+    pub initrd: Option<Content>,
     /// The command line.
     pub command_line: String,
 }

@@ -155,13 +155,13 @@ impl Frame {
 
     /// The same flags in the way that the host takes back.
     pub fn set_raw_flags(&mut self) {
-        let flags = self.flags().rflags();
-        (self.kind, self.overlay) = (flags::kind::RAW, flags::overlay::NONE);
-        self.a = flags << 8 & 0xff00 | u64::from(flags & crate::flags::OF != 0);
+        self.set_flags(self.flags());
     }
 
+    /// Takes the interpreter's flags, in that way.
     pub fn set_flags(&mut self, flags: Lazy) {
-        (self.kind, self.overlay) = (flags::kind::LAZY, flags::overlay::NONE);
-        (self.a, self.b) = (flags.result, flags.aux);
+        let flags = flags.rflags();
+        (self.kind, self.overlay) = (flags::kind::RAW, flags::overlay::NONE);
+        self.a = flags << 8 & 0xff00 | u64::from(flags & crate::flags::OF != 0);
     }
 }

@@ -2,7 +2,7 @@
 //! counts the same.
 //!
 //! ```text
-//!  interpreter ── a block's 16th run ──▶ plan ──▶ translate ──▶ code memory
+//!  interpreter ── a block's 64th run ──▶ plan ──▶ translate ──▶ code memory
 //!      ▲                                                           │ linked edges, jump cache
 //!      └── limit · fault · device · everything that is not copied ◀┘
 //! ```
@@ -48,8 +48,8 @@ use crate::op::Op;
 
 /// Steps between two looks at what comes from outside, in translated code: some 30 µs.
 const SLICE: u64 = 65536;
-/// Runs of a block after which it is translated.
-pub const THRESHOLD: u32 = 16;
+/// Runs of a block after which it is translated: what a boot of Linux does less often is not worth it.
+pub const THRESHOLD: u32 = 64;
 /// State of a block (`disp` of its header) that is not translated whatever happens. States below are the
 /// number of its runs, those above addresses of its code.
 const NEVER: u64 = u32::MAX as u64;
@@ -77,6 +77,8 @@ struct Block {
     groups: Vec<Group>,
     /// How often no page covered a group.
     strays: u32,
+    /// Edges of other pages that lead to it.
+    incoming: Vec<u32>,
 }
 
 /// Of `Block::misses`, before the block checks its accesses to the stack apart for good: one that only reads
@@ -135,6 +137,8 @@ struct Call {
 struct Edge {
     jump: u32,
     guard: Option<(u32, u32, u32)>,
+    /// The block whose `incoming` has it.
+    target: Option<u32>,
 }
 
 /// The page of the stack of a privilege.
@@ -241,15 +245,63 @@ impl Native {
         self.executed.set(self.executed.get().wrapping_add(instructions));
     }
 
-    /// Code at these addresses, as blocks' headers have them, is reached no more.
+    /// Code at these addresses, as blocks' headers have them, is reached no more from outside its page.
     pub fn note_dropped(&mut self, codes: impl Iterator<Item = u64>) {
         let start = self.memory.address(0);
         for code in codes.filter(|code| *code > NEVER) {
-            let code = code.wrapping_sub(start);
-            // Blocks are placed one behind the other.
-            if let Ok(number) = self.blocks.binary_search_by_key(&code, |block| u64::from(block.code)) {
+            if let Some(number) = self.block_of(code.wrapping_sub(start)) {
                 self.gone += 1 + u64::from(self.blocks[number].apart.is_some());
+                self.unlink(number);
             }
+        }
+    }
+
+    /// The block whose code begins at an offset.
+    fn block_of(&self, code: u64) -> Option<usize> {
+        // Blocks are placed one behind the other.
+        self.blocks.binary_search_by_key(&code, |block| u64::from(block.code)).ok()
+    }
+
+    /// Nothing in another page leads to a block any more.
+    fn unlink(&mut self, number: usize) {
+        let block = &mut self.blocks[number];
+        let (rip, incoming) = (block.rip, std::mem::take(&mut block.incoming));
+        for edge in incoming {
+            let edge = &mut self.edges[edge as usize];
+            edge.target = None;
+            if let Some((id, _, _)) = edge.guard {
+                // As no identifier is.
+                self.memory.set(id, 0);
+            }
+        }
+        let jump = &mut self.jumps[jump_slot(rip)];
+        if jump.rip == rip {
+            *jump = NO_JUMP;
+        }
+    }
+
+    /// The block `number` is replaced by another one.
+    fn replace(&mut self, number: usize, by: usize) {
+        let incoming = std::mem::take(&mut self.blocks[number].incoming);
+        for edge in &incoming {
+            self.edges[*edge as usize].target = Some(by as u32);
+        }
+        self.blocks[by].incoming = incoming;
+        self.memory.replace(self.blocks[number].code, self.blocks[by].code);
+    }
+
+    /// Notes that an edge leads to the block whose code begins at an offset.
+    fn note_edge(&mut self, number: usize, code: u32) {
+        let target = self.block_of(u64::from(code));
+        let before = std::mem::replace(&mut self.edges[number].target, target.map(|target| target as u32));
+        if before.map(|before| before as usize) == target {
+            return;
+        }
+        if let Some(before) = before {
+            self.blocks[before as usize].incoming.retain(|edge| *edge as usize != number);
+        }
+        if let Some(target) = target {
+            self.blocks[target].incoming.push(number as u32);
         }
     }
 
@@ -315,6 +367,7 @@ impl Native {
         if let Some((constant, differs, find)) = edge.guard {
             self.memory.set(constant, id);
             self.memory.point(differs, find);
+            self.note_edge(number, code);
         }
     }
 

@@ -83,10 +83,7 @@ impl Cpu {
 
     /// Makes the frame complete.
     fn prepare(&mut self, native: &mut Native) {
-        let key = self.jump_key;
-        #[cfg(feature = "planted-faults")]
-        let key = if self.makes(Mistake::StaleEdge) { key & 0xffff_ffff } else { key };
-        let id = native.id(key);
+        let id = native.id(self.jump_key);
         let known = native.pages[(self.space & 3) as usize];
         let frame = native.frame();
         frame.set_flags(self.flags);
@@ -167,7 +164,9 @@ impl Cpu {
     fn go_on<'a>(&mut self, native: &mut Native, rip: u64, edge: Option<usize>) -> Next<'a> {
         native.frame().relink = RELINK;
         self.rip = rip;
-        let Some(first) = self.cached_block(rip) else { return Next::Return };
+        let Some(first) = self.cached_block(rip).or_else(|| self.decoded_block(rip)) else {
+            return Next::Return;
+        };
         let state = header(first).disp.get();
         if state <= NEVER {
             return Next::Interpret(first.run, first);

@@ -10,6 +10,7 @@ use super::translate::{Draft, Numbers, Translator};
 use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Resume, Site, code};
 use crate::Cpu;
 use crate::cpu::mode;
+use crate::decode::BLOCK_BYTES;
 use crate::op::Op;
 use crate::ram::PAGE;
 
@@ -95,18 +96,18 @@ impl Cpu {
             return;
         }
         block.heat += 1;
-        let (first, old) = (block.op(0), block.code);
+        let first = block.op(0);
         if block.heat < native.hot || native.memory.is_full() {
             return;
         }
         if let Some(again) = self.translate_block(native, first, Way::Hot) {
-            let again = &mut native.blocks[again as usize];
-            again.heat = HOT;
-            let code = again.code;
+            let again = again as usize;
+            native.blocks[again].heat = HOT;
+            let code = native.blocks[again].code;
             let replaced = &mut native.blocks[number];
             replaced.heat = HOT;
             native.gone += 1 + u64::from(replaced.apart.is_some());
-            native.memory.replace(old, code);
+            native.replace(number, again);
             header(first).disp.set(native.memory.address(code));
         }
     }
@@ -120,8 +121,8 @@ impl Cpu {
             return None;
         };
         let count = header(first).imm as usize;
-        let mut page = [0; PAGE as usize];
-        let bytes = &mut page[..(PAGE - gpa % PAGE) as usize];
+        let mut bytes = [0; BLOCK_BYTES];
+        let bytes = &mut bytes[..BLOCK_BYTES.min((PAGE - gpa % PAGE) as usize)];
         self.read_code(gpa, bytes);
         let sse = self.mode & (mode::NO_SSE | mode::TASK_SWITCHED) == 0;
         let covers = Covers { stack: way != Way::Apart, groups: matches!(way, Way::Usual | Way::Hot) };
@@ -200,7 +201,7 @@ impl Cpu {
         native.edges.extend(draft.edges.iter().map(|edge| {
             let (in_cold, at) = edge.jump;
             let guard = edge.guard.map(|(a, b, c)| (cold + a as u32, cold + b as u32, cold + c as u32));
-            Edge { jump: if in_cold { cold } else { hot } + at as u32, guard }
+            Edge { jump: if in_cold { cold } else { hot } + at as u32, guard, target: None }
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors, count) = (self.rip, plan.vectors, plan.count as u64);
@@ -222,6 +223,7 @@ impl Cpu {
             misses: 0,
             groups: plan.groups.clone(),
             strays: 0,
+            incoming: Vec::new(),
         });
         block
     }

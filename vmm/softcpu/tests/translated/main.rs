@@ -18,3 +18,4 @@ mod planted;
 mod privilege;
 mod run;
 mod stack;
+mod tables;
