@@ -139,17 +139,11 @@ impl Guest {
     /// Reads one of its files and compares it with the manifest.
     pub fn read(&self, file: &ImageFile) -> Result<Vec<u8>, CacheError> {
         let path = self.path(file);
-        let bytes = std::fs::read(&path).map_err(|source| CacheError::Io { path, source })?;
-        self.check(file, &bytes)?;
-        Ok(bytes)
-    }
-
-    /// Compares what one of its files has with the manifest.
-    pub fn check(&self, file: &ImageFile, bytes: &[u8]) -> Result<(), CacheError> {
-        if blake3::hash(bytes).to_hex().to_string() != file.digest {
-            return Err(CacheError::Changed { path: self.path(file) });
+        let bytes = std::fs::read(&path).map_err(|source| CacheError::Io { path: path.clone(), source })?;
+        if blake3::hash(&bytes).to_hex().to_string() != file.digest {
+            return Err(CacheError::Changed { path });
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 

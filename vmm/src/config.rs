@@ -4,11 +4,12 @@ use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use devices::{ConsoleInput, DevicesConfig};
-use guest_images::cache::{Cache, Guest, ImageFile};
+use guest_images::cache::Cache;
 use logchannel::message::Hello;
 use logchannel::pair::{OnReset, PairConfig, Policy};
 use replay::ClockPolicy;
@@ -20,7 +21,6 @@ use crate::cli::headings::{DISK, MACHINE, NETWORK, PAIR};
 use crate::cli::translator::TranslatorArgs;
 use crate::disk_image;
 use crate::engine::{EngineError, EngineKind};
-use crate::memory::Content;
 use crate::restart::ResetPolicy;
 use crate::sizes;
 
@@ -211,9 +211,9 @@ pub struct VmConfig {
     pub around: Surroundings,
     /// The kernel, or the whole guest where it has no other files. Shared, since copies of this are made when
     /// a pair has formed, and from then on silence means death.
-    pub image: Content,
+    pub image: Arc<Vec<u8>>,
     /// The initial RAM disk.
-    pub initrd: Option<Content>,
+    pub initrd: Option<Arc<Vec<u8>>>,
     /// The guest's command line.
     pub command_line: String,
     /// Guest memory, MiB.
@@ -284,7 +284,7 @@ impl VmConfig {
             clock,
             policy: Policy::default(),
             around: Surroundings { options: args.translator.options(), ..Surroundings::default() },
-            image: Content::default(),
+            image: Arc::default(),
             initrd: None,
             command_line: guest_images::MINIKV_COMMAND_LINE.into(),
             memory_mib: DEFAULT_MEMORY_MIB,
@@ -297,7 +297,7 @@ impl VmConfig {
             config.image = read("--kernel", path, KERNEL_MAX_BYTES)?.into();
             image::check(&config.image).with_context(|| format!("--kernel {}", path.display()))?;
         } else if args.guest == MINIKV {
-            config.image = guest_images::MINIKV.into();
+            config.image = Arc::new(guest_images::MINIKV.to_vec());
         } else {
             let cache = Cache::new(args.cache.as_deref())?;
             let guest = cache.find(&args.guest).map_err(|error| cli::guest::not_found(&cache, error))?;
@@ -309,8 +309,9 @@ impl VmConfig {
                 );
             }
             let manifest = &guest.manifest;
-            config.image = content(&guest, &manifest.kernel)?;
-            config.initrd = manifest.initrd.as_ref().map(|file| content(&guest, file)).transpose()?;
+            config.image = Arc::new(guest.read(&manifest.kernel)?);
+            let initrd = manifest.initrd.as_ref().map(|file| guest.read(file)).transpose()?;
+            config.initrd = initrd.map(Arc::new);
             config.command_line.clone_from(&manifest.command_line);
             config.memory_mib = manifest.memory_mib;
             if let Some(disk) = &manifest.disk {
@@ -433,14 +434,6 @@ fn policy(args: &VmArgs, pair: &PairArgs) -> Policy {
         digest_ms: args.digest_ms,
         virtual_clock: args.clock == "virtual",
     }
-}
-
-/// A file of a guest image.
-fn content(guest: &Guest, file: &ImageFile) -> anyhow::Result<Content> {
-    let path = guest.path(file);
-    let content = Content::map(&path).with_context(|| path.display().to_string())?;
-    guest.check(file, &content)?;
-    Ok(content)
 }
 
 /// Reads a file that a guest is started with, of at most `max` bytes; not a device, which may have no end.

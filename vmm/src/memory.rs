@@ -9,10 +9,8 @@ use twox_hash::XxHash3_64;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 
-mod content;
 mod writes;
 
-pub use content::Content;
 pub use writes::DeviceWrites;
 
 /// Bytes of a page.

@@ -15,6 +15,7 @@ pub mod image;
 mod params;
 
 use std::io::Cursor;
+use std::sync::Arc;
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::setup_header;
@@ -22,7 +23,7 @@ use linux_loader::loader::elf::Elf;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::engine::state::{CpuState, Segment, TableRegister};
-use crate::memory::{Content, GuestMemory, PAGE_BYTES};
+use crate::memory::{GuestMemory, PAGE_BYTES};
 
 pub use acpi::tables as acpi_tables;
 pub use image::ImageError;
@@ -115,9 +116,9 @@ pub struct GuestFiles<'a> {
 #[derive(Debug, Clone)]
 pub struct GuestImage {
     /// An ELF file, or a Linux bzImage.
-    pub kernel: Content,
+    pub kernel: Arc<Vec<u8>>,
     /// The initial RAM disk.
-    pub initrd: Option<Content>,
+    pub initrd: Option<Arc<Vec<u8>>>,
     /// The command line.
     pub command_line: String,
 }
@@ -125,7 +126,8 @@ pub struct GuestImage {
 impl GuestImage {
     /// The files.
     pub fn files(&self) -> GuestFiles<'_> {
-        GuestFiles { kernel: &self.kernel, initrd: self.initrd.as_deref(), command_line: &self.command_line }
+        let initrd = self.initrd.as_ref().map(|initrd| initrd.as_slice());
+        GuestFiles { kernel: &self.kernel, initrd, command_line: &self.command_line }
     }
 
     /// BLAKE3 of everything that is loaded into the guest's memory.

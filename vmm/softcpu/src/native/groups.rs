@@ -38,7 +38,7 @@ pub fn find(steps: &mut [Step]) -> Vec<Group> {
     groups
 }
 
-/// The parts of an explicit operand's address, and the constant; from the block's start where RIP is the base.
+/// The parts of an explicit operand's address, and the constant, from the block's start if RIP is the base.
 fn address(step: &Step, start: u64) -> Option<(Parts, i64, Access)> {
     let insn = &step.insn;
     let access = step.access?;

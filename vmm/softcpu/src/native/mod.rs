@@ -177,7 +177,7 @@ pub struct Native {
     gone: u64,
     perf_map: Option<PerfMap>,
     /// Every block is audited, whatever the build.
-    #[cfg(feature = "planted-faults")]
+    #[cfg(any(debug_assertions, feature = "planted-faults"))]
     pub audits: bool,
 }
 
@@ -213,7 +213,7 @@ impl Native {
             executed: Cell::new(0),
             gone: 0,
             perf_map: None,
-            #[cfg(feature = "planted-faults")]
+            #[cfg(any(debug_assertions, feature = "planted-faults"))]
             audits: false,
         });
         let (jumps, code) = (native.jumps.as_ptr() as u64, native.memory.address(0));
