@@ -108,6 +108,11 @@ impl Cpu {
     fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
         let frame = native.frame();
         let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
+        if frame.none == 0 {
+            let (space, revision) = (self.space, self.tlb.revision);
+            let (page, addend) = (frame.page, frame.addend);
+            native.pages[(space & 3) as usize] = Page { space, revision, page, addend };
+        }
         let before = std::mem::replace(&mut self.retired, self.limit.wrapping_sub(left));
         native.count(self.retired.wrapping_sub(before));
         match why {
