@@ -18,7 +18,6 @@ const JUMPS: usize = 32768;
 pub const LINKS: u8 = 1;
 /// Bytes of a piece of a page.
 const GRANULE: u64 = 64;
-const CROSSINGS: usize = 512;
 
 #[derive(Clone, Copy)]
 struct Jump {
@@ -54,14 +53,24 @@ impl Default for CodePage {
     }
 }
 
+/// Pages whose last instruction is remembered if it crosses into the next: a compiler has 8,000 of code.
+const CROSSINGS: usize = 4096;
+
 /// An instruction that crosses into the next page. It is compared with memory whenever it is executed, so
 /// that nothing needs to drop it.
-struct Crossing {
+pub struct Crossing {
     rip: u64,
     mode: u32,
     bytes: [u8; LONGEST],
     length: usize,
     ops: Vec<Op>,
+}
+
+impl Crossing {
+    /// Its first op.
+    pub fn first(&self) -> &Op {
+        &self.ops[0]
+    }
 }
 
 /// All decoded code.
@@ -304,17 +313,32 @@ impl Cpu {
 
     /// Runs the instruction at RIP, which crosses into the next page.
     pub(crate) fn run_crossing(&mut self) {
-        let rip = self.rip;
-        let linear = self.code_linear(rip);
-        let slot = crossing_slot(rip);
-        if let Ok(crossing) = self.crossing(slot) {
+        let linear = self.code_linear(self.rip);
+        if let Ok(crossing) = self.crossing(crossing_slot(self.rip)) {
             self.enter(crossing.ops.as_ptr());
             self.wrap_rip();
             // Other code may be there than at the last time.
             if linear % PAGE + crossing.length as u64 > PAGE {
-                self.cache.crossings[slot] = Some(crossing);
+                self.keep_crossing(crossing);
             }
         }
+    }
+
+    /// The instruction at RIP, of 64-bit code, if it crossed into the next page when it was executed last and
+    /// still does. It is to be given back.
+    pub(crate) fn take_crossing(&mut self) -> Option<Crossing> {
+        let rip = self.rip;
+        if !self.known_crossing(rip) {
+            return None;
+        }
+        let crossing = self.crossing(crossing_slot(rip)).ok()?;
+        (rip % PAGE + crossing.length as u64 > PAGE).then_some(crossing)
+    }
+
+    /// Remembers such an instruction.
+    pub(crate) fn keep_crossing(&mut self, crossing: Crossing) {
+        let slot = crossing_slot(crossing.rip);
+        self.cache.crossings[slot] = Some(crossing);
     }
 
     /// Whether the instruction at `rip` crossed into the next page when it was executed last. Code that is

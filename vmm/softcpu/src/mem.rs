@@ -19,7 +19,7 @@ use crate::{Cpu, Exit, Fault};
 pub const READ_ENTRIES: usize = 16_384;
 /// Fewer, since all of them are looked at whenever a page becomes code or a page table.
 pub const WRITE_ENTRIES: usize = 1024;
-const EXEC_ENTRIES: usize = 512;
+const EXEC_ENTRIES: usize = 4096;
 pub const OFFSET: u64 = PAGE - 1;
 const NONE: u64 = u64::MAX;
 /// Address spaces whose translations are kept.

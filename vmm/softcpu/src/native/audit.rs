@@ -211,7 +211,7 @@ impl Audit<'_> {
                 return Ok(Known { r14: Addend::Of(right), ..NOTHING });
             }
         }
-        let others = [routines.restore, routines.load_vectors].map(u64::from);
+        let others = [routines.restore, routines.load_vectors, routines.stack].map(u64::from);
         if others.contains(&target) { Ok(NOTHING) } else { Err(format!("a call of {target:#x}")) }
     }
 

@@ -15,6 +15,7 @@ fn routines() -> Routines {
         load_vectors: 0x200,
         find: 0x300,
         restore: 0x400,
+        stack: 0x900,
         reads: numbers(0x1000),
         writes: numbers(0x2000),
         group: 0x500,

@@ -7,7 +7,7 @@ use super::emit::{Code, Target};
 use super::mapping::{Mapping, memory_file};
 
 /// Bytes for what is executed often; as many again for the rest.
-const PART: usize = 32 << 20;
+const PART: usize = 64 << 20;
 /// Room that must be left for a block.
 const ROOM: usize = 64 << 10;
 

@@ -236,6 +236,12 @@ impl Code {
         self.byte(count);
     }
 
+    /// BT: CF becomes bit 0 of 32 bits in memory.
+    pub fn test_bit(&mut self, mem: Mem) {
+        self.rm(Opcode::two(0xba, false), 4, mem);
+        self.byte(0);
+    }
+
     /// JMP.
     pub fn jmp(&mut self, target: Target) {
         self.byte(0xe9);

@@ -75,6 +75,9 @@ pub struct Routines {
     pub find: u32,
     /// Brings the status flags back from the frame. R12 and R14 are lost.
     pub restore: u32,
+    /// Makes the page that has the bytes from R12 to R14 the stack's, if the TLB has it for writes: ZF says
+    /// so. R12 and R14 are lost.
+    pub stack: u32,
     /// Reads of 1, 2, 4, 8, 16 bytes, and of 16 that must be aligned: R12 has the linear address and is lost;
     /// the result, in R14, is what makes it an address of the host.
     pub reads: [u32; 6],
@@ -97,6 +100,7 @@ impl Routines {
         made.load_vectors = place(memory, load_vectors);
         made.find = place(memory, |code| find(code, made.leave));
         made.restore = place(memory, |code| restore(code, made.leave));
+        made.stack = place(memory, find_stack);
         for (number, bytes, aligned) in
             [(0, 1, false), (1, 2, false), (2, 4, false), (3, 8, false), (4, 16, false), (5, 16, true)]
         {
@@ -235,17 +239,43 @@ fn find(code: &mut Code, leave: u32) {
 /// Where the access's entry is: the tag of its last byte in R14, the entry's address in R12. `field` names
 /// fields of the frame from here.
 pub fn probe(code: &mut Code, bytes: u32, write: bool, field: impl Fn(Mem) -> Mem) {
-    let (entries, table) =
-        if write { (WRITE_ENTRIES, field!(writes)) } else { (READ_ENTRIES, field!(reads)) };
     code.lea(R14, Mem::base(R12, bytes as i32 - 1));
-    // Sixteen bytes an entry.
-    code.shift(5, true, R12, PAGE.trailing_zeros() as u8 - 4);
-    code.arithmetic(4, false, R12, ((entries - 1) << 4) as i32);
-    code.rm(Opcode::one(0x03, true), R12, field(table));
+    entry(code, R12, write, &field);
     code.arithmetic(4, true, R14, -(PAGE as i32));
     // or r14, [space]
     code.rm(Opcode::one(0x0b, true), R14, field(field!(space)));
     code.rm(Opcode::one(0x3b, true), R14, Mem::base(R12, 0));
+}
+
+/// Where the TLB's entry of the address in a register is.
+fn entry(code: &mut Code, register: Reg, write: bool, field: impl Fn(Mem) -> Mem) {
+    let (entries, table) =
+        if write { (WRITE_ENTRIES, field!(writes)) } else { (READ_ENTRIES, field!(reads)) };
+    // Sixteen bytes an entry.
+    code.shift(5, true, register, PAGE.trailing_zeros() as u8 - 4);
+    code.arithmetic(4, false, register, ((entries - 1) << 4) as i32);
+    code.rm(Opcode::one(0x03, true), register, field(table));
+}
+
+fn find_stack(code: &mut Code) {
+    code.rr(Opcode::one(0x33, true), R12, R14);
+    code.arithmetic(7, true, R12, PAGE as i32 - 1);
+    let crosses = code.skip(cc::A);
+    code.mov(R12, R14);
+    entry(code, R12, true, called);
+    code.arithmetic(4, true, R14, -(PAGE as i32));
+    code.rm(Opcode::one(0x0b, true), R14, called(field!(space)));
+    code.rm(Opcode::one(0x3b, true), R14, Mem::base(R12, 0));
+    let miss = code.skip(cc::NE);
+    code.load(R12, Mem::base(R12, 8));
+    code.store(called(field!(addend)), R12);
+    code.arithmetic(4, true, R14, -(PAGE as i32));
+    code.store(called(field!(page)), R14);
+    code.store_constant(called(field!(none)), 0);
+    code.rr(Opcode::one(0x3b, true), R14, R14);
+    code.land(miss);
+    code.land(crosses);
+    code.byte(0xc3);
 }
 
 /// Whether R12 is a multiple of 16: as ZF.
@@ -332,9 +362,7 @@ pub fn restore_kind(code: &mut Code, of: u32, field: impl Fn(Mem) -> Mem) -> boo
             let up = of & !3 == kind::INC;
             code.load(R12, a);
             code.advance(R12, if up { -1 } else { 1 });
-            // bt dword [carry], 0
-            code.rm(Opcode::two(0xba, false), 4, field(field!(carry)));
-            code.byte(0);
+            code.test_bit(field(field!(carry)));
             code.rr(sized(0xfe), u8::from(!up), R12);
         }
         _ => return false,

@@ -108,6 +108,11 @@ impl Cpu {
     fn left_native<'a>(&mut self, native: &mut Native, why: u32) -> Next<'a> {
         let frame = native.frame();
         let (rip, argument, left) = (frame.rip, frame.argument as usize, frame.left);
+        if frame.none == 0 {
+            let (space, revision) = (self.space, self.tlb.revision);
+            let (page, addend) = (frame.page, frame.addend);
+            native.pages[(space & 3) as usize] = Page { space, revision, page, addend };
+        }
         let before = std::mem::replace(&mut self.retired, self.limit.wrapping_sub(left));
         native.count(self.retired.wrapping_sub(before));
         match why {
@@ -118,9 +123,13 @@ impl Cpu {
             }
             exit::LOOKUP | exit::LINK => {
                 let edge = (why == exit::LINK).then_some(argument);
-                self.go_on(native, rip, edge)
+                let next = self.go_on(native, rip, edge);
+                self.cross(native, next)
             }
-            exit::RETURN if is_canonical(rip) => self.go_on(native, rip, None),
+            exit::RETURN if is_canonical(rip) => {
+                let next = self.go_on(native, rip, None);
+                self.cross(native, next)
+            }
             exit::RETURN => {
                 let site = &native.sites[argument];
                 self.regs[4] = self.regs[4].wrapping_sub(u64::from(site.popped));
@@ -179,6 +188,19 @@ impl Cpu {
         Next::Enter(code)
     }
 
+    /// Where no block was found: runs the instruction at RIP if it is one that crosses into the next page,
+    /// and goes on behind it.
+    fn cross<'a>(&mut self, native: &mut Native, next: Next<'a>) -> Next<'a> {
+        if !matches!(next, Next::Return) || self.retired >= self.limit || self.breakpoints.has(self.rip) {
+            return next;
+        }
+        let Some(crossing) = self.take_crossing() else { return Next::Return };
+        let first = crossing.first();
+        let next = self.end_block(native, first.run, first);
+        self.keep_crossing(crossing);
+        next
+    }
+
     /// Has the instruction of a site interpreted, and what follows it unless that is translated.
     fn interpret<'a>(&mut self, native: &mut Native, number: usize) -> Next<'a> {
         let place = native.sites[number].place;
@@ -214,7 +236,7 @@ impl Cpu {
     }
 
     /// Runs the last instruction of a block, and goes on with the next block if nothing is to be looked at.
-    fn end_block<'a>(&mut self, native: &mut Native, run: Handler, op: &'a Op) -> Next<'a> {
+    fn end_block<'a>(&mut self, native: &mut Native, run: Handler, op: &Op) -> Next<'a> {
         self.flags = native.stack.get().flags();
         let limit = std::mem::replace(&mut self.limit, 0);
         run(self, op);
@@ -227,6 +249,7 @@ impl Cpu {
             && self.answers.is_empty()
             && !self.is_resumed_or_traced()
             && !self.is_watched_change()
+            && !exec::sse_control::traps(self)
             && !self.breakpoints.has(self.rip);
         if !plain || self.mode & mode::LONG == 0 {
             return Next::Return;

@@ -199,9 +199,8 @@ impl Cpu {
             });
         }
         native.edges.extend(draft.edges.iter().map(|edge| {
-            let (in_cold, at) = edge.jump;
-            let guard = edge.guard.map(|(a, b, c)| (cold + a as u32, cold + b as u32, cold + c as u32));
-            Edge { jump: if in_cold { cold } else { hot } + at as u32, guard, target: None }
+            let guard = edge.guard.map(|(a, b, c)| (hot + a as u32, hot + b as u32, cold + c as u32));
+            Edge { jump: hot + edge.jump as u32, guard, target: None }
         }));
         let (low, high) = plan.stack.unwrap_or((0, 0));
         let (rip, vectors, count) = (self.rip, plan.vectors, plan.count as u64);

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `LOCKSTEP_LONG_STEPS` | steps of the long runs (200000) |
 
+mod crossing;
 mod flags;
 mod groups;
 mod guest;

@@ -66,7 +66,12 @@ impl Translator<'_> {
         if self.moves_unseen(step) {
             return;
         }
-        if carried {
+        let adds_carry = matches!(step.producer, Producer::Adc | Producer::Sbb) && step.is_checked();
+        if step.operand.is_some() {
+            // Where it lies is found without loss of flags, but they are not brought back without loss of it.
+            self.bring_flags(step.reads, false);
+        }
+        if carried || adds_carry {
             // The check of an access loses it.
             self.bring_flags(CF, false);
             if step.access.is_some() {
@@ -76,6 +81,10 @@ impl Translator<'_> {
             }
         }
         let memory = self.access(step);
+        if adds_carry {
+            self.out.hot.test_bit(field!(value));
+            self.valid |= CF;
+        }
         if !self.bring_flags(step.reads, memory.is_some()) {
             return self.interpret(None);
         }

@@ -1,9 +1,9 @@
 //! Ways out of a block.
 
 use super::operands::Value;
-use super::{Edge, Translator, give_back};
+use super::{Edge, Translator};
 use crate::exec::condition;
-use crate::native::emit::{Opcode, R12, R13, R14, Target, cc};
+use crate::native::emit::{Code, Opcode, R12, R13, R14, Target, cc};
 use crate::native::form::Form;
 use crate::native::frame::exit;
 use crate::native::plan::Step;
@@ -31,18 +31,30 @@ impl Translator<'_> {
             let place = self.out.hot.here() + 2;
             let to = self.near_target(target, number);
             self.out.hot.jcc(condition, to);
-            self.out.edges.push(Edge { jump: (false, place), guard: None });
+            self.out.edges.push(Edge { jump: place, guard: None });
             return;
         }
-        let stub = self.out.cold.here();
-        self.out.hot.jcc(condition, Target::Cold(stub));
         #[cfg(feature = "planted-faults")]
         let left = left + usize::from(self.mistake == Some(crate::planted::Mistake::MiscountedEdge));
-        self.out.cold.advance(R13, left as i32);
-        if target != self.rip {
-            give_back(&mut self.out.cold, self.guests);
+        let (guests, start) = (self.guests, self.start);
+        self.taken.push(Taken { place: self.out.hot.here() + 2, left, target, guests, start });
+        self.out.hot.jcc(condition, Target::Hot(0));
+    }
+
+    /// Branches out of the block's middle lead on from behind its end: the other part would often be neither
+    /// in the host's caches nor in its TLB.
+    pub(super) fn finish_taken(&mut self) {
+        for Taken { place, left, target, guests, start } in std::mem::take(&mut self.taken) {
+            let here = self.out.hot.here();
+            for (at, to) in &mut self.out.hot.fixups {
+                if *at == place {
+                    *to = Target::Hot(here);
+                }
+            }
+            self.uncount(left);
+            (self.guests, self.start) = (guests, start);
+            self.go(target);
         }
-        self.go_cold(target);
     }
 
     pub(super) fn jump(&mut self, step: &Step) {
@@ -164,43 +176,20 @@ impl Translator<'_> {
         if target != self.rip {
             self.give_back();
         }
-        if !self.is_near(target) {
-            let stub = self.out.cold.here();
-            self.out.hot.jmp(Target::Cold(stub));
-            return self.go_cold(target);
-        }
         let number = self.edge_number();
+        if !self.is_near(target) {
+            let guard = guard(&mut self.out.hot);
+            let stub = self.link_stub(target, number);
+            return self.finish_guard(target, guard, stub);
+        }
         let place = self.out.hot.here() + 1;
         let to = self.near_target(target, number);
         self.out.hot.jmp(to);
-        self.out.edges.push(Edge { jump: (false, place), guard: None });
+        self.out.edges.push(Edge { jump: place, guard: None });
     }
 
-    /// The same, from the cold part.
-    pub(super) fn go_cold(&mut self, target: u64) {
-        let number = self.edge_number();
-        if self.is_near(target) {
-            let place = self.out.cold.here() + 1;
-            if target == self.rip {
-                self.out.cold.jmp(Target::Hot(self.start));
-            } else {
-                let next = place + 4;
-                self.out.cold.jmp(Target::Cold(next));
-                self.link_stub(target, number);
-            }
-            self.out.edges.push(Edge { jump: (true, place), guard: None });
-            return;
-        }
-        let cold = &mut self.out.cold;
-        // cmp dword [id], 0: no block's
-        cold.rm(Opcode::one(0x81, false), 7, field!(id));
-        let id = cold.here();
-        cold.dword(0);
-        let differs = cold.here() + 2;
-        cold.jcc(cc::NE, Target::Cold(0));
-        let jump = cold.here() + 1;
-        cold.jmp(Target::Cold(0));
-        let stub = self.link_stub(target, number);
+    /// Where a guarded branch goes that does not lead on.
+    fn finish_guard(&mut self, target: u64, guard: Guard, stub: usize) {
         let cold = &mut self.out.cold;
         let find = cold.here();
         // sub dword [relink], 1: now and then it is linked anew
@@ -210,11 +199,42 @@ impl Translator<'_> {
         cold.constant(R14, target);
         look_up(cold);
         cold.jmp(Target::Cold(stub));
-        for (place, target) in &mut cold.fixups {
-            if *place == differs || *place == jump {
+        for (place, target) in &mut self.out.hot.fixups {
+            if *place == guard.differs || *place == guard.jump {
                 *target = Target::Cold(stub);
             }
         }
-        self.out.edges.push(Edge { jump: (true, jump), guard: Some((id, differs, find)) });
+        let Guard { id, differs, jump } = guard;
+        self.out.edges.push(Edge { jump, guard: Some((id, differs, find)) });
     }
+}
+
+/// A branch out of the block's middle: the place of its displacement, and how many steps it does not take.
+pub struct Taken<'a> {
+    place: usize,
+    left: usize,
+    target: u64,
+    /// Of the translator, there.
+    guests: &'a [(u8, u8)],
+    start: usize,
+}
+
+/// Places of a branch to another page.
+struct Guard {
+    id: usize,
+    differs: usize,
+    jump: usize,
+}
+
+/// A branch that is yet to be linked, if it is still to be taken where it leads.
+fn guard(code: &mut Code) -> Guard {
+    // cmp dword [id], 0: no block's
+    code.rm(Opcode::one(0x81, false), 7, field!(id));
+    let id = code.here();
+    code.dword(0);
+    let differs = code.here() + 2;
+    code.jcc(cc::NE, Target::Cold(0));
+    let jump = code.here() + 1;
+    code.jmp(Target::Cold(0));
+    Guard { id, differs, jump }
 }

@@ -7,7 +7,7 @@ mod operands;
 
 use iced_x86::{OpKind, Register};
 
-use super::emit::{Code, Mem, Opcode, R13, R14, R15, Reg, Target, cc};
+use super::emit::{Code, Mem, Opcode, R12, R13, R14, R15, Reg, Target, cc};
 use super::flags::{Part, Recipe};
 use super::form::Form;
 use super::frame::exit;
@@ -45,13 +45,14 @@ pub struct Call {
     pub group: Option<usize>,
 }
 
-/// A branch to another block: places of what is changed when it is linked, from the start of a part.
+/// A branch to another block: places of what is changed when it is linked, from the start of the main part.
 #[derive(Debug, Clone, Copy)]
 pub struct Edge {
-    /// The displacement, and whether it is in the cold part.
-    pub jump: (bool, usize),
-    /// For one to another page, in the cold part: the constant that `Frame::id` is compared with, the
-    /// displacement of the branch that is taken when it differs, and where that goes once it is linked.
+    /// The displacement.
+    pub jump: usize,
+    /// For one to another page: the constant that `Frame::id` is compared with, the
+    /// displacement of the branch that is taken when it differs; and where that goes once it is linked, in
+    /// the cold part.
     pub guard: Option<(usize, usize, usize)>,
 }
 
@@ -111,6 +112,7 @@ pub struct Translator<'a> {
     /// The operand in memory is in R12.
     loaded: bool,
     site: Option<usize>,
+    taken: Vec<leave::Taken<'a>>,
     #[cfg(feature = "planted-faults")]
     mistake: Option<Mistake>,
 }
@@ -143,6 +145,7 @@ impl<'a> Translator<'a> {
             inline: hot,
             loaded: false,
             site: None,
+            taken: Vec::new(),
             #[cfg(feature = "planted-faults")]
             mistake: None,
         }
@@ -164,14 +167,17 @@ impl<'a> Translator<'a> {
             self.site = None;
             self.step(step);
             if self.ended {
-                return self.out;
+                break;
             }
         }
-        self.number = plan.steps.len() - 1;
-        self.flush();
-        self.settle();
-        let following = self.rip.wrapping_add(plan.steps[self.number].end as u64);
-        self.go(following);
+        if !self.ended {
+            self.number = plan.steps.len() - 1;
+            self.flush();
+            self.settle();
+            let following = self.rip.wrapping_add(plan.steps[self.number].end as u64);
+            self.go(following);
+        }
+        self.finish_taken();
         self.out
     }
 
@@ -223,6 +229,7 @@ impl<'a> Translator<'a> {
         }
         if let Some((low, high)) = plan.stack {
             let hot = &mut self.out.hot;
+            let check = hot.here();
             hot.lea(R14, Mem::base(R15, low));
             hot.rm(Opcode::one(0x33, true), R14, field!(page));
             hot.rm(Opcode::one(0x0b, true), R14, field!(none));
@@ -230,8 +237,13 @@ impl<'a> Translator<'a> {
             let stub = self.out.cold.here();
             hot.jcc(cc::A, Target::Cold(stub));
             let site = self.site_number(0);
-            give_back(&mut self.out.cold, self.guests);
+            let routine = self.routines.stack;
             let cold = &mut self.out.cold;
+            cold.lea(R12, Mem::base(R15, low));
+            cold.lea(R14, Mem::base(R15, high - 1));
+            cold.call(Target::Code(routine));
+            cold.jcc(cc::E, Target::Hot(check));
+            give_back(cold, self.guests);
             cold.advance(R13, count);
             cold.store_constant(field!(argument), site as i32);
             cold.store32_constant(field!(exit), exit::STACK as i32);
