@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use lockstep::cluster::DIE_WITH_PARENT;
 use lockstep::io::clock::HostClock;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -57,7 +57,7 @@ fn until<T>(what: &str, mut done: impl FnMut() -> anyhow::Result<Option<T>>) -> 
     }
 }
 
-/// A command under way; ended when dropped.
+/// A command under way, in a process group of its own; ended when dropped, with all that it started.
 struct Started {
     child: Child,
     log: PathBuf,
@@ -90,7 +90,7 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
@@ -264,7 +264,7 @@ impl Runner {
             command
         };
         command.args(["-euo", "pipefail", "-c", &commands]);
-        command.stdin(stdin).stdout(file.try_clone()?).stderr(file);
+        command.stdin(stdin).stdout(file.try_clone()?).stderr(file).process_group(0);
         Ok(Started { child: command.spawn()?, log, host, text })
     }
 

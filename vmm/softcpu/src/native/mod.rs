@@ -72,21 +72,46 @@ struct Block {
     vectors: bool,
     /// How often a slice ended at it, or `HOT` once it was translated again for that.
     heat: u32,
-    /// How often its stack's page could not be had.
-    misses: u32,
+    /// That its stack's page could not be had.
+    misses: Rate,
     groups: Vec<Group>,
-    /// How often no page covered a group.
-    strays: u32,
+    /// The code that does without groups, and that no page covered one.
+    scattered: Option<u32>,
+    strays: Rate,
     /// Edges of other pages that lead to it.
     incoming: Vec<u32>,
 }
 
-/// Of `Block::misses`, before the block checks its accesses to the stack apart for good: one that only reads
-/// there may never find a page that may be written.
-const PATIENCE: u32 = 32;
+/// How often something happens that a block was not made for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    count: u32,
+    /// Position of the first that counts.
+    since: u64,
+}
 
-/// The same of `Block::strays`: an array's elements that lie across pages are few.
-const STRAYS: u32 = 1024;
+impl Rate {
+    /// So many are looked at together.
+    const WINDOW: u32 = 32;
+    /// It is rare if so many steps lie between two: what runs slowly then takes less than what would run
+    /// slower always.
+    const APART: u64 = 512;
+
+    /// Counts one at a position; whether it is time to make another block. Of one that only reads its stack
+    /// the page may never be one that may be written; a frame or an array's element may lie across two pages.
+    fn is_high(&mut self, position: u64, eager: bool) -> bool {
+        self.count += 1;
+        if eager {
+            return self.count == 2;
+        }
+        if self.count < Self::WINDOW {
+            return false;
+        }
+        let steps = position.wrapping_sub(self.since);
+        (self.count, self.since) = (0, position);
+        steps < u64::from(Self::WINDOW) * Self::APART
+    }
+}
 
 const HOT: u32 = u32::MAX;
 

@@ -4,7 +4,7 @@ use std::ptr;
 
 use super::frame::{Frame, NONE, exit};
 use super::tier::Way;
-use super::{Block, Call, HOT, NEVER, Native, PATIENCE, Page, Place, RELINK, Resume, SLICE, STRAYS, code};
+use super::{Block, Call, HOT, NEVER, Native, Page, Place, RELINK, Resume, SLICE, code};
 use crate::cpu::{Abort, mode};
 use crate::exception::is_canonical;
 use crate::op::{Handler, Op};
@@ -298,9 +298,8 @@ impl Cpu {
             let first = unsafe { &*first };
             return Next::Interpret(header(first).run, first);
         };
-        let misses = &mut native.blocks[number].misses;
-        *misses += 1;
-        if *misses == PATIENCE {
+        let eager = native.is_eager();
+        if native.blocks[number].misses.is_high(self.retired, eager) {
             native.memory.replace(code, apart);
         }
         Next::Enter(apart)
@@ -325,19 +324,19 @@ impl Cpu {
         Some(apart)
     }
 
-    /// Replaces a block, at RIP, by one without groups.
-    fn scatter(&mut self, native: &mut Native, number: usize) {
+    /// The code of a block, at RIP, that does without groups.
+    fn scattered(&mut self, native: &mut Native, number: usize) -> Option<u32> {
         let block = &native.blocks[number];
-        // SAFETY: the block is alive.
-        let (first, code) = (unsafe { &*block.first }, block.code);
-        if !native.memory.is_full()
-            && let Some(twin) = self.translate_block(native, first, Way::Scattered)
-        {
-            let twin = &mut native.blocks[twin as usize];
-            twin.heat = HOT;
-            let scattered = twin.code;
-            native.memory.replace(code, scattered);
+        if block.scattered.is_some() || native.memory.is_full() {
+            return block.scattered;
         }
+        // SAFETY: the block is alive.
+        let first = unsafe { &*block.first };
+        let twin = self.translate_block(native, first, Way::Scattered)? as usize;
+        native.blocks[twin].heat = HOT;
+        let scattered = native.blocks[twin].code;
+        native.blocks[number].scattered = Some(scattered);
+        Some(scattered)
     }
 
     /// The first access of a group is made possible, and the others looked for; or all is interpreted.
@@ -363,15 +362,19 @@ impl Cpu {
             native.frame().vectors = u32::from(vectors);
             return Next::Enter(retry);
         }
-        let most = if native.is_eager() { 2 } else { STRAYS };
-        let strays = &mut native.blocks[number].strays;
-        *strays += 1;
-        let many = *strays == most;
+        let eager = native.is_eager();
+        let high = native.blocks[number].strays.is_high(self.retired, eager);
+        let begins = place.op == 0;
         let next = self.interpret_at(native, place);
-        if many {
-            self.scatter(native, number);
+        if !high && !begins {
+            return next;
         }
-        next
+        let Some(scattered) = self.scattered(native, number) else { return next };
+        if high {
+            native.memory.replace(native.blocks[number].code, scattered);
+        }
+        // Nothing of the block was executed yet.
+        if begins { Next::Enter(scattered) } else { next }
     }
 
     /// An access found no entry in the TLB: one is made, or the instruction interpreted.

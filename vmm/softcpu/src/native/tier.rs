@@ -7,7 +7,7 @@ use super::form::Form;
 use super::plan::{self, Covers, Plan};
 use super::run::header;
 use super::translate::{Draft, Numbers, Translator};
-use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Resume, Site, code};
+use super::{Block, Call, Edge, HOT, NEVER, Native, Place, Rate, Resume, Site, code};
 use crate::Cpu;
 use crate::cpu::mode;
 use crate::decode::BLOCK_BYTES;
@@ -219,9 +219,10 @@ impl Cpu {
             high,
             vectors,
             heat: 0,
-            misses: 0,
+            misses: Rate::default(),
             groups: plan.groups.clone(),
-            strays: 0,
+            scattered: None,
+            strays: Rate::default(),
             incoming: Vec::new(),
         });
         block
