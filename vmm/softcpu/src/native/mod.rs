@@ -191,6 +191,8 @@ pub struct Native {
     ids: [(u64, u32); 64],
     last_id: u32,
     pages: [Page; 4],
+    /// The TLB's, for which the frame's page of the stack is valid.
+    revision: u64,
     factory: InstructionInfoFactory,
     threshold: u64,
     /// Slices that end at a block before it is translated as one that takes the guest's time.
@@ -230,6 +232,7 @@ impl Native {
             jumps: vec![NO_JUMP; 1 << JUMP_BITS].into_boxed_slice(),
             ids: [(0, 0); 64],
             last_id: 0,
+            revision: u64::MAX,
             pages: [Page { space: 0, revision: u64::MAX, page: 0, addend: 0 }; 4],
             factory: InstructionInfoFactory::new(),
             threshold: u64::from(threshold.max(1)),

@@ -65,6 +65,11 @@ impl Cpu {
         let result = loop {
             match next {
                 Next::Enter(code) => {
+                    if native.revision != self.tlb.revision {
+                        // A walk, also for code, may have made a page table of the stack's page.
+                        native.revision = self.tlb.revision;
+                        native.frame().none = NONE;
+                    }
                     native.frame().left = self.limit - self.retired;
                     let exit = native.enter(code);
                     next = self.left_native(&mut native, exit);
@@ -84,6 +89,7 @@ impl Cpu {
     /// Makes the frame complete.
     fn prepare(&mut self, native: &mut Native) {
         let id = native.id(self.jump_key);
+        native.revision = self.tlb.revision;
         let known = native.pages[(self.space & 3) as usize];
         let frame = native.frame();
         frame.set_flags(self.flags);
@@ -289,6 +295,7 @@ impl Cpu {
             let page = address & !(PAGE - 1);
             let (space, revision) = (self.space, self.tlb.revision);
             native.pages[(space & 3) as usize] = Page { space, revision, page, addend };
+            native.revision = revision;
             let frame = native.frame();
             (frame.page, frame.addend, frame.none) = (page, addend, 0);
             return Next::Enter(code);
@@ -396,12 +403,7 @@ impl Cpu {
         let (retry, block) = (call.retry, &native.blocks[call.place.block as usize]);
         self.park(block);
         let vectors = block.vectors;
-        let frame = native.frame();
-        frame.vectors = u32::from(vectors);
-        if revision != self.tlb.revision {
-            // The walk may have made a page table of the stack's page.
-            frame.none = NONE;
-        }
+        native.frame().vectors = u32::from(vectors);
         Next::Enter(retry)
     }
 }
